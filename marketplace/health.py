@@ -1,0 +1,52 @@
+"""Alive, ready, measured: what load balancers and Prometheus ask."""
+
+import redis
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+
+_PROBE_TIMEOUT_S = 2
+
+
+@never_cache
+@require_safe
+def alive(request: HttpRequest) -> HttpResponse:
+    """200 as long as this process answers; it asks nobody else, so a slow database restarts no web server."""
+    return JsonResponse({"status": "ok"})
+
+
+@never_cache
+@require_safe
+def ready(request: HttpRequest) -> HttpResponse:
+    """200 when the database and the broker answer, else 503 that names the part (never its address)."""
+    parts = {"database": _database_answers(), "broker": _broker_answers()}
+    status = 200 if all(parts.values()) else 503
+    body = {name: "ok" if answers else "unavailable" for name, answers in parts.items()}
+    return JsonResponse(body, status=status)
+
+
+@never_cache
+@require_safe
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Counters of this process in Prometheus' text format; aggregates only, no organization's figures."""
+    return HttpResponse(generate_latest(REGISTRY), content_type=CONTENT_TYPE_LATEST)
+
+
+def _database_answers() -> bool:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError:
+        return False
+    return True
+
+
+def _broker_answers() -> bool:
+    try:
+        with redis.Redis.from_url(settings.REDIS_URL, socket_timeout=_PROBE_TIMEOUT_S) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False

@@ -1,0 +1,369 @@
+"""All settings, read from the environment once; nonsense stops the start with a message that names the setting."""
+
+import base64
+import binascii
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environ.Env()
+
+
+def _required(name: str, hint: str) -> str:
+    value = str(env.str(name, default=""))
+    if not value:
+        raise ImproperlyConfigured(f"{name} is not set: {hint}")
+    return value
+
+
+def _integer(name: str, default: int, *, least: int, most: int) -> int:
+    text = str(env.str(name, default=str(default)))
+    try:
+        value = int(text)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be a whole number, not {text!r}") from None
+    if not least <= value <= most:
+        raise ImproperlyConfigured(f"{name} must be between {least} and {most}, not {value}")
+    return value
+
+
+def _flag(name: str, default: bool = False) -> bool:
+    text = str(env.str(name, default="1" if default else "0")).lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off", ""):
+        return False
+    raise ImproperlyConfigured(f"{name} must be 1 or 0, not {text!r}")
+
+
+def _http_url(name: str, default: str) -> str:
+    value = str(env.str(name, default=default)).rstrip("/")
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ImproperlyConfigured(f"{name} must be an http or https address, not {value!r}")
+    return value
+
+
+def _database(name: str, url: str) -> dict[str, Any]:
+    if urlsplit(url).scheme not in ("postgres", "postgresql"):
+        raise ImproperlyConfigured(f"{name} must begin with postgres:// : PostgreSQL is the only database")
+    parsed: dict[str, Any] = environ.Env.db_url_config(url)
+    # A pooler in transaction mode (PgBouncer) cannot keep server-side cursors; prepared statements are off by default.
+    parsed |= {
+        "ENGINE": "django.db.backends.postgresql",
+        "CONN_MAX_AGE": _integer("DATABASE_CONN_MAX_AGE_S", 60, least=0, most=86_400),
+        "CONN_HEALTH_CHECKS": True,
+        "DISABLE_SERVER_SIDE_CURSORS": True,
+        "OPTIONS": {"application_name": "tokenyard", **parsed.get("OPTIONS", {})},
+    }
+    return parsed
+
+
+_RUN_FIRST = "start the market with `make run` first, or set it yourself"
+
+# Django.
+
+DEBUG = _flag("DEBUG")
+SECRET_KEY = _required("SECRET_KEY", _RUN_FIRST)
+if len(SECRET_KEY) < 32:
+    raise ImproperlyConfigured("SECRET_KEY must have at least 32 characters")
+SECRET_KEY_FALLBACKS: list[str] = env.list("SECRET_KEY_FALLBACKS", default=[])
+
+PORTAL_URL = _http_url("PORTAL_URL", "http://127.0.0.1:8000")
+GATEWAY_URL = _http_url("GATEWAY_URL", "http://127.0.0.1:8001")
+_PORTAL_IS_HTTPS = PORTAL_URL.startswith("https://")
+ALLOWED_HOSTS: list[str] = env.list(
+    "ALLOWED_HOSTS", default=sorted({str(urlsplit(PORTAL_URL).hostname), "127.0.0.1", "localhost"})
+)
+CSRF_TRUSTED_ORIGINS = [PORTAL_URL]
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "django_htmx",
+    "csp",
+    "rest_framework",
+    "drf_spectacular",
+    "marketplace",
+    "marketplace.accounts",
+    "marketplace.api",
+    "marketplace.ledger",
+    "pricing",
+    "metering",
+    "providers",
+    "marketplace.contracts",
+    "marketplace.orders",
+    "marketplace.billing",
+    "marketplace.portal",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+ROOT_URLCONF = "marketplace.urls"
+WSGI_APPLICATION = "marketplace.wsgi.application"
+ASGI_APPLICATION = "marketplace.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "csp.context_processors.nonce",
+            ]
+        },
+    }
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_USER_MODEL = "accounts.User" if find_spec("marketplace.accounts.models") else "auth.User"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LOGIN_URL = "/sign-in"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "/"
+SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
+
+LANGUAGE_CODE = "en-gb"
+USE_I18N = False
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+STATIC_URL = "/static/"
+STATIC_ROOT = Path(env.str("STATIC_ROOT", default=str(BASE_DIR / "staticfiles")))
+_COLLECTED = (STATIC_ROOT / "staticfiles.json").is_file()
+# Hashed names need `collectstatic` (the image has run it); a checkout serves files from where they lie.
+WHITENOISE_USE_FINDERS = not _COLLECTED
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        if _COLLECTED
+        else "django.contrib.staticfiles.storage.StaticFilesStorage"
+    },
+}
+
+# Security.
+
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _PORTAL_IS_HTTPS and not DEBUG
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_SSL_REDIRECT = _flag("SECURE_SSL_REDIRECT")
+SECURE_HSTS_SECONDS = _integer(
+    "SECURE_HSTS_S", 31_536_000 if _PORTAL_IS_HTTPS else 0, least=0, most=63_072_000
+)
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = False
+if _flag("BEHIND_TLS_PROXY"):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = _integer(
+    "MAX_BODY_BYTES", 16 * 1024 * 1024, least=65_536, most=1024 * 1024 * 1024
+)
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'none'"],
+        "script-src": ["'self'"],
+        "style-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "font-src": ["'self'"],
+        "connect-src": ["'self'"],
+        "form-action": ["'self'"],
+        "base-uri": ["'none'"],
+        "frame-ancestors": ["'none'"],
+    }
+}
+
+# Database, broker.
+
+_DATABASE_URL = _required("DATABASE_URL", _RUN_FIRST)
+DATABASES = {
+    # The app role: every process and every test. It may not change ledger and usage rows, nor make tables.
+    "default": _database("DATABASE_URL", _DATABASE_URL),
+    # The owner: `manage.py migrate --database owner`, nothing else.
+    "owner": _database("DATABASE_OWNER_URL", env.str("DATABASE_OWNER_URL", default=_DATABASE_URL)),
+}
+REDIS_URL = str(env.str("REDIS_URL", default="redis://127.0.0.1:6379/0"))
+if urlsplit(REDIS_URL).scheme not in ("redis", "rediss", "unix", "amqp", "amqps"):
+    raise ImproperlyConfigured("REDIS_URL must begin with redis://, rediss:// or unix://")
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}}
+
+# Celery: the broker may lose anything; durable rows are the queue of record.
+
+CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    # Longer than any task (see the time limit), so that nothing runs twice at once; throttle 1, or a dead worker's
+    # message comes back ten sweeps late.
+    "visibility_timeout": 600,
+    "unacked_restore_throttle": 1,
+    "socket_keepalive": True,
+}
+CELERY_RESULT_BACKEND = None
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_TASK_TIME_LIMIT = 540
+CELERY_TASK_SOFT_TIME_LIMIT = 480
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
+CELERY_DB_REUSE_MAX = 1_000
+CELERY_TIMEZONE = "UTC"
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TASK_ROUTES = {
+    "metering.tasks.*": {"queue": "ingest"},
+    "marketplace.orders.tasks.*": {"queue": "market"},
+    "marketplace.contracts.tasks.*": {"queue": "market"},
+    "providers.tasks.*": {"queue": "market"},
+    "marketplace.billing.tasks.*": {"queue": "billing"},
+    "marketplace.ledger.tasks.*": {"queue": "billing"},
+}
+# Hints only: each task looks for due rows and does nothing when there are none. A hint nobody took expires.
+_HINTS_S: dict[str, int] = {
+    "metering.tasks.ingest_pending": 2,
+    "metering.tasks.sweep_batches": 10,
+    "metering.tasks.make_partitions": 3_600,
+    "marketplace.orders.tasks.advance_auctions": 2,
+    "marketplace.contracts.tasks.sweep_holds": 10,
+    "marketplace.contracts.tasks.advance_contracts": 5,
+    "marketplace.billing.tasks.settle_due_periods": 5,
+    "marketplace.billing.tasks.issue_due_invoices": 60,
+    "providers.tasks.open_capacity": 10,
+    "providers.tasks.check_heartbeats": 10,
+    "marketplace.ledger.tasks.check_ledger_nightly": 3_600,
+}
+CELERY_BEAT_SCHEDULE = {
+    task: {"task": task, "schedule": every_s, "options": {"expires": max(10, every_s)}}
+    for task, every_s in _HINTS_S.items()
+}
+
+# REST ---------------------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK: dict[str, Any] = {
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["marketplace.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PAGINATION_CLASS": "marketplace.api.pagination.CursorPagination",
+    "EXCEPTION_HANDLER": "marketplace.api.errors.exception_handler",
+    "PAGE_SIZE": 50,
+    "UNAUTHENTICATED_USER": None,
+    "URL_FORMAT_OVERRIDE": None,
+    "COERCE_DECIMAL_TO_STRING": True,
+}
+for _module, _names in {
+    "marketplace.api.authentication": ("DEFAULT_AUTHENTICATION_CLASSES",),
+    "marketplace.api.pagination": ("DEFAULT_PAGINATION_CLASS", "PAGE_SIZE"),
+    "marketplace.api.errors": ("EXCEPTION_HANDLER",),
+}.items():
+    if find_spec(_module) is None:
+        for _name in _names:
+            del REST_FRAMEWORK[_name]
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "Tokenyard",
+    "DESCRIPTION": "Buy and sell inference capacity by the token.",
+    "VERSION": "1",
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+
+# The market.
+
+_CURRENCY_EXPONENTS: Final = {
+    "AUD": 2, "BHD": 3, "BRL": 2, "CAD": 2, "CHF": 2, "CLP": 0, "CNY": 2, "CZK": 2, "DKK": 2, "EUR": 2, "GBP": 2,
+    "HKD": 2, "HUF": 2, "ILS": 2, "INR": 2, "ISK": 0, "JOD": 3, "JPY": 0, "KRW": 0, "KWD": 3, "MXN": 2, "NOK": 2,
+    "NZD": 2, "OMR": 3, "PLN": 2, "RON": 2, "SEK": 2, "SGD": 2, "TND": 3, "TWD": 2, "USD": 2, "VND": 0, "ZAR": 2,
+}  # fmt: skip
+MARKET_CURRENCY = str(env.str("MARKET_CURRENCY", default="USD"))
+if MARKET_CURRENCY not in _CURRENCY_EXPONENTS:
+    raise ImproperlyConfigured(f"MARKET_CURRENCY must be a known ISO 4217 code, not {MARKET_CURRENCY!r}")
+MARKET_CURRENCY_EXPONENT = _CURRENCY_EXPONENTS[MARKET_CURRENCY]
+
+DELIVERY_PERIOD_S = _integer("DELIVERY_PERIOD_S", 300, least=10, most=3_600)
+SETTLEMENT_PERIOD_S = _integer("SETTLEMENT_PERIOD_S", 3_600, least=10, most=86_400)
+SETTLEMENT_GRACE_S = _integer("SETTLEMENT_GRACE_S", 60, least=0, most=3_600)
+MAX_REQUEST_S = _integer("MAX_REQUEST_S", 900, least=1, most=3_600)
+if 3_600 % DELIVERY_PERIOD_S:
+    raise ImproperlyConfigured("DELIVERY_PERIOD_S must divide an hour: firm capacity is sold by the hour")
+if SETTLEMENT_PERIOD_S % DELIVERY_PERIOD_S or 86_400 % SETTLEMENT_PERIOD_S:
+    raise ImproperlyConfigured("SETTLEMENT_PERIOD_S must be whole delivery periods and divide a day")
+MARKET_FEE_PPM = _integer("MARKET_FEE_PPM", 50_000, least=0, most=1_000_000)
+SPOT_MINIMUM_TAKE_PPM = _integer("SPOT_MINIMUM_TAKE_PPM", 500_000, least=0, most=1_000_000)
+OPERATING_MARGIN_PPM = _integer("OPERATING_MARGIN_PPM", 50_000, least=0, most=999_999)
+TEST_CLOCK = _flag("TEST_CLOCK")
+# Providers' hosts on loopback and private networks: for one machine and for tests, never for an open market.
+ALLOW_PRIVATE_HOSTS = _flag("ALLOW_PRIVATE_HOSTS")
+PAYMENT_PROCESSOR = str(env.str("PAYMENT_PROCESSOR", default="sandbox"))
+if PAYMENT_PROCESSOR not in ("sandbox", "stripe"):
+    raise ImproperlyConfigured(f"PAYMENT_PROCESSOR must be sandbox or stripe, not {PAYMENT_PROCESSOR!r}")
+
+
+def _signing_key_seed() -> bytes:
+    text = _required("MARKET_SIGNING_KEY", "32 random bytes in base64; delivery keys are signed with it")
+    try:
+        seed = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise ImproperlyConfigured("MARKET_SIGNING_KEY must be base64") from None
+    if len(seed) != 32:
+        raise ImproperlyConfigured("MARKET_SIGNING_KEY must be 32 bytes in base64 (an Ed25519 seed)")
+    return seed
+
+
+MARKET_SIGNING_KEY = _signing_key_seed()
+
+# Logs: one JSON object a line; no bodies, no headers, no keys.
+
+LOG_LEVEL = str(env.str("LOG_LEVEL", default="INFO")).upper()
+if LOG_LEVEL not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+    raise ImproperlyConfigured(f"LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR, not {LOG_LEVEL!r}")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
+            "rename_fields": {"asctime": "at", "levelname": "level", "name": "logger"},
+            "timestamp": False,
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {
+        "django.server": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        # Its INFO and DEBUG lines may carry statements with values.
+        "django.db.backends": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
+        "celery.beat": {"level": "WARNING"},
+    },
+}

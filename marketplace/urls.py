@@ -1,0 +1,36 @@
+"""Every address of the market: health, the REST API of each room, the portal."""
+
+from importlib.util import find_spec
+
+from django.urls import URLPattern, URLResolver, include, path
+from drf_spectacular.views import SpectacularAPIView
+
+from marketplace import health
+
+# Each room that speaks REST has an `api` module with `urlpatterns`; the arrows forbid one room to collect the others.
+API_ROOMS = (
+    "marketplace.accounts",
+    "marketplace.ledger",
+    "pricing",
+    "metering",
+    "providers",
+    "marketplace.contracts",
+    "marketplace.orders",
+    "marketplace.billing",
+)
+
+
+def _found(modules: tuple[str, ...]) -> list[str]:
+    return [module for module in modules if find_spec(module) is not None]
+
+
+_api: list[URLPattern | URLResolver] = [path("schema", SpectacularAPIView.as_view(), name="api-schema")]
+_api += [path("", include(module)) for module in _found(tuple(f"{room}.api" for room in API_ROOMS))]
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("healthz", health.alive, name="healthz"),
+    path("readyz", health.ready, name="readyz"),
+    path("metrics", health.metrics, name="metrics"),
+    path("api/v1/", include(_api)),
+]
+urlpatterns += [path("", include(module)) for module in _found(("marketplace.portal.urls",))]

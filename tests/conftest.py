@@ -1,0 +1,158 @@
+"""Fixtures for all tests: real servers, a rolled-back database per test, or a database of one's own.
+
+- `db` (pytest-django): the test's changes are rolled back. The right one for nearly every test.
+- `committed_db`: a fresh copy, for tests with real commits, threads or other processes.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.conf import settings
+from django.db import connections
+from pytest_django import DjangoDbBlocker
+
+from tests.database import Services, services_of, stop_services
+
+_PLUGINS = {
+    "tests.cast": ("marketplace.accounts.services", "metering.services", "providers.services"),
+    "tests.engine": (),
+}
+pytest_plugins = [name for name, needs in _PLUGINS.items() if all(map(find_spec, (name, *needs)))]
+
+_FOLDER = pytest.StashKey[Path]()
+_PYTEST_PID = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker_input is not None:
+        config.stash[_FOLDER] = Path(worker_input["services_folder"])
+        config.stash[_PYTEST_PID] = int(worker_input["services_pytest_pid"])
+        return
+    folder = Path(tempfile.mkdtemp(prefix="tokenyard-tests-"))
+    # PostgreSQL's own user must come through as root's guest; the data folder inside is closed to others.
+    folder.chmod(0o711)
+    config.stash[_FOLDER] = folder
+    config.stash[_PYTEST_PID] = os.getpid()
+
+
+class _TellWorkers:
+    @pytest.hookimpl
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput["services_folder"] = str(node.config.stash[_FOLDER])
+        node.workerinput["services_pytest_pid"] = node.config.stash[_PYTEST_PID]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.pluginmanager.hasplugin("dsession"):
+        session.config.pluginmanager.register(_TellWorkers())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and _FOLDER in config.stash:
+        stop_services(config.stash[_FOLDER])
+
+
+@pytest.fixture(scope="session")
+def services(pytestconfig: pytest.Config) -> Services:
+    """PostgreSQL 18 and Redis of this test session."""
+    return services_of(pytestconfig.stash[_FOLDER], pytest_pid=pytestconfig.stash[_PYTEST_PID])
+
+
+@dataclass(frozen=True)
+class TestDatabase:
+    """A database of one's own, for this process and for others started by the test."""
+
+    __test__ = False
+
+    name: str
+    database_url: str
+    owner_url: str
+    redis_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program of the market needs to run on this database."""
+        return dict(os.environ) | {
+            "DATABASE_URL": self.database_url,
+            "DATABASE_OWNER_URL": self.owner_url,
+            "REDIS_URL": self.redis_url,
+        }
+
+
+def _database(services: Services, name: str) -> TestDatabase:
+    return TestDatabase(name, services.database_url(name), services.owner_url(name), services.redis_url)
+
+
+def _point_django_at(database: TestDatabase) -> None:
+    connections.close_all()
+    for alias, url in (("default", database.database_url), ("owner", database.owner_url)):
+        parts = urlsplit(url)
+        place = {
+            "NAME": database.name,
+            "USER": parts.username,
+            "PASSWORD": parts.password,
+            "HOST": parts.hostname,
+            "PORT": str(parts.port),
+        }
+        settings.DATABASES[alias].update(place)
+        # settings_dict is the very object that new threads' connections are made from.
+        connections[alias].settings_dict.update(place)
+    os.environ["DATABASE_URL"] = database.database_url
+    os.environ["DATABASE_OWNER_URL"] = database.owner_url
+    os.environ["REDIS_URL"] = database.redis_url
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(
+    services: Services, django_test_environment: None, django_db_blocker: DjangoDbBlocker, worker_name: str
+) -> Iterator[None]:
+    """This worker's copy of the migrated template, reached as the app role."""
+    database = _database(services, f"tests_{worker_name}")
+    services.clone(database.name)
+    with django_db_blocker.unblock():
+        _point_django_at(database)
+    # Everything that speaks Redis reads the settings late: caches, the broker, the readiness probe.
+    settings.REDIS_URL = settings.CELERY_BROKER_URL = services.redis_url
+    settings.CACHES["default"]["LOCATION"] = services.redis_url
+    yield
+    with django_db_blocker.unblock():
+        connections.close_all()
+    services.drop(database.name)
+
+
+@pytest.fixture(scope="session")
+def worker_name() -> str:
+    return os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+
+@pytest.fixture
+def committed_db(
+    services: Services, django_db_setup: None, django_db_blocker: DjangoDbBlocker, worker_name: str
+) -> Iterator[TestDatabase]:
+    """A fresh database where commits are real. Not together with `db`."""
+    shared = _database(services, f"tests_{worker_name}")
+    own = _database(services, f"tests_{worker_name}_committed")
+    services.clone(own.name)
+    with django_db_blocker.unblock():
+        _point_django_at(own)
+        try:
+            yield own
+        finally:
+            _point_django_at(shared)
+            services.drop(own.name)
+
+
+@pytest.fixture
+def now() -> datetime:
+    """A fixed moment, at the start of an hour of an ordinary Tuesday."""
+    return datetime(2026, 3, 10, 12, 0, tzinfo=UTC)

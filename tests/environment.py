@@ -1,0 +1,30 @@
+"""The environment of the tests, set before Django's settings are read (pytest loads this with `-p`).
+
+Whatever database, broker or market the shell points at is ignored: tests start their own.
+"""
+
+import base64
+import os
+
+ENVIRONMENT = {
+    "DJANGO_SETTINGS_MODULE": "marketplace.settings",
+    "SECRET_KEY": "a key for tests only, " * 3,
+    "MARKET_SIGNING_KEY": base64.b64encode(bytes(range(32))).decode(),
+    # Replaced by the session's own servers when the first test asks for them; port 1 answers nobody.
+    "DATABASE_URL": "postgres://tokenyard_app:unset@127.0.0.1:1/unset",
+    "DATABASE_OWNER_URL": "postgres://tokenyard_owner:unset@127.0.0.1:1/unset",
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+    "TEST_CLOCK": "1",
+    "ALLOW_PRIVATE_HOSTS": "1",
+    "PAYMENT_PROCESSOR": "sandbox",
+    "LOG_LEVEL": "WARNING",
+}
+_FROM_THE_SHELL = (
+    "DEBUG", "ALLOWED_HOSTS", "PORTAL_URL", "GATEWAY_URL", "MARKET_CURRENCY", "DELIVERY_PERIOD_S",
+    "SETTLEMENT_PERIOD_S", "SETTLEMENT_GRACE_S", "MAX_REQUEST_S", "MARKET_FEE_PPM", "SPOT_MINIMUM_TAKE_PPM",
+    "OPERATING_MARGIN_PPM", "STATIC_ROOT", "TOKENYARD_DATA", "BEHIND_TLS_PROXY", "SECURE_SSL_REDIRECT",
+)  # fmt: skip
+
+for _name in _FROM_THE_SHELL:
+    os.environ.pop(_name, None)
+os.environ.update(ENVIRONMENT)
