@@ -1,0 +1,69 @@
+"""Reads of organizations, people and keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from django.db.models import QuerySet
+
+from marketplace.accounts import keys
+from marketplace.accounts.models import ApiKey, AuditEntry, Membership, Organization, OrganizationRole
+from marketplace.errors import NotFound
+
+
+def find_api_key(presented: str, now: datetime) -> ApiKey | None:
+    """The key that this text proves, with its organization; one indexed query.
+
+    Unknown, wrong, expired and revoked are one answer, None, after the same work: nobody learns which key ids exist.
+    """
+    parsed = keys.parse(presented)
+    if parsed is None:
+        return None
+    api_key = ApiKey.objects.select_related("organization").filter(key_id=parsed.key_id).first()
+    proved = keys.matches(parsed, bytes(api_key.secret_sha256) if api_key else keys.NOBODY)
+    if api_key is None or not proved or not is_usable(api_key, now):
+        return None
+    return api_key
+
+
+def is_usable(api_key: ApiKey, now: datetime) -> bool:
+    return api_key.revoked_at is None and (api_key.expires_at is None or now < api_key.expires_at)
+
+
+def operator_organization() -> Organization:
+    """The organization that runs the market. Raises NotFound while there is none."""
+    found = Organization.objects.filter(roles__contains=[OrganizationRole.OPERATOR]).first()
+    if found is None:
+        raise NotFound("the market has no operator yet: run `manage.py createorganization`")
+    return found
+
+
+def organization(organization_id: UUID) -> Organization:
+    """Raises NotFound."""
+    found = Organization.objects.filter(pk=organization_id).first()
+    if found is None:
+        raise NotFound("no such organization")
+    return found
+
+
+def memberships_of(user_id: UUID) -> QuerySet[Membership]:
+    """Where this person may act, with the organizations, the oldest membership first."""
+    return Membership.objects.filter(user_id=user_id).select_related("organization").order_by("id")
+
+
+def members_of(organization_id: UUID) -> QuerySet[Membership]:
+    return Membership.objects.filter(organization_id=organization_id).select_related("user").order_by("-id")
+
+
+def api_keys_of(organization_id: UUID) -> QuerySet[ApiKey]:
+    return ApiKey.objects.filter(organization_id=organization_id).order_by("-id")
+
+
+def audit_of(organization_id: UUID) -> QuerySet[AuditEntry]:
+    return AuditEntry.objects.filter(organization_id=organization_id).order_by("-id")
+
+
+def all_organizations() -> QuerySet[Organization]:
+    """Every organization, newest first: for the operator."""
+    return Organization.objects.order_by("-id")

@@ -1,0 +1,359 @@
+"""Everything that writes organizations, people, memberships, keys and the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+from django.db import IntegrityError, transaction
+from django.db.models import Q
+
+from marketplace.accounts import keys
+from marketplace.accounts.models import ApiKey, AuditEntry, Membership, Organization, OrganizationRole, User
+from marketplace.accounts.scopes import scopes_allowed
+from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound, constraint_of
+
+OPERATOR_NAME: Final = "Operator"
+KEY_USE_RECORDED_EVERY: Final = timedelta(minutes=1)
+LEGAL_FIELDS: Final = ("legal_name", "address", "country", "tax_number")
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who did it: a `user`, an `api_key`, a `host` or the `system` itself, and from which address."""
+
+    kind: str
+    id: UUID | None
+    ip: str | None = None
+
+
+SYSTEM: Final = Actor("system", None)
+
+
+class OperatorExists(Conflict):
+    """A market has one operator: its books name one organization for fees, tax and the processor's money."""
+
+    code = "operator_exists"
+
+
+class LastOwner(Conflict):
+    """An organization keeps at least one person who may manage it."""
+
+    code = "last_owner"
+
+
+class ScopeNotAllowed(Forbidden):
+    """A key never gets more than its organization's roles, or than the key that makes it."""
+
+    code = "scope_not_allowed"
+
+
+def create_organization(
+    *, name: str, roles: Sequence[str], now: datetime, actor: Actor = SYSTEM, tax_ppm: int = 0
+) -> Organization:
+    """Raises InvalidInput (name, roles, tax_ppm), Conflict for a taken name, OperatorExists for a second operator."""
+    name = _text(name, field="name", least=1, most=200)
+    unknown = [role for role in roles if role not in OrganizationRole.values]
+    if unknown or not roles or len(set(roles)) != len(roles):
+        known = ", ".join(OrganizationRole.values)
+        raise InvalidInput(f"roles must be one or more of {known}, each once", field="roles")
+    if not 0 <= tax_ppm <= 1_000_000:
+        raise InvalidInput("tax_ppm must be between 0 and 1000000", field="tax_ppm")
+    try:
+        with transaction.atomic():
+            organization = Organization.objects.create(
+                name=name, roles=list(roles), tax_ppm=tax_ppm, created_at=now
+            )
+            record_audit(
+                organization_id=organization.id,
+                actor=actor,
+                action="organization.created",
+                object_kind="organization",
+                object_id=organization.id,
+                detail={"name": name, "roles": list(roles)},
+                now=now,
+            )
+    except IntegrityError as error:
+        if constraint_of(error) == "accounts_organization_one_operator":
+            raise OperatorExists("this market has an operator already", field="roles") from error
+        if constraint_of(error) == "accounts_organization_name_unique":
+            raise Conflict("an organization of this name exists already", field="name") from error
+        raise
+    return organization
+
+
+@transaction.atomic
+def ensure_operator(*, now: datetime) -> Organization:
+    """The market's operator, made now where there is none. Safe to call from several processes at once."""
+    found = _operator()
+    if found is not None:
+        return found
+    try:
+        return create_organization(name=OPERATOR_NAME, roles=[OrganizationRole.OPERATOR], now=now)
+    except Conflict:
+        # Made meanwhile by another process. Otherwise the name is somebody else's, and that is for a person to solve.
+        made_meanwhile = _operator()
+        if made_meanwhile is None:
+            raise
+        return made_meanwhile
+
+
+@transaction.atomic
+def update_organization(
+    *, organization_id: UUID, changes: Mapping[str, str], now: datetime, actor: Actor
+) -> Organization:
+    """Change what documents say about the organization: legal_name, address, country, tax_number."""
+    assert set(changes) <= set(LEGAL_FIELDS), "only the legal fields change here"
+    organization = _locked_organization(organization_id)
+    if "country" in changes and changes["country"] and not _is_country(changes["country"]):
+        raise InvalidInput("country must be two capital letters (ISO 3166-1)", field="country")
+    limits = {"legal_name": 200, "address": 1000, "country": 2, "tax_number": 64}
+    for field, value in changes.items():
+        setattr(organization, field, _text(value, field=field, least=0, most=limits[field]))
+    organization.save(update_fields=list(changes))
+    record_audit(
+        organization_id=organization_id,
+        actor=actor,
+        action="organization.updated",
+        object_kind="organization",
+        object_id=organization_id,
+        detail={"fields": sorted(changes)},
+        now=now,
+    )
+    return organization
+
+
+def create_user(*, email: str, password: str, name: str, now: datetime) -> User:
+    """A person who can sign in. Raises InvalidInput (email, password, name), Conflict for a known address."""
+    email = _text(email, field="email", least=3, most=254).lower()
+    try:
+        validate_email(email)
+    except ValidationError as error:
+        raise InvalidInput("email must be an e-mail address", field="email") from error
+    user = User(email=email, name=_text(name, field="name", least=0, most=200), created_at=now)
+    if len(password) > 1000:
+        raise InvalidInput("password must have at most 1000 characters", field="password")
+    try:
+        validate_password(password, user)
+    except ValidationError as error:
+        raise InvalidInput(" ".join(error.messages), field="password") from error
+    user.set_password(password)
+    try:
+        with transaction.atomic():
+            user.save(force_insert=True)
+    except IntegrityError as error:
+        # The column and the expression over it are both unique; whichever index PostgreSQL looks at first.
+        raise Conflict("somebody signs in with this address already", field="email") from error
+    return user
+
+
+def add_member(*, organization_id: UUID, user_id: UUID, role: str, now: datetime, actor: Actor) -> Membership:
+    """Raises InvalidInput (role), NotFound (user), Conflict when the person is a member already."""
+    if role not in Membership.Role.values:
+        raise InvalidInput(f"role must be one of {', '.join(Membership.Role.values)}", field="role")
+    if not User.objects.filter(pk=user_id).exists():
+        raise NotFound("no such person", field="user_id")
+    try:
+        with transaction.atomic():
+            _locked_organization(organization_id)
+            membership = Membership.objects.create(
+                organization_id=organization_id, user_id=user_id, role=role, created_at=now
+            )
+            record_audit(
+                organization_id=organization_id,
+                actor=actor,
+                action="member.added",
+                object_kind="membership",
+                object_id=membership.id,
+                detail={"user_id": str(user_id), "role": role},
+                now=now,
+            )
+    except IntegrityError as error:
+        if constraint_of(error) != "accounts_membership_unique":
+            raise
+        raise Conflict("this person is a member already", field="email") from error
+    return membership
+
+
+@transaction.atomic
+def add_person(
+    *,
+    organization_id: UUID,
+    email: str,
+    name: str,
+    role: str,
+    initial_password: str,
+    now: datetime,
+    actor: Actor,
+) -> Membership:
+    """Make somebody a member by e-mail address; `name` and `initial_password` count only for a new person.
+
+    A person who signs in already keeps his own, so the answer does not tell whether the address was known.
+    """
+    user = User.objects.filter(email=email.strip().lower()).first()
+    if user is None:
+        user = create_user(email=email, password=initial_password, name=name, now=now)
+    return add_member(organization_id=organization_id, user_id=user.id, role=role, now=now, actor=actor)
+
+
+@transaction.atomic
+def remove_member(*, organization_id: UUID, membership_id: UUID, now: datetime, actor: Actor) -> None:
+    """Raises NotFound, LastOwner."""
+    # The organization's row is the lock: two owners removing each other at once would leave none.
+    _locked_organization(organization_id)
+    members = Membership.objects.filter(organization_id=organization_id)
+    membership = members.filter(pk=membership_id).first()
+    if membership is None:
+        raise NotFound("no such member")
+    is_owner = membership.role == Membership.Role.OWNER
+    if is_owner and members.filter(role=Membership.Role.OWNER).count() == 1:
+        raise LastOwner("the last owner cannot be removed; make somebody else owner first")
+    membership.delete()
+    record_audit(
+        organization_id=organization_id,
+        actor=actor,
+        action="member.removed",
+        object_kind="membership",
+        object_id=membership_id,
+        detail={"user_id": str(membership.user_id), "role": membership.role},
+        now=now,
+    )
+
+
+@transaction.atomic
+def create_api_key(
+    *,
+    organization_id: UUID,
+    label: str,
+    scopes: Sequence[str],
+    project: str = "",
+    expires_at: datetime | None = None,
+    default_contract_id: UUID | None = None,
+    within_scopes: Collection[str] | None = None,
+    now: datetime,
+    actor: Actor,
+) -> tuple[ApiKey, str]:
+    """The key's row and its text `ty_<key_id>_<secret>`, which exists nowhere else and is shown once.
+
+    `within_scopes` are those of the key that asks, if one does: no key makes a stronger one.
+    Raises InvalidInput (label, project, scopes, expires_at), ScopeNotAllowed, NotFound.
+    """
+    organization = _locked_organization(organization_id)
+    allowed = scopes_allowed(organization.roles)
+    if not scopes or len(set(scopes)) != len(scopes):
+        raise InvalidInput("scopes must name at least one scope, each once", field="scopes")
+    for scope in scopes:
+        if scope not in allowed or (within_scopes is not None and scope not in within_scopes):
+            raise ScopeNotAllowed(f"scope {scope!r} cannot be given to this key", field="scopes")
+    if expires_at is not None and expires_at <= now:
+        raise InvalidInput("expires_at must lie in the future", field="expires_at")
+    presented, text = keys.new_key()
+    api_key = ApiKey.objects.create(
+        organization=organization,
+        key_id=presented.key_id,
+        secret_sha256=presented.secret_sha256,
+        label=_text(label, field="label", least=0, most=100),
+        project=_text(project, field="project", least=0, most=100),
+        scopes=list(scopes),
+        default_contract_id=default_contract_id,
+        created_at=now,
+        expires_at=expires_at,
+    )
+    record_audit(
+        organization_id=organization_id,
+        actor=actor,
+        action="api_key.created",
+        object_kind="api_key",
+        object_id=api_key.id,
+        detail={"key_id": api_key.key_id, "label": api_key.label, "scopes": list(scopes)},
+        now=now,
+    )
+    return api_key, text
+
+
+@transaction.atomic
+def revoke_api_key(*, organization_id: UUID, api_key_id: UUID, now: datetime, actor: Actor) -> ApiKey:
+    """Final, and done twice it is done once. Raises NotFound."""
+    api_key = (
+        ApiKey.objects.select_for_update().filter(organization_id=organization_id, pk=api_key_id).first()
+    )
+    if api_key is None:
+        raise NotFound("no such API key")
+    if api_key.revoked_at is None:
+        api_key.revoked_at = now
+        api_key.save(update_fields=["revoked_at"])
+        record_audit(
+            organization_id=organization_id,
+            actor=actor,
+            action="api_key.revoked",
+            object_kind="api_key",
+            object_id=api_key_id,
+            detail={"key_id": api_key.key_id},
+            now=now,
+        )
+    return api_key
+
+
+def record_key_use(*, api_key: ApiKey, now: datetime) -> None:
+    """Note that the key was used, at most once a minute: a busy key must not write a row per request."""
+    stale_before = now - KEY_USE_RECORDED_EVERY
+    if api_key.last_used_at is not None and api_key.last_used_at > stale_before:
+        return
+    unnoted = Q(last_used_at__isnull=True) | Q(last_used_at__lte=stale_before)
+    ApiKey.objects.filter(unnoted, pk=api_key.pk).update(last_used_at=now)
+
+
+def record_audit(
+    *,
+    organization_id: UUID | None,
+    actor: Actor,
+    action: str,
+    object_kind: str,
+    object_id: UUID | None,
+    detail: Mapping[str, Any] | None = None,
+    now: datetime,
+) -> None:
+    """Append one entry, in the caller's transaction: what is not committed was not done. Never pass a secret."""
+    AuditEntry.objects.create(
+        organization_id=organization_id,
+        actor_kind=actor.kind,
+        actor_id=actor.id,
+        action=action,
+        object_kind=object_kind,
+        object_id=object_id,
+        detail=dict(detail or {}),
+        ip=actor.ip,
+        created_at=now,
+    )
+
+
+def _operator() -> Organization | None:
+    return Organization.objects.filter(roles__contains=[OrganizationRole.OPERATOR]).first()
+
+
+def _locked_organization(organization_id: UUID) -> Organization:
+    # NO KEY: foreign keys elsewhere point at this row and must not wait for us.
+    found = Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
+    if found is None:
+        raise NotFound("no such organization")
+    return found
+
+
+def _text(value: str, *, field: str, least: int, most: int) -> str:
+    value = value.strip()
+    if not least <= len(value) <= most:
+        raise InvalidInput(f"{field} must have {least} to {most} characters", field=field)
+    # PostgreSQL stores neither NUL nor half a surrogate pair.
+    if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidInput(f"{field} has a character that is not text", field=field)
+    return value
+
+
+def _is_country(value: str) -> bool:
+    return len(value) == 2 and value.isascii() and value.isalpha() and value.isupper()
