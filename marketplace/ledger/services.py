@@ -1,0 +1,210 @@
+"""Everything that moves or sets aside money. Each service is one call of one SQL function (`sql/functions.sql`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from django.db import DatabaseError, connection, transaction
+
+from marketplace.errors import Conflict, DomainError, InvalidInput, NotFound, constraint_of, sqlstate_of
+from marketplace.ledger.models import AccountKind, Hold
+
+MAX_AMOUNT_MICROS: Final = 2**63 - 1
+_POST: Final = (
+    "SELECT ledger_post_transfers("
+    "%s::uuid[], %s::uuid[], %s::uuid[], %s::bigint[], %s::text[], %s::uuid[], %s::uuid[], %s)"
+)
+
+
+class InsufficientFunds(DomainError):
+    """An account that must not go negative would; nothing was posted or held."""
+
+    code = "insufficient_funds"
+    http_status = 402
+    title = "Insufficient funds"
+
+
+class TransferConflict(Conflict):
+    """A transfer of this id was posted on other terms."""
+
+    code = "transfer_conflict"
+
+
+class HoldConflict(Conflict):
+    """The hold has ended, belongs elsewhere, exists on other terms, or does not have that much left."""
+
+    code = "hold_conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class NewTransfer:
+    """One movement to post. `id` is the caller's and makes a retry safe; `hold_id` captures that hold."""
+
+    id: UUID
+    debit_id: UUID
+    credit_id: UUID
+    amount_micros: int
+    code: str
+    hold_id: UUID | None = None
+    reference_id: UUID | None = None
+
+
+@transaction.atomic
+def account_id(
+    *,
+    organization_id: UUID,
+    kind: AccountKind | str,
+    currency: str,
+    reference_id: UUID | None = None,
+    now: datetime,
+) -> UUID:
+    """The one account of these four, made now where there is none.
+
+    prepaid, receivable, payable, deferred and bond must not go negative (beyond their overdraft limit); the market's
+    own accounts (fees, tax, rounding, processor, operator) have no bound.
+    """
+    assert kind in AccountKind.values, f"unknown kind of account: {kind}"
+    assert len(currency) == 3
+    found: UUID = _call(
+        "SELECT ledger_account_id(%s, %s, %s, %s, %s)",
+        (organization_id, str(kind), currency, reference_id, now),
+    )
+    return found
+
+
+@transaction.atomic
+def set_overdraft_limit(*, account_id: UUID, limit_micros: int) -> None:
+    """How far below zero the account may go (a credit line). Raises InsufficientFunds when it is lower already."""
+    _check_amount(limit_micros, least=0, field="limit_micros")
+    _call("SELECT ledger_set_overdraft_limit(%s, %s)", (account_id, limit_micros))
+
+
+@transaction.atomic
+def post_transfers(transfers: Sequence[NewTransfer], *, now: datetime) -> int:
+    """Post all of them or none; how many are new. A retry with the same ids and terms returns 0.
+
+    Raises InsufficientFunds, TransferConflict, HoldConflict, NotFound (account), InvalidInput (amount, currencies).
+    """
+    if not transfers:
+        return 0
+    for transfer in transfers:
+        _check_amount(transfer.amount_micros, least=1, field="amount_micros")
+        assert transfer.code, "a transfer says what it is for"
+        assert transfer.debit_id != transfer.credit_id, "a transfer is between two accounts"
+    posted: int = _call(
+        _POST,
+        (
+            [transfer.id for transfer in transfers],
+            [transfer.debit_id for transfer in transfers],
+            [transfer.credit_id for transfer in transfers],
+            [transfer.amount_micros for transfer in transfers],
+            [transfer.code for transfer in transfers],
+            [transfer.hold_id for transfer in transfers],
+            [transfer.reference_id for transfer in transfers],
+            now,
+        ),
+    )
+    return posted
+
+
+@transaction.atomic
+def open_hold(
+    *,
+    id: UUID,  # noqa: A002  (the caller's id, as everywhere in the ledger)
+    account_id: UUID,
+    amount_micros: int,
+    code: str,
+    reference_id: UUID | None = None,
+    expires_at: datetime | None = None,
+    now: datetime,
+) -> None:
+    """Set money aside. The same id on the same terms again: nothing. Raises InsufficientFunds, HoldConflict."""
+    _check_amount(amount_micros, least=0, field="amount_micros")
+    _call(
+        "SELECT ledger_open_hold(%s, %s, %s, %s, %s, %s, %s)",
+        (id, account_id, amount_micros, code, reference_id, expires_at, now),
+    )
+
+
+@transaction.atomic
+def change_hold(*, id: UUID, delta_micros: int, now: datetime) -> None:  # noqa: A002
+    """Grow or shrink an open hold, never below what was captured. Not idempotent: one call is one change.
+
+    Raises InsufficientFunds, HoldConflict, NotFound.
+    """
+    _check_amount(abs(delta_micros), least=0, field="delta_micros")
+    _call("SELECT ledger_change_hold(%s, %s, %s)", (id, delta_micros, now))
+
+
+@transaction.atomic
+def close_hold(*, id: UUID, status: Hold.Status | str, now: datetime) -> None:  # noqa: A002
+    """End it posted, voided or expired and give back the rest. Again with the same status: nothing.
+
+    Raises HoldConflict when it ended otherwise, NotFound.
+    """
+    assert status in Hold.Status.values
+    assert status != Hold.Status.OPEN
+    _call("SELECT ledger_close_hold(%s, %s, %s)", (id, str(status), now))
+
+
+@transaction.atomic
+def expire_holds(*, now: datetime, limit: int = 1000) -> int:
+    """End up to `limit` open holds whose `expires_at` has come; how many. Several workers share the work."""
+    expired: int = _call("SELECT ledger_expire_holds(%s, %s)", (now, limit))
+    return expired
+
+
+def _call(statement: str, parameters: tuple[Any, ...]) -> Any:
+    with _facts(), connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        row = cursor.fetchone()
+        assert row is not None
+        return row[0]
+
+
+@contextmanager
+def _facts() -> Iterator[None]:
+    """The database's refusals as facts of the domain."""
+    try:
+        yield
+    except DatabaseError as error:
+        fact = fact_of(sqlstate=sqlstate_of(error), constraint=constraint_of(error))
+        if fact is None:
+            raise
+        raise fact from error
+
+
+def fact_of(*, sqlstate: str, constraint: str) -> DomainError | None:
+    """What a refusal of the ledger's functions means; None when it is not one of theirs."""
+    match sqlstate, constraint:
+        case "23514", "ledger_account_debits_must_not_exceed_credits":
+            return InsufficientFunds("the balance does not cover this amount")
+        case "23514", "ledger_hold_captured_within_amount":
+            return HoldConflict("the hold does not have that much left")
+        case "TY409", "ledger_transfer_terms":
+            return TransferConflict("a transfer of this id was posted on other terms")
+        case "TY409", "ledger_hold_terms":
+            return HoldConflict("a hold of this id exists on other terms")
+        case "TY409", _:
+            return HoldConflict(
+                "the hold has ended, belongs to another account, or does not have that much left"
+            )
+        case "TY404", _:
+            return NotFound("no such ledger account or hold")
+        case "TY422", _:
+            return InvalidInput("the two accounts have different currencies")
+        case "22003", _:
+            return InvalidInput("the amount is too large for the books", field="amount_micros")
+    return None
+
+
+def _check_amount(amount_micros: int, *, least: int, field: str) -> None:
+    if type(amount_micros) is not int or not least <= amount_micros <= MAX_AMOUNT_MICROS:
+        raise InvalidInput(
+            f"{field} must be a whole number between {least} and {MAX_AMOUNT_MICROS}", field=field
+        )

@@ -1,0 +1,33 @@
+"""The nightly check: a wake-up that finds its own day's row, so that hints may come hourly or not at all."""
+
+from __future__ import annotations
+
+import logging
+
+from celery import shared_task
+
+from marketplace import clock
+from marketplace.jobs import claim_job, finish_job
+from marketplace.ledger.selectors import check_ledger
+from marketplace.ledger.services import expire_holds
+from marketplace.periods import period_at
+
+_DAY_S = 86_400
+_log = logging.getLogger(__name__)
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def check_ledger_nightly() -> None:
+    """End what has expired; once per UTC day, re-add the ledger and say loudly if it does not agree."""
+    now = clock.now()
+    while expire_holds(now=now, limit=1000) == 1000:
+        pass
+    day = period_at(now, _DAY_S).start
+    if not claim_job(job="check_ledger", period_start=day, now=now):
+        return
+    differences = check_ledger()
+    for difference in differences:
+        _log.error("the ledger does not agree", extra={"difference": str(difference)})
+    if not differences:
+        # A day with a difference stays open: the next hint checks again until somebody has cleared it up.
+        finish_job(job="check_ledger", period_start=day, now=now)
