@@ -64,7 +64,9 @@ def test_a_published_grade_is_in_force_with_its_buckets(now: datetime) -> None:
 def test_a_new_version_ends_the_one_before_and_keeps_its_figures(now: datetime) -> None:
     first = publish_grade(**TERMS, now=now)
     later = now + timedelta(days=1)
-    second = publish_grade(**TERMS | {"weights_ppm": TERMS["weights_ppm"] | {Bucket.OUTPUT: 5_000_000}}, now=later)
+    second = publish_grade(
+        **TERMS | {"weights_ppm": TERMS["weights_ppm"] | {Bucket.OUTPUT: 5_000_000}}, now=later
+    )
     assert (first.version, second.version) == (1, 2)
     assert grade_in_force(slug="small-chat-eu", at=later - timedelta(microseconds=1)) == first
     assert grade_in_force(slug="small-chat-eu", at=later) == second
@@ -152,7 +154,9 @@ def test_rates_are_found_by_source_and_time(now: datetime) -> None:
 def test_a_rate_is_a_bounded_integer(now: datetime, micros: int) -> None:
     grade = publish_grade(**TERMS, now=now)
     with pytest.raises(InvalidInput) as refused:
-        publish_rate(grade_id=grade.id, kind=Rate.Kind.LIST, micros_per_mtok=micros, source_id=uuid7(), now=now)
+        publish_rate(
+            grade_id=grade.id, kind=Rate.Kind.LIST, micros_per_mtok=micros, source_id=uuid7(), now=now
+        )
     assert refused.value.field == "micros_per_mtok"
 
 

@@ -1,0 +1,136 @@
+"""The good that is traded and its prices: immutable, versioned rows."""
+
+from __future__ import annotations
+
+from django.contrib.postgres.fields import DateTimeRangeField
+from django.db import models
+from django.db.models import Q
+
+from marketplace.ids import uuid7
+
+
+class GradeFamily(models.Model):
+    """What all versions of a grade share. `model` is the name a buyer puts in an OpenAI request."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    slug = models.SlugField(max_length=64, unique=True)
+    title = models.CharField(max_length=120)
+    model = models.CharField(max_length=120, unique=True)
+    precision_floor = models.CharField(max_length=16)
+    context_tokens = models.BigIntegerField()
+    region = models.CharField(max_length=32)
+    service_class = models.CharField(max_length=32)
+    created_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class Grade(models.Model):
+    """One version of a grade: weights, kappa, tokenizer and request time, fixed for the life of every contract on it.
+
+    At most one version of a family is in force at any instant (exclusion constraint
+    `pricing_grade_one_version_at_a_time`, in the migration, over uuidrange and valid_during).
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    family = models.ForeignKey(GradeFamily, on_delete=models.PROTECT, related_name="versions")
+    version = models.PositiveIntegerField()
+    currency = models.CharField(max_length=3)
+    tokenizer_digest = models.CharField(max_length=80)
+    max_request_s = models.PositiveIntegerField()
+    max_output_tokens = models.BigIntegerField()
+    template_overhead_tokens = models.BigIntegerField()
+    spot_minimum_take_ppm = models.BigIntegerField()
+    reference_rate_micros_per_mtok = models.BigIntegerField()
+    valid_during = DateTimeRangeField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["family", "version"], name="pricing_grade_version_unique"),
+            models.CheckConstraint(
+                condition=Q(spot_minimum_take_ppm__gte=0) & Q(spot_minimum_take_ppm__lte=1_000_000),
+                name="pricing_grade_minimum_take_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(reference_rate_micros_per_mtok__gt=0)
+                & Q(max_request_s__gt=0)
+                & Q(max_output_tokens__gt=0)
+                & Q(template_overhead_tokens__gte=0),
+                name="pricing_grade_figures_positive",
+            ),
+            models.CheckConstraint(
+                condition=Q(valid_during__isempty=False)
+                & Q(valid_during__lower_inf=False)
+                & Q(valid_during__lower_inc=True)
+                & Q(valid_during__upper_inc=False),
+                name="pricing_grade_valid_half_open",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.family_id}@{self.version}"
+
+
+class GradeBucket(models.Model):
+    """Per bucket of a grade version: weight, kappa and their product, `standard_ppm`, in parts per million."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="buckets")
+    bucket = models.CharField(max_length=16)
+    weight_ppm = models.BigIntegerField()
+    kappa_ppm = models.BigIntegerField()
+    standard_ppm = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["grade", "bucket"], name="pricing_gradebucket_unique"),
+            models.CheckConstraint(
+                condition=Q(weight_ppm__gte=0) & Q(kappa_ppm__gte=0) & Q(standard_ppm__gte=0),
+                name="pricing_gradebucket_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    bucket__in=[
+                        "uncached_input",
+                        "cache_read",
+                        "cache_write",
+                        "output",
+                        "reasoning",
+                        "image_input",
+                        "audio_input",
+                        "audio_output",
+                    ]
+                ),
+                name="pricing_gradebucket_known",
+            ),
+        ]
+
+
+class Rate(models.Model):
+    """A unit price that usage can be charged at; immutable, so a rate id pins what a request costs.
+
+    `source_id` is the offering, contract or auction it comes from (no key upward: a plain id).
+    """
+
+    class Kind(models.TextChoices):
+        LIST = "list"
+        FIRM_LIST = "firm_list"
+        CONTRACTED = "contracted"
+        CLEARING = "clearing"
+        OVERAGE = "overage"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    kind = models.CharField(max_length=16, choices=Kind.choices)
+    micros_per_mtok = models.BigIntegerField()
+    source_id = models.UUIDField()
+    valid_from = models.DateTimeField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(micros_per_mtok__gte=0), name="pricing_rate_not_negative"),
+        ]
+        indexes = [models.Index(fields=["source_id", "kind", "-valid_from"], name="pricing_rate_by_source")]

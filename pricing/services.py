@@ -1,0 +1,229 @@
+"""What writes grades and rates. Both are immutable: a change is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from django.db import IntegrityError, transaction
+
+from marketplace.accounts.services import SYSTEM, Actor, record_audit
+from marketplace.errors import Conflict, InvalidInput, NotFound
+from pricing.models import Grade, GradeBucket, GradeFamily, Rate
+from pricing.rating import standard_ppm
+from pricing.units import CURRENCY_EXPONENTS, PPM, Bucket
+
+# Micros per Mtok: a million currency units for a million standard tokens is beyond any price, and a rate at this
+# bound times a day of the largest host still fits a bigint of micros.
+MAX_RATE_MICROS_PER_MTOK: Final = 10**12
+MAX_WEIGHT_PPM: Final = 1_000 * PPM
+MAX_KAPPA_PPM: Final = 100 * PPM
+MAX_CONTEXT_TOKENS: Final = 10**8
+MAX_REQUEST_S: Final = 3_600
+MIN_SLUG_LENGTH: Final = 2
+
+_TEXT_LENGTHS: Final = {
+    "slug": 64,
+    "title": 120,
+    "model": 120,
+    "precision_floor": 16,
+    "region": 32,
+    "service_class": 32,
+    "tokenizer_digest": 80,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _FamilyTerms:
+    """What names the good; the same for all versions of a grade, or it would be another grade."""
+
+    title: str
+    model: str
+    precision_floor: str
+    context_tokens: int
+    region: str
+    service_class: str
+
+
+@transaction.atomic
+def publish_grade(
+    *,
+    slug: str,
+    title: str,
+    model: str,
+    precision_floor: str,
+    context_tokens: int,
+    region: str,
+    service_class: str,
+    currency: str,
+    tokenizer_digest: str,
+    weights_ppm: Mapping[Bucket, int],
+    kappa_ppm: Mapping[Bucket, int],
+    max_request_s: int,
+    max_output_tokens: int,
+    template_overhead_tokens: int,
+    spot_minimum_take_ppm: int,
+    reference_rate_micros_per_mtok: int,
+    now: datetime,
+    actor: Actor = SYSTEM,
+    organization_id: UUID | None = None,
+) -> Grade:
+    """Put a grade, or a new version of it, in force from `now` on; the version before ends at `now`.
+
+    A bucket is priced when it has a weight; a missing kappa is 1.0. Contracts on older versions keep theirs.
+    `organization_id` is the operator's, for the audit trail. Raises InvalidInput naming the field, or Conflict: the
+    slug stands for another good, the model name is taken, or a version begins at this moment or later.
+    """
+    family_terms = _FamilyTerms(title, model, precision_floor, context_tokens, region, service_class)
+    _check_texts(
+        slug=slug,
+        title=title,
+        model=model,
+        precision_floor=precision_floor,
+        region=region,
+        service_class=service_class,
+        tokenizer_digest=tokenizer_digest,
+    )
+    if currency not in CURRENCY_EXPONENTS:
+        raise InvalidInput("It must be an ISO 4217 code.", field="currency")
+    _check_range("context_tokens", context_tokens, 1, MAX_CONTEXT_TOKENS)
+    _check_range("max_request_s", max_request_s, 1, MAX_REQUEST_S)
+    _check_range("max_output_tokens", max_output_tokens, 1, context_tokens)
+    _check_range("template_overhead_tokens", template_overhead_tokens, 0, context_tokens)
+    _check_range("spot_minimum_take_ppm", spot_minimum_take_ppm, 0, PPM)
+    _check_range(
+        "reference_rate_micros_per_mtok", reference_rate_micros_per_mtok, 1, MAX_RATE_MICROS_PER_MTOK
+    )
+    _check_buckets(weights_ppm, kappa_ppm)
+
+    family = _family(slug=slug, terms=family_terms, now=now)
+    latest = family.versions.order_by("-version").first()
+    if latest is not None:
+        _end_version(latest, now)
+    grade = Grade.objects.create(
+        family=family,
+        version=latest.version + 1 if latest is not None else 1,
+        currency=currency,
+        tokenizer_digest=tokenizer_digest,
+        max_request_s=max_request_s,
+        max_output_tokens=max_output_tokens,
+        template_overhead_tokens=template_overhead_tokens,
+        spot_minimum_take_ppm=spot_minimum_take_ppm,
+        reference_rate_micros_per_mtok=reference_rate_micros_per_mtok,
+        valid_during=(now, None),
+        created_at=now,
+    )
+    GradeBucket.objects.bulk_create(
+        GradeBucket(
+            grade=grade,
+            bucket=bucket.value,
+            weight_ppm=weight_ppm,
+            kappa_ppm=kappa_ppm.get(bucket, PPM),
+            standard_ppm=standard_ppm(weight_ppm, kappa_ppm.get(bucket, PPM)),
+        )
+        for bucket, weight_ppm in sorted(weights_ppm.items())
+    )
+    record_audit(
+        organization_id=organization_id,
+        actor=actor,
+        action="grade.published",
+        object_kind="grade",
+        object_id=grade.pk,
+        detail={"slug": slug, "version": grade.version},
+        now=now,
+    )
+    return grade
+
+
+@transaction.atomic
+def publish_rate(*, grade_id: UUID, kind: str, micros_per_mtok: int, source_id: UUID, now: datetime) -> Rate:
+    """A new unit price in force from `now`, of the offering, contract or auction `source_id`. Raises InvalidInput."""
+    if kind not in Rate.Kind.values:
+        raise InvalidInput("It is not a kind of rate.", field="kind")
+    _check_range("micros_per_mtok", micros_per_mtok, 0, MAX_RATE_MICROS_PER_MTOK)
+    if not Grade.objects.filter(pk=grade_id).exists():
+        raise NotFound("There is no such grade.", field="grade_id")
+    return Rate.objects.create(
+        grade_id=grade_id,
+        kind=kind,
+        micros_per_mtok=micros_per_mtok,
+        source_id=source_id,
+        valid_from=now,
+        created_at=now,
+    )
+
+
+def _family(*, slug: str, terms: _FamilyTerms, now: datetime) -> GradeFamily:
+    """The family of this slug, locked: publishing is serial per family."""
+    try:
+        with transaction.atomic():
+            GradeFamily.objects.get_or_create(
+                slug=slug,
+                defaults={
+                    "title": terms.title,
+                    "model": terms.model,
+                    "precision_floor": terms.precision_floor,
+                    "context_tokens": terms.context_tokens,
+                    "region": terms.region,
+                    "service_class": terms.service_class,
+                    "created_at": now,
+                },
+            )
+    except IntegrityError as error:
+        raise Conflict("Another grade answers to this model name.", field="model") from error
+    family = GradeFamily.objects.select_for_update(no_key=True).get(slug=slug)
+    for field in _FamilyTerms.__slots__:
+        if getattr(family, field) != getattr(terms, field):
+            raise Conflict(
+                "A grade of this slug exists with another value; it would be another good.", field=field
+            )
+    return family
+
+
+def _end_version(grade: Grade, now: datetime) -> None:
+    lower = grade.valid_during.lower
+    if lower >= now:
+        raise Conflict("A version of this grade begins at this moment or later.", field="slug")
+    if grade.valid_during.upper is None:
+        Grade.objects.filter(pk=grade.pk).update(valid_during=(lower, now))
+
+
+def _check_texts(**texts: str) -> None:
+    for field, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidInput("It must not be empty.", field=field)
+        if len(text) > _TEXT_LENGTHS[field]:
+            raise InvalidInput(f"It must not be longer than {_TEXT_LENGTHS[field]} characters.", field=field)
+        if not text.isprintable():
+            raise InvalidInput("It must be printable text.", field=field)
+    slug = texts["slug"]
+    if len(slug) < MIN_SLUG_LENGTH or not all(
+        character.isascii() and (character.isalnum() or character in "-_") for character in slug
+    ):
+        raise InvalidInput("It must be ASCII letters, digits, hyphens and underscores.", field="slug")
+
+
+def _check_range(field: str, value: int, least: int, most: int) -> None:
+    if type(value) is not int:
+        raise InvalidInput("It must be an integer.", field=field)
+    if not least <= value <= most:
+        raise InvalidInput(f"It must be from {least} to {most}.", field=field)
+
+
+def _check_buckets(weights_ppm: Mapping[Bucket, int], kappa_ppm: Mapping[Bucket, int]) -> None:
+    for field, values in (("weights_ppm", weights_ppm), ("kappa_ppm", kappa_ppm)):
+        for bucket in values:
+            if bucket not in Bucket.__members__.values():
+                raise InvalidInput(f"{bucket!r} is not a bucket.", field=field)
+    for bucket in (Bucket.UNCACHED_INPUT, Bucket.OUTPUT):
+        if weights_ppm.get(bucket, 0) == 0:
+            raise InvalidInput(f"{bucket.value} needs a weight above zero.", field="weights_ppm")
+    for bucket, weight_ppm in weights_ppm.items():
+        _check_range(f"weights_ppm.{bucket.value}", weight_ppm, 0, MAX_WEIGHT_PPM)
+    for bucket, value in kappa_ppm.items():
+        if bucket not in weights_ppm:
+            raise InvalidInput(f"{bucket.value} has a kappa but no weight.", field="kappa_ppm")
+        _check_range(f"kappa_ppm.{bucket.value}", value, 1, MAX_KAPPA_PPM)
