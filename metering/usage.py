@@ -1,0 +1,254 @@
+"""The wire form of usage: what a meter says about one attempt of one request, and batches of such events.
+
+Pure. Agent and gateway write it, ingestion reads it. A batch is NDJSON: the first line a `BatchHeader`, every
+further line one event in its canonical form. Batches of one source are numbered without gaps and chained: the
+digest of a batch covers the digest of the one before, so a gap, a replay or an edit shows.
+
+An id is a UUIDv7 made by the meter; whether its time lies inside retention is for ingestion to judge, with a
+clock.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from pricing.units import Bucket
+
+MAX_COUNT = 2**53  # Beyond it a JSON reader that uses doubles would round.
+MAX_EVENTS_PER_BATCH = 10_000
+MAX_EVENT_BYTES = 4_096
+FORMAT = "tokenyard.usage.v1"
+GENESIS_DIGEST = "0" * 64
+
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Sequenced = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+Ordinal = Annotated[int, Meta(ge=0, le=1_000)]
+Moment = Annotated[datetime, Meta(tz=True)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+BucketTokens = Mapping[Bucket, int | None]
+
+
+class Flag(StrEnum):
+    """What a reader must know before he trusts or bills the counts."""
+
+    CAPPED = "capped"  # The counts exceeded the hold; the excess is not billed.
+    ESTIMATED = "estimated"  # No usage came; the meter counted what it carried.
+    CUT_BUDGET = "cut_budget"  # The stream was cut because the hold could not be extended.
+    CLIENT_GONE = "client_gone"  # The reader hung up before the end.
+    UPSTREAM_FAILED = "upstream_failed"  # The engine or the way to it failed.
+    UNPROVABLE = "unprovable"  # The engine's figures contradict each other; no bucket is claimed.
+    RECOVERED = "recovered"  # Written after a restart from the last running counts.
+
+
+class Finish(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+    BUDGET = "budget"
+    TIMEOUT = "timeout"
+    CLIENT_GONE = "client_gone"
+    ERROR = "error"
+    NONE = "none"  # Nothing is generated (embeddings), or the engine gave no reason.
+
+
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """One attempt's metered facts. `grade_id` is the grade version's id; `occurred_at` is admission.
+
+    In `buckets`, a missing or null bucket was not reported; zero is a report. `api_key_id` is null from
+    agents.
+    """
+
+    id: UUID
+    sequence: Sequenced
+    request_id: UUID
+    attempt: Ordinal
+    part: Ordinal
+    contract_id: UUID
+    offering_id: UUID
+    grade_id: UUID
+    rate_id: UUID
+    period_start: Moment
+    occurred_at: Moment
+    buckets: dict[Bucket, Count | None]
+    finish: Finish
+    bytes_in: Count
+    bytes_out: Count
+    duration_ms: Count
+    api_key_id: UUID | None = None
+    flags: tuple[Flag, ...] = ()
+    recount_o200k: Count | None = None
+    first_byte_ms: Count | None = None
+
+
+class BatchHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """First line of a batch. `digest` chains `previous_digest` (GENESIS_DIGEST for the first) and the event
+    lines.
+    """
+
+    format: str
+    source_id: UUID
+    sequence_from: Sequenced
+    sequence_to: Sequenced
+    previous_digest: Digest
+    digest: Digest
+
+
+class UsageError(ValueError):
+    """Usage that cannot be read. `field` names where (dotted, without `$`), `reason` says why."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+_event_decoder = msgspec.json.Decoder(UsageEvent)
+_header_decoder = msgspec.json.Decoder(BatchHeader)
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def decode_event(line: bytes) -> UsageEvent:
+    """Strict: unknown fields, floats, negative or huge counts, naive times are refused. Raises UsageError."""
+    if len(line) > MAX_EVENT_BYTES:
+        raise UsageError("event", f"longer than {MAX_EVENT_BYTES} bytes")
+    try:
+        return _event_decoder.decode(line)
+    except msgspec.DecodeError as error:
+        raise _usage_error("event", line, error) from None
+    except UnicodeDecodeError:
+        raise UsageError("event", "not UTF-8") from None
+
+
+def encode_event(event: UsageEvent) -> bytes:
+    """Canonical JSON: keys sorted, times in UTC, buckets that were not reported left out, flags sorted and
+    unique.
+    """
+    return _encoder.encode(_canonical(event))
+
+
+def digest_event(event: UsageEvent) -> bytes:
+    """SHA-256 of the canonical form without the sequence: the same facts sent again under a new number are
+    the same.
+    """
+    return sha256(_encoder.encode(msgspec.structs.replace(_canonical(event), sequence=1))).digest()
+
+
+def digest_batch(previous_digest: str, body: bytes) -> str:
+    """SHA-256 over the previous batch's digest and this batch's event lines (as sent, without the header
+    line).
+    """
+    return sha256(bytes.fromhex(previous_digest) + body).hexdigest()
+
+
+def encode_lines(lines: Sequence[bytes]) -> bytes:
+    """Event lines as a batch body, each ended by a line feed."""
+    return b"".join(line + b"\n" for line in lines)
+
+
+def encode_batch(
+    *, source_id: UUID, sequence_from: int, previous_digest: str, lines: Sequence[bytes]
+) -> bytes:
+    """A whole batch as sent. `lines` are `encode_event` outputs with sequences `sequence_from`, +1, +2 ..."""
+    assert 1 <= len(lines) <= MAX_EVENTS_PER_BATCH, "a batch has 1 to 10,000 events"
+    body = encode_lines(lines)
+    header = BatchHeader(
+        format=FORMAT,
+        source_id=source_id,
+        sequence_from=sequence_from,
+        sequence_to=sequence_from + len(lines) - 1,
+        previous_digest=previous_digest,
+        digest=digest_batch(previous_digest, body),
+    )
+    return _encoder.encode(header) + b"\n" + body
+
+
+def split_batch(batch: bytes) -> tuple[BatchHeader, list[bytes]]:
+    """The header, proved against the event lines (count and digest), and the lines, not yet decoded.
+
+    Raises UsageError when the batch as a whole cannot be believed; a single bad event is left for
+    `decode_event`, so that it quarantines only itself.
+    """
+    first, _, body = batch.partition(b"\n")
+    try:
+        header = _header_decoder.decode(first)
+    except msgspec.DecodeError as error:
+        raise _usage_error("header", first, error) from None
+    except UnicodeDecodeError:
+        raise UsageError("header", "not UTF-8") from None
+    if header.format != FORMAT:
+        raise UsageError("header.format", f"must be {FORMAT}")
+    if not body.endswith(b"\n"):
+        raise UsageError("body", "must have events, each ended by a line feed")
+    lines = body[:-1].split(b"\n")
+    if len(lines) > MAX_EVENTS_PER_BATCH:
+        raise UsageError("body", f"more than {MAX_EVENTS_PER_BATCH} events")
+    if header.sequence_to - header.sequence_from + 1 != len(lines):
+        raise UsageError("header.sequence_to", f"does not match the {len(lines)} events that follow")
+    if digest_batch(header.previous_digest, body) != header.digest:
+        raise UsageError("header.digest", "does not match previous_digest and the events")
+    return header, lines
+
+
+def decode_batch(batch: bytes) -> tuple[BatchHeader, list[UsageEvent | UsageError]]:
+    """Header and, line by line, the event or what is wrong with it. Raises UsageError as `split_batch` does."""
+    header, lines = split_batch(batch)
+    return header, decode_lines(lines, sequence_from=header.sequence_from)
+
+
+def decode_lines(lines: Iterable[bytes], *, sequence_from: int) -> list[UsageEvent | UsageError]:
+    """Each line's event, or its UsageError. An event whose sequence is not the line's place is an error."""
+    results: list[UsageEvent | UsageError] = []
+    for sequence, line in enumerate(lines, sequence_from):
+        try:
+            event = decode_event(line)
+        except UsageError as error:
+            results.append(error)
+            continue
+        if event.sequence != sequence:
+            results.append(UsageError("sequence", f"{event.sequence} stands in the place of {sequence}"))
+        else:
+            results.append(event)
+    return results
+
+
+def _canonical(event: UsageEvent) -> UsageEvent:
+    return msgspec.structs.replace(
+        event,
+        period_start=event.period_start.astimezone(UTC),
+        occurred_at=event.occurred_at.astimezone(UTC),
+        buckets={bucket: tokens for bucket, tokens in event.buckets.items() if tokens is not None},
+        flags=tuple(sorted(set(event.flags))),
+    )
+
+
+def _usage_error(whole: str, line: bytes, error: msgspec.DecodeError) -> UsageError:
+    """msgspec's message with the field taken out of it (`... - at `$.bytes_in``)."""
+    reason, separator, path = str(error).partition(" - at ")
+    if "`$.buckets[...]`" in path:
+        return UsageError(f"buckets.{_bad_bucket(line)}", reason)
+    if not separator:
+        for sign in ("unknown field `", "required field `"):
+            if sign in reason:
+                return UsageError(reason.partition(sign)[2].rstrip("`"), reason)
+        return UsageError(whole, reason)
+    field = path.rpartition("`$")[2].strip("`").removeprefix(".")
+    return UsageError(field or whole, reason)
+
+
+def _bad_bucket(line: bytes) -> str:
+    """Which bucket msgspec refused: it does not name the keys of a mapping."""
+    raw: dict[str, Any] = msgspec.json.decode(line)
+    for name, tokens in raw["buckets"].items():
+        try:
+            msgspec.convert(tokens, Count | None)
+        except msgspec.ValidationError:
+            return str(name)
+    return "?"
