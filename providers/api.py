@@ -1,0 +1,471 @@
+"""REST of providers (API keys) and of their agents (requests signed with the host's key)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from django.conf import settings
+from django.urls import path
+from drf_spectacular.utils import extend_schema, extend_schema_field
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from marketplace import clock
+from marketplace.accounts.scopes import Scope
+from marketplace.accounts.services import Actor
+from marketplace.api.serializers import (
+    MicrosPerMtokField,
+    StrictBooleanField,
+    StrictChoiceField,
+    StrictIntegerField,
+    StrictSerializer,
+    TextField,
+    TimestampField,
+    UuidField,
+)
+from marketplace.api.views import ApiView, PublicView
+from marketplace.errors import DomainError, InvalidInput
+from pricing.rating import plain_prices
+from pricing.selectors import by_bucket
+from pricing.services import MAX_RATE_MICROS_PER_MTOK
+from providers import selectors, services
+from providers.claims import MAX_COUNT, MAX_COUNTER, MAX_DURATION_MS, MAX_TOKENS
+from providers.egress import MAX_URL_CHARACTERS
+from providers.models import Bench, Host, Offering
+
+MAX_AGENT_BODY_BYTES: Final = 65_536
+HEARTBEAT_S: Final = 5
+_BIGGEST: Final = 2**63 - 1
+
+
+class BodyTooLarge(DomainError):
+    """More than an agent has to say; nothing was changed."""
+
+    code = "body_too_large"
+    http_status = 413
+    title = "Content too large"
+
+
+# What goes out -------------------------------------------------------------------------------------------------
+
+
+class BenchOut(serializers.ModelSerializer[Bench]):
+    class Meta:
+        model = Bench
+        fields = (
+            "duration_ms",
+            "requests",
+            "concurrency",
+            "input_tokens",
+            "output_tokens",
+            "first_byte_p50_ms",
+            "first_byte_p95_ms",
+            "measured_at",
+        )
+
+
+class HostOut(serializers.ModelSerializer[Host]):
+    hardware = serializers.DictField(help_text="as the agent detected it")
+    engine = serializers.DictField(help_text="as the agent detected it")
+
+    class Meta:
+        model = Host
+        fields = (
+            "id",
+            "name",
+            "region",
+            "site",
+            "status",
+            "base_url",
+            "source_id",
+            "ready",
+            "in_flight",
+            "last_heartbeat_at",
+            "enrolled_at",
+            "created_at",
+            "hardware",
+            "engine",
+        )
+
+
+class HostDetailOut(HostOut):
+    bench = serializers.SerializerMethodField(help_text="what was measured, last")
+    capacity = serializers.SerializerMethodField(
+        help_text="shares of the host in the running delivery period"
+    )
+
+    class Meta(HostOut.Meta):
+        fields = (*HostOut.Meta.fields, "bench", "capacity")
+
+    @extend_schema_field(BenchOut(allow_null=True))
+    def get_bench(self, host: Host) -> dict[str, Any] | None:
+        bench = selectors.latest_bench(host.pk)
+        return None if bench is None else dict(BenchOut(bench).data)
+
+    @extend_schema_field(
+        {
+            "type": "object",
+            "properties": {name: {"type": "integer"} for name in ("sellable_ppm", "sold_ppm", "unsold_ppm")},
+        }
+    )
+    def get_capacity(self, host: Host) -> dict[str, int]:
+        capacity = selectors.running_capacity(host.pk, clock.now())
+        return {
+            "sellable_ppm": capacity.sellable_ppm,
+            "sold_ppm": capacity.sold_ppm,
+            "unsold_ppm": capacity.unsold_ppm,
+        }
+
+
+class EnrolmentCodeOut(serializers.Serializer[Any]):
+    host_id = serializers.UUIDField()
+    code = serializers.CharField(help_text="shown once; works once")
+    expires_at = serializers.DateTimeField()
+
+
+class OfferingOut(serializers.ModelSerializer[Offering]):
+    grade = serializers.CharField(source="grade.family.slug")
+    list_rate_micros_per_mtok = serializers.IntegerField(source="list_rate.micros_per_mtok")
+    firm_rate_micros_per_mtok = serializers.IntegerField(source="firm_rate.micros_per_mtok")
+    list_prices_per_mtok = serializers.SerializerMethodField(
+        help_text="list rate x weight x kappa of each bucket: exact decimals per million native tokens"
+    )
+
+    class Meta:
+        model = Offering
+        fields = (
+            "id",
+            "host_id",
+            "grade",
+            "grade_id",
+            "status",
+            "dependable_numerator_per_s",
+            "list_rate_id",
+            "list_rate_micros_per_mtok",
+            "list_prices_per_mtok",
+            "firm_rate_id",
+            "firm_rate_micros_per_mtok",
+            "spot_floor_micros_per_mtok",
+            "created_at",
+        )
+
+    @extend_schema_field({"type": "object", "additionalProperties": {"type": "string"}})
+    def get_list_prices_per_mtok(self, offering: Offering) -> dict[str, str]:
+        ppm = {bucket: row.standard_ppm for bucket, row in by_bucket(offering.grade.buckets.all()).items()}
+        prices = plain_prices(offering.list_rate.micros_per_mtok, ppm)
+        return {bucket.value: price.per_mtok for bucket, price in prices.items()}
+
+
+# What comes in -------------------------------------------------------------------------------------------------
+
+
+class HostIn(StrictSerializer):
+    name = TextField(max_length=64)
+    region = TextField(max_length=32)
+    site = TextField(max_length=120, required=False, allow_blank=True, default="")
+
+
+class HostStatusIn(StrictSerializer):
+    status = StrictChoiceField(choices=["enrolled", "paused"])
+
+
+class NothingIn(StrictSerializer):
+    """No body, or an empty object."""
+
+
+class PricesIn(StrictSerializer):
+    grade = TextField(max_length=64, help_text="slug of a grade in force")
+    spot_floor_micros_per_mtok = MicrosPerMtokField(min_value=0, max_value=MAX_RATE_MICROS_PER_MTOK)
+    firm_rate_micros_per_mtok = MicrosPerMtokField(max_value=MAX_RATE_MICROS_PER_MTOK)
+    list_rate_micros_per_mtok = MicrosPerMtokField(max_value=MAX_RATE_MICROS_PER_MTOK)
+
+
+class OfferingIn(PricesIn):
+    host_id = UuidField()
+
+
+class OfferingStatusIn(StrictSerializer):
+    status = StrictChoiceField(choices=["listed", "paused", "withdrawn"])
+
+
+class EnrolIn(StrictSerializer):
+    code = TextField(max_length=100)
+    public_key = TextField(max_length=44, help_text="the 32 raw bytes of an Ed25519 public key, in base64")
+    base_url = TextField(max_length=MAX_URL_CHARACTERS, help_text="where the gateway reaches the agent")
+    hardware = serializers.DictField(child=serializers.JSONField(allow_null=True))
+    engine = serializers.DictField(child=serializers.JSONField(allow_null=True))
+
+
+class EnrolOut(serializers.Serializer[Any]):
+    host_id = serializers.UUIDField()
+    source_id = serializers.UUIDField(help_text="the meter source of the agent's usage batches")
+    market_public_key = serializers.CharField(
+        help_text="base64; delivery keys are signed with its other half"
+    )
+    heartbeat_s = serializers.IntegerField()
+
+
+class RegistersIn(StrictSerializer):
+    """Running counters of the engine; null where it has none. `prompt_tokens_total` includes cached tokens."""
+
+    prompt_tokens_total = StrictIntegerField(
+        min_value=0, max_value=MAX_COUNTER, required=False, allow_null=True
+    )
+    cached_tokens_total = StrictIntegerField(
+        min_value=0, max_value=MAX_COUNTER, required=False, allow_null=True
+    )
+    output_tokens_total = StrictIntegerField(
+        min_value=0, max_value=MAX_COUNTER, required=False, allow_null=True
+    )
+    requests_running = StrictIntegerField(min_value=0, max_value=MAX_COUNTER, required=False, allow_null=True)
+    requests_waiting = StrictIntegerField(min_value=0, max_value=MAX_COUNTER, required=False, allow_null=True)
+    engine_boot = TextField(max_length=64, required=False, allow_null=True)
+
+
+class HeartbeatIn(StrictSerializer):
+    boot_id = TextField(max_length=64)
+    ready = StrictBooleanField()
+    in_flight = StrictIntegerField(min_value=0, max_value=2**31 - 1)
+    registers = RegistersIn(required=False)
+    energy_millijoules = StrictIntegerField(min_value=0, max_value=_BIGGEST, required=False, allow_null=True)
+    at = TimestampField(required=False, help_text="the host's clock; the market's own decides")
+
+
+class HeartbeatOut(serializers.Serializer[Any]):
+    status = serializers.CharField(help_text="enrolled, or paused by its owner")
+    heartbeat_s = serializers.IntegerField()
+
+
+class BenchIn(StrictSerializer):
+    duration_ms = StrictIntegerField(min_value=1, max_value=MAX_DURATION_MS)
+    requests = StrictIntegerField(min_value=1, max_value=MAX_COUNT)
+    concurrency = StrictIntegerField(min_value=1, max_value=MAX_COUNT)
+    input_tokens = StrictIntegerField(min_value=0, max_value=MAX_TOKENS)
+    output_tokens = StrictIntegerField(min_value=1, max_value=MAX_TOKENS)
+    first_byte_p50_ms = StrictIntegerField(min_value=0, max_value=MAX_DURATION_MS)
+    first_byte_p95_ms = StrictIntegerField(min_value=0, max_value=MAX_DURATION_MS)
+
+
+class BenchAcceptedOut(serializers.Serializer[Any]):
+    bench_id = serializers.UUIDField()
+
+
+# Providers -----------------------------------------------------------------------------------------------------
+
+
+class _ProviderView(ApiView):
+    role = "provider"
+    scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "POST": Scope.PROVIDE, "PATCH": Scope.PROVIDE}
+
+
+class HostsView(_ProviderView):
+    scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "POST": Scope.PROVIDE}
+
+    @extend_schema(operation_id="hosts_list", responses=HostOut(many=True))
+    def get(self, request: Request) -> Response:
+        return self.page(selectors.hosts_of(self.organization_id), HostOut)
+
+    @extend_schema(operation_id="hosts_create", request=HostIn, responses={201: HostOut})
+    def post(self, request: Request) -> Response:
+        host = services.create_host(
+            organization_id=self.organization_id, now=clock.now(), actor=self.actor, **self.parse(HostIn)
+        )
+        return Response(HostOut(host).data, status=201)
+
+
+class HostView(_ProviderView):
+    scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "PATCH": Scope.PROVIDE}
+
+    @extend_schema(operation_id="hosts_read", responses=HostDetailOut)
+    def get(self, request: Request, host_id: UUID) -> Response:
+        return Response(HostDetailOut(selectors.find_host(self.organization_id, host_id)).data)
+
+    @extend_schema(operation_id="hosts_change", request=HostStatusIn, responses=HostDetailOut)
+    def patch(self, request: Request, host_id: UUID) -> Response:
+        """Pause the host, or resume it."""
+        move = services.pause_host if self.parse(HostStatusIn)["status"] == "paused" else services.resume_host
+        host = move(organization_id=self.organization_id, host_id=host_id, now=clock.now(), actor=self.actor)
+        return Response(HostDetailOut(host).data)
+
+
+class EnrolmentCodesView(_ProviderView):
+    scopes: ClassVar[dict[str, str]] = {"POST": Scope.PROVIDE}
+
+    @extend_schema(operation_id="enrolment_codes_issue", request=NothingIn, responses={201: EnrolmentCodeOut})
+    def post(self, request: Request, host_id: UUID) -> Response:
+        """A code for the host's agent; codes issued before are void."""
+        self.parse(NothingIn)
+        now = clock.now()
+        code = services.issue_enrolment_code(
+            organization_id=self.organization_id, host_id=host_id, now=now, actor=self.actor
+        )
+        answer = {"host_id": host_id, "code": code, "expires_at": now + services.ENROLMENT_CODE_VALID}
+        return Response(EnrolmentCodeOut(answer).data, status=201)
+
+
+class OfferingsView(_ProviderView):
+    scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "POST": Scope.PROVIDE}
+
+    @extend_schema(operation_id="offerings_list", responses=OfferingOut(many=True))
+    def get(self, request: Request) -> Response:
+        return self.page(selectors.offerings_of(self.organization_id), OfferingOut)
+
+    @extend_schema(operation_id="offerings_list_or_change", request=OfferingIn, responses=OfferingOut)
+    def post(self, request: Request) -> Response:
+        """Offer a grade on a host, or change the prices of the offering there is; the same again changes nothing."""
+        data = self.parse(OfferingIn)
+        host = selectors.find_host(self.organization_id, data.pop("host_id"))
+        offering = services.list_offering(
+            host_id=host.pk, grade_slug=data.pop("grade"), now=clock.now(), actor=self.actor, **data
+        )
+        return Response(OfferingOut(selectors.find_offering(self.organization_id, offering.pk)).data)
+
+
+class OfferingView(_ProviderView):
+    scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "PATCH": Scope.PROVIDE}
+
+    @extend_schema(operation_id="offerings_read", responses=OfferingOut)
+    def get(self, request: Request, offering_id: UUID) -> Response:
+        return Response(OfferingOut(selectors.find_offering(self.organization_id, offering_id)).data)
+
+    @extend_schema(operation_id="offerings_change", request=OfferingStatusIn, responses=OfferingOut)
+    def patch(self, request: Request, offering_id: UUID) -> Response:
+        """Pause, resume or (for good) withdraw."""
+        moves = {
+            "listed": services.resume_offering,
+            "paused": services.pause_offering,
+            "withdrawn": services.withdraw_offering,
+        }
+        offering = moves[self.parse(OfferingStatusIn)["status"]](
+            organization_id=self.organization_id, offering_id=offering_id, now=clock.now(), actor=self.actor
+        )
+        return Response(OfferingOut(offering).data)
+
+
+# Agents --------------------------------------------------------------------------------------------------------
+
+
+class _AgentView(PublicView):
+    """Signed by the host's key (RFC 9421, Ed25519); `keyid` is the host's id."""
+
+    def host(self, request: Request) -> Host:
+        body = self.bounded_body(request)
+        return services.authenticate_host(
+            method=str(request.method),
+            url=request.build_absolute_uri(),
+            headers=request.headers,
+            body=body,
+            # A signature is as old as the machine says, wherever the market's clock was moved to.
+            now=clock.wall_now(),
+        )
+
+    def bounded_body(self, request: Request) -> bytes:
+        """Read before it is parsed: what was signed is the bytes."""
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > MAX_AGENT_BODY_BYTES:
+            raise BodyTooLarge(f"an agent's request has at most {MAX_AGENT_BODY_BYTES} bytes")
+        return bytes(request.body)
+
+
+class AgentEnrolView(_AgentView):
+    @extend_schema(operation_id="agent_enrol", request=EnrolIn, responses={201: EnrolOut})
+    def post(self, request: Request) -> Response:
+        """Claim the host of the code. Signed with the private half of `public_key`."""
+        body = self.bounded_body(request)
+        data = self.parse(EnrolIn)
+        data["public_key"] = _public_key(data["public_key"])
+        services.verify_enrolment_signature(
+            method=str(request.method),
+            url=request.build_absolute_uri(),
+            headers=request.headers,
+            body=body,
+            public_key=data["public_key"],
+            now=clock.wall_now(),
+        )
+        host = services.enrol_host(now=clock.now(), **data)
+        answer = {
+            "host_id": host.pk,
+            "source_id": host.source_id,
+            "market_public_key": market_public_key(),
+            "heartbeat_s": HEARTBEAT_S,
+        }
+        return Response(EnrolOut(answer).data, status=201)
+
+
+class AgentHeartbeatView(_AgentView):
+    @extend_schema(operation_id="agent_heartbeat", request=HeartbeatIn, responses=HeartbeatOut)
+    def post(self, request: Request) -> Response:
+        """Every few seconds: alive, ready or not, and the engine's counters."""
+        host = self.host(request)
+        data = self.parse(HeartbeatIn)
+        services.record_heartbeat(
+            host_id=host.pk,
+            boot_id=data["boot_id"],
+            ready=data["ready"],
+            in_flight=data["in_flight"],
+            registers=data.get("registers", {}),
+            energy_millijoules=data.get("energy_millijoules"),
+            now=clock.now(),
+        )
+        return Response(HeartbeatOut({"status": host.status, "heartbeat_s": HEARTBEAT_S}).data)
+
+
+class AgentBenchView(_AgentView):
+    @extend_schema(operation_id="agent_bench", request=BenchIn, responses={201: BenchAcceptedOut})
+    def post(self, request: Request) -> Response:
+        """What a bench counted; dependable capacity is computed from it when an offering is listed."""
+        host = self.host(request)
+        bench = services.record_bench(host_id=host.pk, figures=self.parse(BenchIn), now=clock.now())
+        return Response(BenchAcceptedOut({"bench_id": bench.pk}).data, status=201)
+
+
+class AgentOfferingsView(_AgentView):
+    @extend_schema(operation_id="agent_offerings", request=PricesIn, responses=OfferingOut)
+    def post(self, request: Request) -> Response:
+        """List a grade on the agent's own host, or change its prices; the same again changes nothing."""
+        host = self.host(request)
+        data = self.parse(PricesIn)
+        offering = services.list_offering(
+            host_id=host.pk,
+            grade_slug=data.pop("grade"),
+            now=clock.now(),
+            actor=Actor("host", host.pk, request.META.get("REMOTE_ADDR") or None),
+            **data,
+        )
+        shown = selectors.find_offering(host.provider.organization_id, offering.pk)
+        return Response(OfferingOut(shown).data)
+
+
+def market_public_key() -> str:
+    """What agents verify delivery keys with: raw Ed25519, base64."""
+    private = Ed25519PrivateKey.from_private_bytes(settings.MARKET_SIGNING_KEY)
+    return base64.b64encode(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+
+
+def _public_key(text: str) -> bytes:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != 32:
+        raise InvalidInput("It must be 32 bytes in base64, an Ed25519 public key.", field="public_key")
+    return key
+
+
+urlpatterns = [
+    path("hosts", HostsView.as_view(), name="api-hosts"),
+    path("hosts/<uuid:host_id>", HostView.as_view(), name="api-host"),
+    path("hosts/<uuid:host_id>/enrolment-codes", EnrolmentCodesView.as_view(), name="api-enrolment-codes"),
+    path("offerings", OfferingsView.as_view(), name="api-offerings"),
+    path("offerings/<uuid:offering_id>", OfferingView.as_view(), name="api-offering"),
+    path("agent/enrol", AgentEnrolView.as_view(), name="api-agent-enrol"),
+    path("agent/heartbeat", AgentHeartbeatView.as_view(), name="api-agent-heartbeat"),
+    path("agent/bench", AgentBenchView.as_view(), name="api-agent-bench"),
+    path("agent/offerings", AgentOfferingsView.as_view(), name="api-agent-offerings"),
+]

@@ -1,0 +1,210 @@
+"""Selling organizations, their inference hosts, what those can dependably make, and what of it is sold."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import F, Q
+
+from marketplace.accounts.models import Organization
+from marketplace.ids import uuid7
+from metering.models import MeterSource
+from pricing.models import Grade, Rate
+
+
+class Provider(models.Model):
+    """A selling organization's profile."""
+
+    class Status(models.TextChoices):
+        ACTIVE = "active"
+        PAUSED = "paused"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    organization = models.OneToOneField(Organization, on_delete=models.PROTECT, related_name="provider")
+    display_name = models.CharField(max_length=120)
+    status = models.CharField(max_length=8, choices=Status.choices, default=Status.ACTIVE)
+    self_billing_consent_at = models.DateTimeField(null=True)
+    payout_destination = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField()
+
+
+class Host(models.Model):
+    """One inference machine, reached by the gateway at `base_url`, known by the Ed25519 key made at enrolment."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        ENROLLED = "enrolled"
+        PAUSED = "paused"
+        RETIRED = "retired"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    provider = models.ForeignKey(Provider, on_delete=models.PROTECT, related_name="hosts")
+    name = models.CharField(max_length=64)
+    region = models.CharField(max_length=32)
+    site = models.CharField(max_length=120, blank=True)
+    status = models.CharField(max_length=8, choices=Status.choices, default=Status.PENDING)
+    base_url = models.URLField(max_length=300, blank=True)
+    public_key = models.BinaryField(max_length=32, null=True)
+    source = models.OneToOneField(MeterSource, on_delete=models.PROTECT, null=True, related_name="+")
+    # As detected by the agent; shown beside what was measured.
+    hardware = models.JSONField(default=dict)
+    engine = models.JSONField(default=dict)
+    boot_id = models.CharField(max_length=64, blank=True)
+    last_heartbeat_at = models.DateTimeField(null=True)
+    ready = models.BooleanField(default=False)
+    in_flight = models.PositiveIntegerField(default=0)
+    enrolled_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["provider", "name"], name="providers_host_name_unique"),
+            models.CheckConstraint(
+                condition=Q(status="pending")
+                | (Q(public_key__isnull=False) & Q(source__isnull=False) & ~Q(base_url="")),
+                name="providers_host_enrolled_has_identity",
+            ),
+        ]
+
+
+class EnrolmentCode(models.Model):
+    """A one-time code with which an agent claims a host; only its SHA-256 is kept."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host = models.ForeignKey(Host, on_delete=models.CASCADE, related_name="enrolment_codes")
+    code_sha256 = models.BinaryField(max_length=32, unique=True)
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
+
+
+class Bench(models.Model):
+    """One measurement of a host in a grade, with date and conditions; the raw figures as the agent sent them."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="benches")
+    duration_ms = models.BigIntegerField()
+    requests = models.PositiveIntegerField()
+    concurrency = models.PositiveIntegerField()
+    input_tokens = models.BigIntegerField()
+    output_tokens = models.BigIntegerField()
+    first_byte_p50_ms = models.IntegerField()
+    first_byte_p95_ms = models.IntegerField()
+    conditions = models.JSONField(default=dict)
+    measured_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(duration_ms__gt=0) & Q(input_tokens__gte=0) & Q(output_tokens__gt=0),
+                name="providers_bench_figures_positive",
+            ),
+        ]
+
+
+class Offering(models.Model):
+    """One grade served by one host: its dependable capacity from a bench, and its three prices."""
+
+    class Status(models.TextChoices):
+        LISTED = "listed"
+        PAUSED = "paused"
+        WITHDRAWN = "withdrawn"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="offerings")
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.LISTED)
+    bench = models.ForeignKey(Bench, on_delete=models.PROTECT, related_name="+")
+    # Dependable standard tokens per second x 1e6 (the unit of every numerator).
+    dependable_numerator_per_s = models.BigIntegerField()
+    list_rate = models.ForeignKey(Rate, on_delete=models.PROTECT, related_name="+")
+    firm_rate = models.ForeignKey(Rate, on_delete=models.PROTECT, related_name="+")
+    # The lowest ask in the spot market; the published floor.
+    spot_floor_micros_per_mtok = models.BigIntegerField()
+    data_policy = models.JSONField(default=dict)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["host", "grade"], condition=~Q(status="withdrawn"), name="providers_offering_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(dependable_numerator_per_s__gt=0) & Q(spot_floor_micros_per_mtok__gte=0),
+                name="providers_offering_figures_positive",
+            ),
+        ]
+
+
+class HostPeriod(models.Model):
+    """The share of a host that is sellable and sold in one delivery period. No capacity is sold twice: the CHECK."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="periods")
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    sellable_ppm = models.BigIntegerField()
+    sold_ppm = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["host", "period_start"], name="providers_hostperiod_unique"),
+            models.CheckConstraint(
+                condition=Q(sold_ppm__gte=0)
+                & Q(sold_ppm__lte=F("sellable_ppm"))
+                & Q(sellable_ppm__lte=1_000_000),
+                name="providers_hostperiod_not_sold_twice",
+            ),
+            models.CheckConstraint(
+                condition=Q(period_end__gt=F("period_start")), name="providers_hostperiod_forwards"
+            ),
+        ]
+        indexes = [models.Index(fields=["period_start"], name="providers_hostperiod_by_start")]
+
+
+class HostHour(models.Model):
+    """The share of a host sold firm (to committed contracts) in one UTC hour."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="hours")
+    hour_start = models.DateTimeField()
+    sellable_ppm = models.BigIntegerField()
+    sold_ppm = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["host", "hour_start"], name="providers_hosthour_unique"),
+            models.CheckConstraint(
+                condition=Q(sold_ppm__gte=0)
+                & Q(sold_ppm__lte=F("sellable_ppm"))
+                & Q(sellable_ppm__lte=1_000_000),
+                name="providers_hosthour_not_sold_twice",
+            ),
+        ]
+
+
+class Outage(models.Model):
+    """A time in which a host did not serve: from the first refused attempt or missed heartbeats to the next success."""
+
+    class Kind(models.TextChoices):
+        HEARTBEAT = "heartbeat"
+        REFUSED = "refused"
+        PLANNED = "planned"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="outages")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(ended_at__isnull=True) | Q(ended_at__gte=F("started_at")),
+                name="providers_outage_forwards",
+            ),
+            models.UniqueConstraint(
+                fields=["host", "kind"],
+                condition=Q(ended_at__isnull=True),
+                name="providers_outage_one_open_per_kind",
+            ),
+        ]

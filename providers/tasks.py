@@ -1,0 +1,18 @@
+"""Wake-ups of this room. The rows say what is due."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from marketplace import clock
+from providers import services
+
+
+@shared_task(name="providers.tasks.open_capacity")
+def open_capacity() -> None:
+    services.open_capacity(now=clock.now())
+
+
+@shared_task(name="providers.tasks.check_heartbeats")
+def check_heartbeats() -> None:
+    services.check_heartbeats(now=clock.now())
