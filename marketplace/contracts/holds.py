@@ -1,0 +1,255 @@
+"""Delivery holds: the statements that the gateway's pool runs too, and the sweeper of those nobody ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from django.conf import settings
+from django.db import connection
+
+from marketplace.contracts.models import Hold
+from marketplace.periods import settlement_period
+from metering.models import UsageEvent as StoredEvent
+from metering.services import gateway_source
+from metering.usage import Finish, Flag, UsageEvent, encode_event
+from pricing.rating import standard_numerator
+from pricing.selectors import standard_ppm_of
+from pricing.units import PPM, Bucket
+
+logger = logging.getLogger(__name__)
+
+OPEN_SQL: Final = (
+    "SELECT * FROM contracts_open_hold(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+)
+EXTEND_SQL: Final = "SELECT contracts_extend_hold(%s, %s, %s)"
+CAPTURE_SQL: Final = "SELECT * FROM contracts_capture_hold(%s, %s, %s, %s, %s)"
+VOID_SQL: Final = "SELECT contracts_void_hold(%s, %s)"
+
+# An agent's event arrives within seconds of the request's end; the gateway's own capture comes first.
+SWEEP_GRACE: Final = timedelta(seconds=2)
+
+
+class Opened(NamedTuple):
+    """The row of contracts_open_hold; what is null depends on `outcome`."""
+
+    outcome: str
+    contract_id: UUID | None
+    kind: str | None
+    grade_id: UUID | None
+    offering_id: UUID | None
+    host_id: UUID | None
+    base_url: str | None
+    engine: str | None
+    rate_id: UUID | None
+    rate_micros_per_mtok: int | None
+    period_start: datetime | None
+    expires_at: datetime | None
+    amount_numerator: int | None
+    amount_micros: int | None
+    retry_after_ms: int | None
+    limit_numerator: int | None
+    remaining_numerator: int | None
+    reset_ms: int | None
+
+
+class Captured(NamedTuple):
+    """The row of contracts_capture_hold. `outcome`: ok, or captured, voided or missing when nothing was changed."""
+
+    outcome: str
+    captured_numerator: int
+    captured_micros: int
+    capped: bool
+
+
+def open_arguments(
+    *,
+    id: UUID,
+    request_id: UUID,
+    attempt: int,
+    holder: str,
+    organization_id: UUID,
+    api_key_id: UUID | None,
+    grade_ids: Sequence[UUID],
+    numerators: Sequence[int],
+    contract_id: UUID | None,
+    exclude: Sequence[UUID],
+    now: datetime,
+) -> tuple[object, ...]:
+    """The parameters of OPEN_SQL in their order, with the market's periods from the settings."""
+    assert grade_ids and len(grade_ids) == len(numerators)
+    return (
+        id,
+        request_id,
+        attempt,
+        holder,
+        organization_id,
+        api_key_id,
+        list(grade_ids),
+        list(numerators),
+        contract_id,
+        now,
+        settings.DELIVERY_PERIOD_S,
+        settings.SETTLEMENT_PERIOD_S,
+        PPM - settings.OPERATING_MARGIN_PPM,
+        list(exclude),
+    )
+
+
+def open_hold(
+    *,
+    id: UUID,
+    organization_id: UUID,
+    grade_ids: Sequence[UUID],
+    numerators: Sequence[int],
+    now: datetime,
+    request_id: UUID | None = None,
+    attempt: int = 0,
+    holder: str = "service",
+    api_key_id: UUID | None = None,
+    contract_id: UUID | None = None,
+    exclude: Sequence[UUID] = (),
+) -> Opened:
+    """Choose the contract that pays and hold on it; the answer's `outcome` says whether it worked."""
+    arguments = open_arguments(
+        id=id,
+        request_id=request_id or id,
+        attempt=attempt,
+        holder=holder,
+        organization_id=organization_id,
+        api_key_id=api_key_id,
+        grade_ids=grade_ids,
+        numerators=numerators,
+        contract_id=contract_id,
+        exclude=exclude,
+        now=now,
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(OPEN_SQL, arguments)
+        return Opened(*cursor.fetchone())
+
+
+def extend_hold(*, id: UUID, delta_numerator: int, now: datetime) -> str:
+    """Grow (or shrink) an open hold: ok, contract_exhausted, insufficient_funds or closed."""
+    with connection.cursor() as cursor:
+        cursor.execute(EXTEND_SQL, (id, delta_numerator, now))
+        return str(cursor.fetchone()[0])
+
+
+def capture_hold(*, id: UUID, numerator: int, event: bytes, source_id: UUID, now: datetime) -> Captured:
+    """Capture at most the hold and put the gateway's event into the metering inbox, in one transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute(CAPTURE_SQL, (id, numerator, event, source_id, now))
+        return Captured(*cursor.fetchone())
+
+
+def void_hold(*, id: UUID, now: datetime) -> str:
+    """Give an open hold back whole: ok, or the state it was in."""
+    with connection.cursor() as cursor:
+        cursor.execute(VOID_SQL, (id, now))
+        return str(cursor.fetchone()[0])
+
+
+def sweep_holds(*, now: datetime, limit: int = 500) -> int:
+    """End the holds whose request must be over but whose gateway never said so (it was killed).
+
+    The agent's signed count is captured, at most the hold; without one the hold is voided shortly before its
+    settlement period is settled. Returns how many were ended.
+    """
+    overdue = (
+        Hold.objects.filter(status=Hold.Status.OPEN, expires_at__lte=now - SWEEP_GRACE)
+        .select_related("grade")
+        .order_by("expires_at", "pk")[:limit]
+    )
+    return sum(_sweep(hold, now) for hold in overdue)
+
+
+def _sweep(hold: Hold, now: datetime) -> bool:
+    event = (
+        StoredEvent.objects.filter(
+            contract_id=hold.contract_id,
+            period_start=hold.period_start,
+            request_id=hold.request_id,
+            offering_id=hold.offering_id,
+            attempt=hold.attempt,
+            source__kind="agent",
+        )
+        .order_by("id")
+        .first()
+    )
+    if event is not None:
+        return _capture_reported(hold, event, now)
+    settles_at = settlement_period(hold.opened_at).end + timedelta(
+        seconds=hold.grade.max_request_s + settings.SETTLEMENT_GRACE_S
+    )
+    if now < settles_at - timedelta(seconds=settings.SETTLEMENT_GRACE_S / 2):
+        return False
+    logger.warning("hold voided: no meter reported its request", extra={"hold_id": str(hold.pk)})
+    return void_hold(id=hold.pk, now=now) == "ok"
+
+
+def _capture_reported(hold: Hold, stored: StoredEvent, now: datetime) -> bool:
+    standard_ppm = standard_ppm_of(hold.grade_id)
+    counts = {
+        bucket: count for bucket in Bucket if (count := getattr(stored, f"{bucket.value}_tokens")) is not None
+    }
+    flags = [Flag.RECOVERED]
+    buckets = cap_counts(counts, standard_ppm, hold.amount_numerator)
+    if buckets != counts:
+        flags.append(Flag.CAPPED)
+    event = UsageEvent(
+        id=hold.pk,
+        sequence=1,
+        request_id=hold.request_id,
+        attempt=hold.attempt,
+        part=0,
+        contract_id=hold.contract_id,
+        offering_id=hold.offering_id,
+        grade_id=hold.grade_id,
+        rate_id=hold.rate_id,
+        period_start=hold.period_start.astimezone(UTC),
+        occurred_at=hold.opened_at.astimezone(UTC),
+        buckets=dict(buckets),
+        finish=Finish(stored.finish),
+        bytes_in=stored.bytes_in,
+        bytes_out=stored.bytes_out,
+        duration_ms=stored.duration_ms or 0,
+        api_key_id=hold.api_key_id,
+        flags=tuple(flags),
+        first_byte_ms=stored.first_byte_ms,
+    )
+    captured = capture_hold(
+        id=hold.pk,
+        numerator=standard_numerator(buckets, standard_ppm),
+        event=encode_event(event) + b"\n",
+        source_id=gateway_source(now).id,
+        now=now,
+    )
+    return captured.outcome == "ok"
+
+
+def cap_counts(
+    counts: dict[Bucket, int], standard_ppm: dict[Bucket, int], amount_numerator: int
+) -> dict[Bucket, int]:
+    """The counts, cut so that they come to at most the hold: what is above it is flagged and never billed.
+
+    Output is cut first: it is what grew beyond the bound.
+    """
+    excess = standard_numerator(counts, standard_ppm) - amount_numerator
+    capped = dict(counts)
+    for bucket in (*_OUTPUT_FIRST, *(bucket for bucket in counts if bucket not in _OUTPUT_FIRST)):
+        ppm = standard_ppm.get(bucket, 0)
+        if excess <= 0:
+            break
+        if ppm == 0 or not capped.get(bucket):
+            continue
+        cut = min(capped[bucket], -(-excess // ppm))
+        capped[bucket] -= cut
+        excess -= cut * ppm
+    return capped
+
+
+_OUTPUT_FIRST: Final = (Bucket.REASONING, Bucket.OUTPUT, Bucket.AUDIO_OUTPUT)

@@ -1,0 +1,96 @@
+"""Reads of contracts, always of one organization."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+
+from marketplace.contracts.models import Accrual, Allocation, Contract, Entitlement, Hold, PeriodRate, Quote
+from marketplace.errors import NotFound
+
+
+def quotes_of(organization_id: UUID) -> QuerySet[Quote]:
+    return Quote.objects.filter(organization_id=organization_id).select_related("grade__family", "contract")
+
+
+def quote_of(*, organization_id: UUID, quote_id: UUID) -> Quote:
+    """Raises NotFound, also for another organization's."""
+    quote = quotes_of(organization_id).filter(pk=quote_id).first()
+    if quote is None:
+        raise NotFound("There is no such quote.")
+    return quote
+
+
+def contracts_of(organization_id: UUID) -> QuerySet[Contract]:
+    return Contract.objects.filter(organization_id=organization_id).select_related("grade__family", "rate")
+
+
+def contract_of(*, organization_id: UUID, contract_id: UUID) -> Contract:
+    """Raises NotFound, also for another organization's."""
+    contract = contracts_of(organization_id).filter(pk=contract_id).first()
+    if contract is None:
+        raise NotFound("There is no such contract.")
+    return contract
+
+
+def entitlements_of(contract_id: UUID) -> QuerySet[Entitlement]:
+    """Newest period first."""
+    return Entitlement.objects.filter(contract_id=contract_id).select_related("rate").order_by("-period_start")
+
+
+def allocations_of(contract_id: UUID) -> QuerySet[Allocation]:
+    return Allocation.objects.filter(contract_id=contract_id).order_by("-period_start", "id")
+
+
+def entitlement_in_force(*, contract_id: UUID, at: datetime) -> Entitlement | None:
+    return (
+        Entitlement.objects.filter(contract_id=contract_id, period_start__lte=at, period_end__gt=at)
+        .select_related("rate")
+        .first()
+    )
+
+
+def hold_of_request(*, organization_id: UUID, request_id: UUID) -> Hold:
+    """The last attempt of a buyer's request (its generation id). Raises NotFound, also for another organization's."""
+    hold = (
+        Hold.objects.filter(request_id=request_id, contract__organization_id=organization_id)
+        .select_related("contract", "grade__family", "rate")
+        .order_by("-attempt")
+        .first()
+    )
+    if hold is None:
+        raise NotFound("There is no such generation.")
+    return hold
+
+
+def has_open_holds(*, contract_id: UUID, since: datetime, until: datetime) -> bool:
+    """Whether a request admitted in `[since, until)` may still be running."""
+    return Hold.objects.filter(
+        contract_id=contract_id, status=Hold.Status.OPEN, opened_at__gte=since, opened_at__lt=until
+    ).exists()
+
+
+def accruals_due(*, until: datetime) -> QuerySet[Accrual]:
+    """Pending accruals of settlement periods that began before `until` and that hold nothing for open requests."""
+    return (
+        Accrual.objects.filter(settlement_start__lt=until, held_micros=0)
+        .filter(Q(ledger_hold__status="open"))
+        .select_related("contract", "ledger_hold")
+        .order_by("settlement_start", "pk")
+    )
+
+
+def period_rate(*, grade_id: UUID, period_start: datetime) -> PeriodRate | None:
+    return (
+        PeriodRate.objects.filter(grade_id=grade_id, period_start=period_start).select_related("overage_rate").first()
+    )
+
+
+def entitlements_in_force(*, contract_ids: list[UUID], at: datetime) -> dict[UUID, Entitlement]:
+    """What holds at `at` of each of these contracts that has a period then, in one query."""
+    rows = Entitlement.objects.filter(
+        contract_id__in=contract_ids, period_start__lte=at, period_end__gt=at
+    ).select_related("rate")
+    return {entitlement.contract_id: entitlement for entitlement in rows}

@@ -1,0 +1,45 @@
+"""Everything that writes contracts, for the rooms above. The work is done in the modules named here."""
+
+from marketplace.contracts.committed import (
+    accept_quote,
+    advance_contracts,
+    mark_entitlement_settled,
+    mark_month_paid,
+    month_price_micros,
+    suspend_contract,
+)
+from marketplace.contracts.holds import (
+    Captured,
+    Opened,
+    capture_hold,
+    extend_hold,
+    open_hold,
+    sweep_holds,
+    void_hold,
+)
+from marketplace.contracts.on_demand import ensure_on_demand_contract
+from marketplace.contracts.quoting import QuoteExpired, request_quote
+from marketplace.contracts.spot import close_spot_contract, open_spot_contract, record_award, set_period_rate
+
+__all__ = [
+    "Captured",
+    "Opened",
+    "QuoteExpired",
+    "accept_quote",
+    "advance_contracts",
+    "capture_hold",
+    "close_spot_contract",
+    "ensure_on_demand_contract",
+    "extend_hold",
+    "mark_entitlement_settled",
+    "mark_month_paid",
+    "month_price_micros",
+    "open_hold",
+    "open_spot_contract",
+    "record_award",
+    "request_quote",
+    "set_period_rate",
+    "suspend_contract",
+    "sweep_holds",
+    "void_hold",
+]

@@ -1,0 +1,138 @@
+"""Spot contracts: one per bid, one entitlement per award. Orders writes them through these services."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+
+from marketplace.contracts.committed import BUCKET_SECONDS
+from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, OveragePolicy, PeriodRate
+from marketplace.ids import derived_id
+from metering.services import add_meter_point
+from pricing.models import Grade, Rate
+from pricing.rating import lots_numerator
+from pricing.services import publish_rate
+from providers.models import Offering
+
+
+@transaction.atomic
+def open_spot_contract(
+    *, id: UUID, organization_id: UUID, grade_id: UUID, max_rate_micros_per_mtok: int, now: datetime
+) -> Contract:
+    """The contract of a bid, for the bid's life. The same id again gives the same contract."""
+    contract, _ = Contract.objects.get_or_create(
+        id=id,
+        defaults={
+            "organization_id": organization_id,
+            "grade_id": grade_id,
+            "kind": ContractKind.SPOT,
+            "currency": Grade.objects.get(pk=grade_id).currency,
+            "overage_policy": OveragePolicy.LIST,
+            "max_rate_micros_per_mtok": max_rate_micros_per_mtok,
+            "starts_at": now,
+            "created_at": now,
+        },
+    )
+    return contract
+
+
+def close_spot_contract(*, contract_id: UUID, now: datetime) -> None:
+    """The bid is over: no further awards. Those it has are still delivered. Doing it again changes nothing."""
+    Contract.objects.filter(pk=contract_id, kind=ContractKind.SPOT).exclude(status=Contract.Status.ENDED).update(
+        status=Contract.Status.ENDED
+    )
+
+
+@transaction.atomic
+def record_award(
+    *,
+    contract_id: UUID,
+    period_start: datetime,
+    period_end: datetime,
+    lots: int,
+    rate_id: UUID,
+    ledger_hold_id: UUID,
+    shares: Sequence[tuple[UUID, int]],
+    now: datetime,
+) -> Entitlement:
+    """What a spot contract got for one delivery period, and which offerings supply how many lots of it.
+
+    The same award again gives the same entitlement. The bucket starts full: a delivery period is short.
+    """
+    assert lots > 0
+    assert sum(part for _, part in shares) == lots, "the shares are the whole award"
+    contract = Contract.objects.select_for_update(no_key=True).get(pk=contract_id)
+    rate = Rate.objects.get(pk=rate_id)
+    seconds = int((period_end - period_start).total_seconds())
+    rate_per_s = lots_numerator(lots) // seconds
+    depth = min(rate_per_s * BUCKET_SECONDS, lots_numerator(lots))
+    entitlement, made = Entitlement.objects.get_or_create(
+        contract=contract,
+        period_start=period_start,
+        defaults={
+            "id": derived_id(contract_id, f"award:{period_start.isoformat()}"),
+            "period_end": period_end,
+            "rate": rate,
+            "entitled_numerator": lots_numerator(lots),
+            "ledger_hold_id": ledger_hold_id,
+            "bucket_rate_numerator_per_s": rate_per_s,
+            "bucket_depth_numerator": depth,
+            "bucket_level_numerator": depth,
+            "bucket_level_at": period_start,
+        },
+    )
+    if not made:
+        assert entitlement.entitled_numerator == lots_numerator(lots), "an award is made once"
+        return entitlement
+    offerings = Offering.objects.in_bulk([offering_id for offering_id, _ in shares])
+    for offering_id, part in sorted(shares):
+        Allocation.objects.create(
+            id=derived_id(entitlement.id, f"allocation:{offering_id}"),
+            contract=contract,
+            offering_id=offering_id,
+            firm_lots=part,
+            rate_micros_per_mtok=rate.micros_per_mtok,
+            period_start=period_start,
+        )
+        add_meter_point(
+            contract_id=contract_id,
+            offering_id=offering_id,
+            host_id=offerings[offering_id].host_id,
+            grade_id=contract.grade_id,
+            valid_from=period_start,
+        )
+    return entitlement
+
+
+@transaction.atomic
+def set_period_rate(
+    *,
+    grade_id: UUID,
+    period_start: datetime,
+    clearing_rate_micros_per_mtok: int | None,
+    overage_micros_per_mtok: int,
+    now: datetime,
+) -> PeriodRate:
+    """What the spot market said of a grade's delivery period. Said once: saying it again changes nothing."""
+    found = PeriodRate.objects.filter(grade_id=grade_id, period_start=period_start).first()
+    if found is not None:
+        return found
+    overage = publish_rate(
+        grade_id=grade_id,
+        kind=Rate.Kind.OVERAGE,
+        micros_per_mtok=overage_micros_per_mtok,
+        source_id=grade_id,
+        now=now,
+    )
+    period_rate, _ = PeriodRate.objects.get_or_create(
+        grade_id=grade_id,
+        period_start=period_start,
+        defaults={
+            "clearing_rate_micros_per_mtok": clearing_rate_micros_per_mtok,
+            "overage_rate": overage,
+        },
+    )
+    return period_rate

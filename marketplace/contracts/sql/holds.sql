@@ -1,0 +1,632 @@
+-- Delivery holds: open, extend, capture, void. Sync services and the gateway's pool run the same one-line statements.
+--
+-- Lock order, everywhere: delivery hold, right (entitlement or on-demand bucket), allocation, accrual (an
+-- advisory lock before it while it is made), ledger hold, ledger account. A right is taken by one conditional UPDATE: a candidate that
+-- fails it leaves no lock behind, so a request never holds two rights.
+--
+-- Money and volume are integers. `div` truncates exactly; `/` on numeric would round before a ceiling sees it.
+
+CREATE FUNCTION contracts_price_ceil(p_numerator bigint, p_rate bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT div(p_numerator::numeric * p_rate + 999999999999, 1000000000000)::bigint
+$$;
+
+CREATE FUNCTION contracts_gross_up(p_amount bigint, p_tax_ppm bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT div(p_amount::numeric * (1000000 + p_tax_ppm) + 999999, 1000000)::bigint
+$$;
+
+-- The level of a token bucket at p_now. A request larger than the depth passes a full bucket and leaves it in debt,
+-- so that the rate holds in the long run: `level >= LEAST(depth, request)` admits, `level - request` remains.
+CREATE FUNCTION contracts_refilled(
+    p_level bigint, p_level_at timestamptz, p_rate_per_s bigint, p_depth bigint, p_now timestamptz
+) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT LEAST(
+        p_depth::numeric,
+        p_level + div(p_rate_per_s * GREATEST(0, extract(epoch FROM p_now - p_level_at) * 1000000), 1000000)
+    )::bigint
+$$;
+
+-- Milliseconds until a bucket that lacks p_missing has it; an hour when it does not refill.
+CREATE FUNCTION contracts_wait_ms(p_missing bigint, p_rate_per_s bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN p_missing <= 0 THEN 0
+        WHEN p_rate_per_s <= 0 THEN 3600000
+        ELSE LEAST(3600000, div(p_missing::numeric * 1000 + p_rate_per_s - 1, p_rate_per_s))::bigint
+    END
+$$;
+
+CREATE FUNCTION contracts_period_start(p_at timestamptz, p_seconds integer) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT to_timestamp((floor(extract(epoch FROM p_at) / p_seconds) * p_seconds)::double precision)
+$$;
+
+-- What a request asks for, as one value that the helpers below pass on.
+CREATE TYPE contracts_asked AS (
+    id uuid, request_id uuid, attempt smallint, holder text, organization_id uuid, api_key_id uuid,
+    grades uuid[], numerators bigint[], at timestamptz, delivery_s integer, settlement_s integer,
+    sellable_ppm bigint, exclude uuid[]
+);
+
+-- outcome: ok, contract_not_found, contract_suspended, contract_exhausted, insufficient_funds, rate_limited,
+-- capacity_unavailable, no_offering. The last four columns feed Retry-After and the x-ratelimit-* headers.
+CREATE TYPE contracts_opened AS (
+    outcome text, contract_id uuid, kind text, grade_id uuid, offering_id uuid, host_id uuid, base_url text, engine text,
+    rate_id uuid, rate_micros_per_mtok bigint, period_start timestamptz, expires_at timestamptz,
+    amount_numerator bigint, amount_micros bigint,
+    retry_after_ms bigint, limit_numerator bigint, remaining_numerator bigint, reset_ms bigint
+);
+
+CREATE FUNCTION contracts_serves(p_status text, p_ready boolean, p_heartbeat timestamptz, p_now timestamptz)
+RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT p_status = 'enrolled' AND p_ready AND p_heartbeat > p_now - interval '15 seconds'
+$$;
+
+-- Adds p_amount to the contract's pending accrual of the settlement period of admission and to its ledger hold.
+-- Raises check_violation of ledger_account_debits_must_not_exceed_credits when the account cannot cover it.
+CREATE FUNCTION contracts_accrue(p_contract uuid, p_settlement_start timestamptz, p_amount bigint, p_now timestamptz)
+RETURNS uuid LANGUAGE plpgsql AS $$
+DECLARE
+    v_accrual uuid;
+    v_ledger_hold uuid;
+    v_account uuid;
+BEGIN
+    FOR attempt IN 1..2 LOOP
+        UPDATE contracts_accrual SET held_micros = held_micros + p_amount
+         WHERE contract_id = p_contract AND settlement_start = p_settlement_start
+        RETURNING id, ledger_hold_id INTO v_accrual, v_ledger_hold;
+        IF FOUND THEN
+            PERFORM ledger_change_hold(v_ledger_hold, p_amount, p_now);
+            RETURN v_accrual;
+        END IF;
+        -- The first of the period makes it; the lock lets the others find it instead of making a second.
+        PERFORM pg_advisory_xact_lock(hashtextextended('contracts_accrual ' || p_contract || p_settlement_start, 0));
+        CONTINUE WHEN EXISTS (
+            SELECT 1 FROM contracts_accrual WHERE contract_id = p_contract AND settlement_start = p_settlement_start
+        );
+        EXIT;
+    END LOOP;
+    SELECT a.id INTO v_account
+      FROM contracts_contract c
+      JOIN ledger_ledgeraccount a ON a.organization_id = c.organization_id AND a.currency = c.currency
+       AND a.kind = CASE c.payment WHEN 'arrears' THEN 'receivable' ELSE 'prepaid' END AND a.reference_id IS NULL
+     WHERE c.id = p_contract;
+    IF NOT FOUND THEN
+        RAISE check_violation USING CONSTRAINT = 'ledger_account_debits_must_not_exceed_credits',
+            MESSAGE = 'the organization has no account that could cover it';
+    END IF;
+    v_accrual := uuidv7();
+    v_ledger_hold := uuidv7();
+    PERFORM ledger_open_hold(v_ledger_hold, v_account, p_amount, 'usage', v_accrual, NULL, p_now);
+    INSERT INTO contracts_accrual (id, contract_id, settlement_start, ledger_hold_id, held_micros, captured_micros)
+    VALUES (v_accrual, p_contract, p_settlement_start, v_ledger_hold, p_amount, 0);
+    RETURN v_accrual;
+END
+$$;
+
+-- Writes the hold's row, and the meter point that makes its usage legitimate.
+CREATE FUNCTION contracts_record_hold(
+    p_asked contracts_asked, p_opened contracts_opened, p_entitlement uuid, p_accrual uuid
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO contracts_hold (
+        id, request_id, attempt, contract_id, api_key_id, offering_id, entitlement_id, accrual_id, rate_id, grade_id,
+        holder, period_start, amount_numerator, captured_numerator, amount_micros, captured_micros, status, opened_at,
+        expires_at
+    ) VALUES (
+        p_asked.id, p_asked.request_id, p_asked.attempt, p_opened.contract_id, p_asked.api_key_id,
+        p_opened.offering_id, p_entitlement, p_accrual, p_opened.rate_id, p_opened.grade_id, p_asked.holder,
+        p_opened.period_start, p_opened.amount_numerator, 0, p_opened.amount_micros, 0, 'open', p_asked.at,
+        p_opened.expires_at
+    );
+    IF NOT EXISTS (
+        SELECT 1 FROM metering_meterpoint
+         WHERE contract_id = p_opened.contract_id AND offering_id = p_opened.offering_id
+    ) THEN
+        INSERT INTO metering_meterpoint (id, contract_id, offering_id, host_id, grade_id, valid_from)
+        VALUES (uuidv7(), p_opened.contract_id, p_opened.offering_id, p_opened.host_id, p_opened.grade_id, p_asked.at)
+        ON CONFLICT DO NOTHING;
+    END IF;
+END
+$$;
+
+-- Opens the hold on one entitlement (committed or spot), at its least-served allocation that can serve.
+CREATE FUNCTION contracts_open_on_entitlement(p_asked contracts_asked, p_entitlement uuid)
+RETURNS contracts_opened LANGUAGE plpgsql AS $$
+DECLARE
+    o contracts_opened;
+    e record;
+    v_level bigint;
+    v_free bigint;
+    v_accrual uuid;
+    v_constraint text;
+BEGIN
+    SELECT en.*, c.kind, c.payment, c.grade_id, r.micros_per_mtok, g.max_request_s, org.tax_ppm
+      INTO STRICT e
+      FROM contracts_entitlement en
+      JOIN contracts_contract c ON c.id = en.contract_id
+      JOIN pricing_rate r ON r.id = en.rate_id
+      JOIN pricing_grade g ON g.id = c.grade_id
+      JOIN accounts_organization org ON org.id = c.organization_id
+     WHERE en.id = p_entitlement;
+    o.contract_id := e.contract_id;
+    o.kind := e.kind;
+    o.grade_id := e.grade_id;
+    o.rate_id := e.rate_id;
+    o.rate_micros_per_mtok := e.micros_per_mtok;
+    o.period_start := contracts_period_start(p_asked.at, p_asked.delivery_s);
+    o.expires_at := p_asked.at + make_interval(secs => e.max_request_s);
+    o.amount_numerator := p_asked.numerators[array_position(p_asked.grades, e.grade_id)];
+    o.limit_numerator := GREATEST(e.bucket_depth_numerator, o.amount_numerator);
+    o.amount_micros := 0;
+    IF e.payment = 'arrears' THEN
+        o.amount_micros :=
+            contracts_gross_up(contracts_price_ceil(o.amount_numerator, e.micros_per_mtok), e.tax_ppm);
+    END IF;
+
+    SELECT a.offering_id, f.host_id, h.base_url, h.engine ->> 'kind'
+      INTO o.offering_id, o.host_id, o.base_url, o.engine
+      FROM contracts_allocation a
+      JOIN providers_offering f ON f.id = a.offering_id
+      JOIN providers_host h ON h.id = f.host_id
+     WHERE a.contract_id = e.contract_id
+       AND (a.period_start IS NULL OR a.period_start = e.period_start)
+       AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_asked.at)
+       AND NOT a.offering_id = ANY (p_asked.exclude)
+     ORDER BY (
+        a.served_numerator + coalesce((
+            SELECT sum(w.amount_numerator) FROM contracts_hold w
+             WHERE w.contract_id = a.contract_id AND w.offering_id = a.offering_id AND w.status = 'open'
+        ), 0)) / a.firm_lots, a.offering_id
+     LIMIT 1;
+    IF NOT FOUND THEN
+        o.outcome := 'no_offering';
+        o.retry_after_ms := 5000;
+        RETURN o;
+    END IF;
+
+    BEGIN
+        UPDATE contracts_entitlement en SET
+            held_numerator = en.held_numerator + o.amount_numerator,
+            bucket_level_numerator = contracts_refilled(en.bucket_level_numerator, en.bucket_level_at,
+                en.bucket_rate_numerator_per_s, en.bucket_depth_numerator, p_asked.at)
+                - o.amount_numerator,
+            bucket_level_at = GREATEST(en.bucket_level_at, p_asked.at)
+         WHERE en.id = p_entitlement
+           AND en.entitled_numerator - en.held_numerator - en.used_numerator - en.released_numerator
+               - en.failed_numerator >= o.amount_numerator
+           AND contracts_refilled(en.bucket_level_numerator, en.bucket_level_at, en.bucket_rate_numerator_per_s,
+               en.bucket_depth_numerator, p_asked.at) >= LEAST(en.bucket_depth_numerator, o.amount_numerator)
+        RETURNING en.bucket_level_numerator INTO v_level;
+        IF FOUND THEN
+            IF o.amount_micros > 0 THEN
+                v_accrual := contracts_accrue(e.contract_id,
+                    contracts_period_start(p_asked.at, p_asked.settlement_s), o.amount_micros, p_asked.at);
+            END IF;
+            o.outcome := 'ok';
+            o.remaining_numerator := GREATEST(0, v_level);
+            o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, e.bucket_rate_numerator_per_s);
+            PERFORM contracts_record_hold(p_asked, o, p_entitlement, v_accrual);
+            RETURN o;
+        END IF;
+    EXCEPTION WHEN check_violation THEN
+        GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+        IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
+            RAISE;
+        END IF;
+        o.outcome := 'insufficient_funds';
+        RETURN o;
+    END;
+
+    SELECT en.entitled_numerator - en.held_numerator - en.used_numerator - en.released_numerator
+           - en.failed_numerator,
+           contracts_refilled(en.bucket_level_numerator, en.bucket_level_at, en.bucket_rate_numerator_per_s,
+               en.bucket_depth_numerator, p_asked.at)
+      INTO v_free, v_level
+      FROM contracts_entitlement en WHERE en.id = p_entitlement;
+    o.remaining_numerator := GREATEST(0, v_level);
+    o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, e.bucket_rate_numerator_per_s);
+    IF v_free < o.amount_numerator THEN
+        o.outcome := 'contract_exhausted';
+        o.remaining_numerator := GREATEST(0, v_free);
+    ELSE
+        o.outcome := 'rate_limited';
+        o.retry_after_ms := GREATEST(1, contracts_wait_ms(
+            LEAST(e.bucket_depth_numerator, o.amount_numerator) - v_level, e.bucket_rate_numerator_per_s));
+    END IF;
+    RETURN o;
+END
+$$;
+
+-- Opens the hold on the organization's implicit on-demand contract: the cheapest list rate whose host serves and
+-- has an unsold share, then the least loaded. What is unsold is read now, so a late publication is not missed.
+CREATE FUNCTION contracts_open_on_demand(p_asked contracts_asked)
+RETURNS contracts_opened LANGUAGE plpgsql AS $$
+DECLARE
+    o contracts_opened;
+    c record;
+    f record;
+    g record;
+    v_level bigint;
+    v_accrual uuid;
+    v_constraint text;
+    v_wait bigint;
+    v_ready boolean := false;
+BEGIN
+    SELECT gr.id, gr.currency, gr.max_request_s, org.tax_ppm INTO STRICT g
+      FROM pricing_grade gr, accounts_organization org
+     WHERE gr.id = p_asked.grades[1] AND org.id = p_asked.organization_id;
+    SELECT id, status INTO c FROM contracts_contract
+     WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand';
+    IF NOT FOUND THEN
+        INSERT INTO contracts_contract (
+            id, organization_id, grade_id, kind, status, currency, payment, overage_policy, starts_at, created_at
+        ) VALUES (
+            uuidv7(), p_asked.organization_id, g.id, 'on_demand', 'active', g.currency, 'prepaid', 'stop', p_asked.at,
+            p_asked.at
+        ) ON CONFLICT DO NOTHING;
+        SELECT id, status INTO STRICT c FROM contracts_contract
+         WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand';
+    END IF;
+    o.contract_id := c.id;
+    o.kind := 'on_demand';
+    o.grade_id := g.id;
+    IF c.status <> 'active' THEN
+        o.outcome := 'contract_suspended';
+        RETURN o;
+    END IF;
+    o.period_start := contracts_period_start(p_asked.at, p_asked.delivery_s);
+    o.expires_at := p_asked.at + make_interval(secs => g.max_request_s);
+    o.amount_numerator := p_asked.numerators[1];
+
+    FOR f IN
+        SELECT x.*, div(x.dependable_numerator_per_s::numeric * GREATEST(0, x.unsold_ppm), 1000000)::bigint AS rate_per_s
+          FROM (
+            SELECT fo.id, fo.host_id, h.base_url, h.engine ->> 'kind' AS engine, fo.list_rate_id, r.micros_per_mtok,
+                   fo.dependable_numerator_per_s,
+                   coalesce(hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_asked.sellable_ppm)
+                       AS unsold_ppm,
+                   (SELECT count(*) FROM contracts_hold w WHERE w.offering_id = fo.id AND w.status = 'open') AS load
+              FROM providers_offering fo
+              JOIN providers_host h ON h.id = fo.host_id
+              JOIN providers_provider p ON p.id = h.provider_id
+              JOIN pricing_rate r ON r.id = fo.list_rate_id
+              LEFT JOIN providers_hostperiod hp ON hp.host_id = h.id AND hp.period_start = o.period_start
+              LEFT JOIN providers_hosthour hh
+                ON hh.host_id = h.id AND hh.hour_start = contracts_period_start(p_asked.at, 3600)
+             WHERE fo.grade_id = g.id AND fo.status = 'listed' AND p.status = 'active'
+               AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_asked.at)
+               AND NOT fo.id = ANY (p_asked.exclude)
+          ) x
+         ORDER BY x.micros_per_mtok, x.load, x.id
+    LOOP
+        v_ready := true;
+        CONTINUE WHEN f.rate_per_s <= 0;
+        o.offering_id := f.id;
+        o.host_id := f.host_id;
+        o.base_url := f.base_url;
+        o.engine := f.engine;
+        o.rate_id := f.list_rate_id;
+        o.rate_micros_per_mtok := f.micros_per_mtok;
+        o.amount_micros :=
+            contracts_gross_up(contracts_price_ceil(o.amount_numerator, f.micros_per_mtok), g.tax_ppm);
+        o.limit_numerator := GREATEST(60 * f.rate_per_s, o.amount_numerator);
+        IF NOT EXISTS (SELECT 1 FROM contracts_ondemandbucket WHERE offering_id = f.id) THEN
+            INSERT INTO contracts_ondemandbucket (
+                offering_id, period_start, rate_numerator_per_s, depth_numerator, level_numerator, level_at
+            ) VALUES (f.id, o.period_start, f.rate_per_s, 60 * f.rate_per_s, 60 * f.rate_per_s, p_asked.at)
+            ON CONFLICT DO NOTHING;
+        END IF;
+        BEGIN
+            UPDATE contracts_ondemandbucket b SET
+                period_start = o.period_start,
+                rate_numerator_per_s = f.rate_per_s,
+                depth_numerator = 60 * f.rate_per_s,
+                level_numerator = contracts_refilled(b.level_numerator, b.level_at, f.rate_per_s, 60 * f.rate_per_s, p_asked.at) - o.amount_numerator,
+                level_at = GREATEST(b.level_at, p_asked.at)
+             WHERE b.offering_id = f.id
+               AND contracts_refilled(b.level_numerator, b.level_at, f.rate_per_s, 60 * f.rate_per_s, p_asked.at)
+                   >= LEAST(60 * f.rate_per_s, o.amount_numerator)
+            RETURNING b.level_numerator INTO v_level;
+            IF FOUND THEN
+                IF o.amount_micros > 0 THEN
+                    v_accrual := contracts_accrue(c.id,
+                        contracts_period_start(p_asked.at, p_asked.settlement_s), o.amount_micros, p_asked.at);
+                END IF;
+                o.outcome := 'ok';
+                o.retry_after_ms := NULL;
+                o.remaining_numerator := GREATEST(0, v_level);
+                o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, f.rate_per_s);
+                PERFORM contracts_record_hold(p_asked, o, NULL, v_accrual);
+                RETURN o;
+            END IF;
+        EXCEPTION WHEN check_violation THEN
+            GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+            IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
+                RAISE;
+            END IF;
+            -- The others are no cheaper.
+            o.outcome := 'insufficient_funds';
+            RETURN o;
+        END;
+        SELECT contracts_refilled(b.level_numerator, b.level_at, f.rate_per_s, 60 * f.rate_per_s, p_asked.at)
+          INTO v_level FROM contracts_ondemandbucket b WHERE b.offering_id = f.id;
+        v_wait := GREATEST(1, contracts_wait_ms(
+            LEAST(60 * f.rate_per_s, o.amount_numerator) - v_level, f.rate_per_s));
+        IF o.retry_after_ms IS NULL OR v_wait < o.retry_after_ms THEN
+            o.retry_after_ms := v_wait;
+            o.remaining_numerator := GREATEST(0, v_level);
+            o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, f.rate_per_s);
+        END IF;
+    END LOOP;
+    IF v_ready THEN
+        o.outcome := 'capacity_unavailable';
+        -- Nothing is unsold: ask again when the next delivery period begins.
+        o.retry_after_ms := coalesce(o.retry_after_ms, GREATEST(1,
+            extract(epoch FROM o.period_start + make_interval(secs => p_asked.delivery_s) - p_asked.at) * 1000)::bigint);
+    ELSE
+        o.outcome := 'no_offering';
+        o.retry_after_ms := 5000;
+    END IF;
+    RETURN o;
+END
+$$;
+
+-- Chooses the contract that pays (DESIGN 6) and opens the request's hold on it, in one statement.
+--
+-- p_grades are the versions of the asked grade, the one in force first, with the hold's numerator in each.
+-- p_contract (header, or the key's default) is used alone. Else: committed with unmet take, earliest expiry first;
+-- spot awards of this period; then the cheaper of committed above its take (a prepaid month is paid: it costs nothing
+-- more) and on-demand. A candidate that is exhausted or limited falls to the next; on-demand is no way out of a
+-- committed contract whose overage policy is not `list`.
+CREATE FUNCTION contracts_open_hold(
+    p_id uuid, p_request uuid, p_attempt integer, p_holder text, p_organization uuid, p_api_key uuid,
+    p_grades uuid[], p_numerators bigint[], p_contract uuid, p_now timestamptz,
+    p_delivery_s integer, p_settlement_s integer, p_sellable_ppm bigint, p_exclude uuid[]
+) RETURNS contracts_opened LANGUAGE plpgsql AS $$
+DECLARE
+    v_asked contracts_asked;
+    o contracts_opened;
+    v_refused contracts_opened;
+    c record;
+    v_list_rate bigint;
+    v_entitlement uuid;
+BEGIN
+    v_asked := (p_id, p_request, p_attempt, p_holder, p_organization, p_api_key, p_grades, p_numerators, p_now,
+        p_delivery_s, p_settlement_s, p_sellable_ppm, coalesce(p_exclude, '{}'))::contracts_asked;
+
+    IF p_contract IS NOT NULL THEN
+        SELECT * INTO c FROM contracts_contract
+         WHERE id = p_contract AND organization_id = p_organization AND grade_id = ANY (p_grades);
+        IF NOT FOUND THEN
+            o.outcome := 'contract_not_found';
+            RETURN o;
+        END IF;
+        IF c.kind = 'on_demand' THEN
+            IF c.grade_id <> p_grades[1] THEN
+                o.outcome := 'contract_not_found';
+                RETURN o;
+            END IF;
+            RETURN contracts_open_on_demand(v_asked);
+        END IF;
+        o.contract_id := c.id;
+        o.kind := c.kind;
+        IF c.status = 'suspended' THEN
+            o.outcome := 'contract_suspended';
+            RETURN o;
+        END IF;
+        SELECT e.id INTO v_entitlement FROM contracts_entitlement e
+         WHERE e.contract_id = c.id AND e.period_start <= p_now AND p_now < e.period_end
+           AND (c.kind = 'spot' OR c.payment = 'arrears' OR e.paid_at IS NOT NULL OR e.ledger_hold_id IS NOT NULL)
+         ORDER BY e.period_start LIMIT 1;
+        IF NOT FOUND THEN
+            -- No award for this period, an unpaid month, not begun, or over.
+            o.outcome := 'contract_exhausted';
+        ELSE
+            o := contracts_open_on_entitlement(v_asked, v_entitlement);
+        END IF;
+        IF c.kind = 'committed' AND c.overage_policy = 'list'
+           AND o.outcome IN ('contract_exhausted', 'rate_limited') THEN
+            RETURN contracts_open_on_demand(v_asked);
+        END IF;
+        RETURN o;
+    END IF;
+
+    FOR c IN
+        SELECT x.* FROM (
+            SELECT ct.id, ct.kind, ct.payment, ct.overage_policy, ct.ends_at, e.id AS entitlement_id, e.period_end, r.micros_per_mtok,
+                   CASE
+                       WHEN ct.kind = 'spot' THEN 1
+                       WHEN e.used_numerator + e.held_numerator
+                            < div(e.entitled_numerator::numeric * ct.take_share_ppm, 1000000) THEN 0
+                       ELSE 2
+                   END AS rank
+              FROM contracts_contract ct
+              JOIN contracts_entitlement e ON e.contract_id = ct.id
+              JOIN pricing_rate r ON r.id = e.rate_id
+             WHERE ct.organization_id = p_organization AND ct.grade_id = ANY (p_grades)
+               AND ct.kind <> 'on_demand'
+               -- A bid that was cancelled still has the award of this period.
+               AND (ct.status = 'active' OR ct.kind = 'spot')
+               AND e.period_start <= p_now AND p_now < e.period_end
+               AND (ct.kind = 'spot' OR ct.payment = 'arrears'
+                    OR e.paid_at IS NOT NULL OR e.ledger_hold_id IS NOT NULL)
+        ) x
+        ORDER BY x.rank, x.ends_at NULLS LAST, x.period_end, x.micros_per_mtok, x.entitlement_id
+    LOOP
+        IF c.rank = 2 AND c.payment = 'arrears' AND v_list_rate IS NULL THEN
+            SELECT min(r.micros_per_mtok) INTO v_list_rate
+              FROM providers_offering f
+              JOIN providers_host h ON h.id = f.host_id
+              JOIN pricing_rate r ON r.id = f.list_rate_id
+             WHERE f.grade_id = p_grades[1] AND f.status = 'listed'
+               AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_now);
+            IF v_list_rate < c.micros_per_mtok THEN
+                o := contracts_open_on_demand(v_asked);
+                IF o.outcome = 'ok' THEN
+                    RETURN o;
+                END IF;
+            END IF;
+        END IF;
+        o := contracts_open_on_entitlement(v_asked, c.entitlement_id);
+        IF o.outcome = 'ok' THEN
+            RETURN o;
+        END IF;
+        IF c.kind = 'committed' AND c.overage_policy <> 'list'
+           AND o.outcome IN ('contract_exhausted', 'rate_limited') THEN
+            v_refused := o;
+        END IF;
+    END LOOP;
+    IF v_refused.outcome IS NOT NULL THEN
+        RETURN v_refused;
+    END IF;
+    RETURN contracts_open_on_demand(v_asked);
+END
+$$;
+
+-- Grows (or shrinks) an open hold: ok, contract_exhausted, insufficient_funds, or closed. The bucket may go into
+-- debt: a stream that runs is not cut for its pace, the next request waits.
+CREATE FUNCTION contracts_extend_hold(p_id uuid, p_delta bigint, p_now timestamptz)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    h record;
+    v_micros bigint;
+    v_ledger_hold uuid;
+    v_constraint text;
+BEGIN
+    SELECT w.*, r.micros_per_mtok, org.tax_ppm INTO h
+      FROM contracts_hold w
+      JOIN pricing_rate r ON r.id = w.rate_id
+      JOIN contracts_contract c ON c.id = w.contract_id
+      JOIN accounts_organization org ON org.id = c.organization_id
+     WHERE w.id = p_id FOR NO KEY UPDATE OF w;
+    IF NOT FOUND OR h.status <> 'open' THEN
+        RETURN 'closed';
+    END IF;
+    IF h.entitlement_id IS NOT NULL THEN
+        UPDATE contracts_entitlement e SET
+            held_numerator = e.held_numerator + p_delta,
+            bucket_level_numerator = e.bucket_level_numerator - p_delta
+         WHERE e.id = h.entitlement_id
+           AND e.entitled_numerator - e.held_numerator - e.used_numerator - e.released_numerator
+               - e.failed_numerator >= p_delta;
+        IF NOT FOUND THEN
+            RETURN 'contract_exhausted';
+        END IF;
+    ELSE
+        UPDATE contracts_ondemandbucket SET level_numerator = level_numerator - p_delta
+         WHERE offering_id = h.offering_id;
+    END IF;
+    v_micros := h.amount_micros;
+    IF h.accrual_id IS NOT NULL THEN
+        v_micros := contracts_gross_up(
+            contracts_price_ceil(h.amount_numerator + p_delta, h.micros_per_mtok), h.tax_ppm);
+        UPDATE contracts_accrual SET held_micros = held_micros + v_micros - h.amount_micros
+         WHERE id = h.accrual_id RETURNING ledger_hold_id INTO v_ledger_hold;
+        IF v_micros <> h.amount_micros THEN
+            PERFORM ledger_change_hold(v_ledger_hold, v_micros - h.amount_micros, p_now);
+        END IF;
+    END IF;
+    UPDATE contracts_hold SET amount_numerator = amount_numerator + p_delta, amount_micros = v_micros
+     WHERE id = p_id;
+    RETURN 'ok';
+EXCEPTION WHEN check_violation THEN
+    GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+    IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
+        RAISE;
+    END IF;
+    RETURN 'insufficient_funds';
+END
+$$;
+
+-- Ends an open hold with what was used of it: volume moves from held to used, money from held to captured, the rest
+-- is given back to right, bucket and account.
+CREATE FUNCTION contracts_end_hold(p_id uuid, p_status text, p_numerator bigint, p_now timestamptz)
+RETURNS TABLE (outcome text, captured_numerator bigint, captured_micros bigint, capped boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    h record;
+    v_numerator bigint;
+    v_micros bigint := 0;
+    v_rest bigint;
+    v_ledger_hold uuid;
+BEGIN
+    SELECT w.*, r.micros_per_mtok, org.tax_ppm INTO h
+      FROM contracts_hold w
+      JOIN pricing_rate r ON r.id = w.rate_id
+      JOIN contracts_contract c ON c.id = w.contract_id
+      JOIN accounts_organization org ON org.id = c.organization_id
+     WHERE w.id = p_id FOR NO KEY UPDATE OF w;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'missing'::text, 0::bigint, 0::bigint, false;
+        RETURN;
+    END IF;
+    IF h.status <> 'open' THEN
+        RETURN QUERY SELECT h.status::text, h.captured_numerator::bigint, h.captured_micros::bigint,
+            p_numerator > h.captured_numerator;
+        RETURN;
+    END IF;
+    v_numerator := LEAST(p_numerator, h.amount_numerator);
+    v_rest := h.amount_numerator - v_numerator;
+    IF h.accrual_id IS NOT NULL THEN
+        v_micros := LEAST(h.amount_micros,
+            contracts_gross_up(contracts_price_ceil(v_numerator, h.micros_per_mtok), h.tax_ppm));
+    END IF;
+    UPDATE contracts_hold SET status = p_status, captured_numerator = v_numerator, captured_micros = v_micros,
+           ended_at = p_now
+     WHERE id = p_id;
+    IF h.entitlement_id IS NOT NULL THEN
+        UPDATE contracts_entitlement e SET
+            held_numerator = e.held_numerator - h.amount_numerator,
+            used_numerator = e.used_numerator + v_numerator,
+            bucket_level_numerator = GREATEST(e.bucket_level_numerator,
+                LEAST(e.bucket_depth_numerator, e.bucket_level_numerator + v_rest))
+         WHERE e.id = h.entitlement_id;
+        IF v_numerator > 0 THEN
+            UPDATE contracts_allocation a SET served_numerator = a.served_numerator + v_numerator
+             WHERE a.contract_id = h.contract_id AND a.offering_id = h.offering_id
+               AND (a.period_start IS NULL
+                    OR a.period_start = (SELECT e.period_start FROM contracts_entitlement e WHERE e.id = h.entitlement_id));
+        END IF;
+    ELSE
+        UPDATE contracts_ondemandbucket b SET
+            level_numerator = GREATEST(b.level_numerator, LEAST(b.depth_numerator, b.level_numerator + v_rest))
+         WHERE b.offering_id = h.offering_id;
+    END IF;
+    IF h.accrual_id IS NOT NULL THEN
+        UPDATE contracts_accrual a SET held_micros = a.held_micros - h.amount_micros,
+               captured_micros = a.captured_micros + v_micros
+         WHERE a.id = h.accrual_id RETURNING a.ledger_hold_id INTO v_ledger_hold;
+        IF v_micros < h.amount_micros THEN
+            PERFORM ledger_change_hold(v_ledger_hold, v_micros - h.amount_micros, p_now);
+        END IF;
+    END IF;
+    RETURN QUERY SELECT 'ok'::text, v_numerator, v_micros, p_numerator > v_numerator;
+END
+$$;
+
+-- Captures at most the hold and writes the gateway's usage event into the metering inbox, in the same transaction.
+-- Capturing again changes nothing and answers what was captured.
+CREATE FUNCTION contracts_capture_hold(
+    p_id uuid, p_numerator bigint, p_event bytea, p_source uuid, p_now timestamptz
+) RETURNS TABLE (outcome text, captured_numerator bigint, captured_micros bigint, capped boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v record;
+BEGIN
+    SELECT * INTO v FROM contracts_end_hold(p_id, 'captured', p_numerator, p_now);
+    IF v.outcome = 'ok' THEN
+        PERFORM metering_accept_event(p_source, p_event, p_now);
+    END IF;
+    RETURN QUERY SELECT v.outcome, v.captured_numerator, v.captured_micros, v.capped;
+END
+$$;
+
+CREATE FUNCTION contracts_void_hold(p_id uuid, p_now timestamptz) RETURNS text
+LANGUAGE sql AS $$
+    SELECT outcome FROM contracts_end_hold(p_id, 'voided', 0, p_now)
+$$;

@@ -1,0 +1,16 @@
+"""Wake-ups: each calls one service on durable rows, so losing or doubling one changes nothing."""
+
+from celery import shared_task
+
+from marketplace import clock
+from marketplace.contracts import services
+
+
+@shared_task
+def sweep_holds() -> None:
+    services.sweep_holds(now=clock.now())
+
+
+@shared_task
+def advance_contracts() -> None:
+    services.advance_contracts(now=clock.now())

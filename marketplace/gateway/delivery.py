@@ -1,0 +1,509 @@
+"""One generation: hold, dispatch, carry, capture.
+
+A request has attempts at different hosts, each with a hold of its own, before the first byte only; at most one is
+captured. Whatever happens after dispatch, the hold ends captured or voided, or, where the gateway cannot know what was
+used, stays for the sweeper, which captures the agent's signed count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import aiohttp
+import msgspec
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from marketplace.contracts.holds import Opened
+from marketplace.gateway import metrics, upstream
+from marketplace.gateway.answers import Answer, has_output
+from marketplace.gateway.config import (
+    EXTEND_OUTPUT_TOKENS,
+    FIRST_OUTPUT_TOKENS,
+    LOOKAHEAD_TOKENS,
+    MAX_ANSWER_BYTES,
+    MAX_ATTEMPTS,
+    Config,
+)
+from marketplace.gateway.counting import count_input_tokens
+from marketplace.gateway.errors import ApiError, invalid, timed_out, upstream_failed
+from marketplace.gateway.exchange import ClientGone, Exchange
+from marketplace.gateway.parsing import EMBEDDINGS, Asked
+from marketplace.gateway.refusals import rate_limit_headers, refusal_of
+from marketplace.gateway.store import Caller, GradeVersion, Model, Store
+from marketplace.gateway.usage import UsageMeter, finish_of
+from marketplace.ids import uuid7
+from metering.usage import Finish, Flag
+from pricing.rating import worst_case_numerator
+from pricing.units import OUTPUT_BUCKETS
+from providers.wire import DONE, DeliveryKey, SseParser, SseTooLong, encode_delivery_key
+
+logger = logging.getLogger(__name__)
+
+_DONE_EVENT: Final = b"data: [DONE]\n\n"
+_REFUSED_BY_REQUEST: Final = frozenset({400, 404, 413, 422})
+_CAPTURE_RETRIES_S: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+_decode: Final = msgspec.json.Decoder().decode
+
+
+class HostFailed(Exception):
+    """The host, or the way to it, failed."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One dispatched attempt with its open hold; `amount_numerator` grows with extensions."""
+
+    number: int
+    hold_id: UUID
+    opened: Opened
+    grade: GradeVersion
+    meter: UsageMeter
+    limit: int
+    amount_numerator: int
+    response: aiohttp.ClientResponse
+    first: bytes
+    first_byte_ms: int
+    no_more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every delivery of this process shares."""
+
+    config: Config
+    store: Store
+    client: aiohttp.ClientSession
+    source_id: UUID
+
+
+class Delivery:
+    """`occurred_at` is admission: rate, grade version and period are fixed by it to the last token."""
+
+    def __init__(
+        self,
+        means: Means,
+        exchange: Exchange,
+        *,
+        caller: Caller,
+        asked: Asked,
+        model: Model,
+        contract_id: UUID | None,
+        bytes_in: int,
+        occurred_at: datetime,
+    ) -> None:
+        self._means = means
+        self._exchange = exchange
+        self._caller = caller
+        self._asked = asked
+        self._model = model
+        self._contract_id = contract_id
+        self._bytes_in = bytes_in
+        self._occurred_at = occurred_at
+        self._started = time.monotonic()
+        # Market time: the event's id is this one, and its time must lie with its period.
+        self.generation_id = uuid7(occurred_at)
+        self._embeddings = asked.path == EMBEDDINGS
+
+    async def serve(self) -> None:
+        """Answers the exchange. Raises ApiError (nothing was sent yet) or ClientGone."""
+        attempt = await self._dispatch()
+        try:
+            if self._embeddings:
+                await self._serve_embeddings(attempt)
+            else:
+                await self._serve_generation(attempt)
+        finally:
+            # Back to the pool where it was read to its end; otherwise hanging up is what stops the engine.
+            attempt.response.release() if attempt.response.content.at_eof() else attempt.response.close()
+
+    # Admission and dispatch ------------------------------------------------------------------------------------------
+
+    async def _dispatch(self) -> Attempt:
+        limits = [self._limit(version) for version in self._model.versions]
+        numerators = [
+            worst_case_numerator(
+                self._input_bound(version),
+                0 if self._embeddings else min(limit, FIRST_OUTPUT_TOKENS),
+                version.standard_ppm,
+            )
+            for version, limit in zip(self._model.versions, limits, strict=True)
+        ]
+        exclude: list[UUID] = []
+        for number in range(MAX_ATTEMPTS):
+            hold_id = self.generation_id if number == 0 else uuid7(self._occurred_at)
+            opened = await self._means.store.open_hold(
+                id=hold_id,
+                request_id=self.generation_id,
+                attempt=number,
+                caller=self._caller,
+                grade_ids=[version.id for version in self._model.versions],
+                numerators=numerators,
+                contract_id=self._contract_id,
+                exclude=exclude,
+                now=self._occurred_at,
+            )
+            if opened.outcome != "ok":
+                metrics.HOLDS.labels(opened.outcome).inc()
+                raise upstream_failed() if exclude else refusal_of(opened)
+            try:
+                return await self._attempt(number, hold_id, opened)
+            except HostFailed as error:
+                metrics.ATTEMPTS.labels("failed").inc()
+                logger.warning("attempt failed", extra={"host_id": str(opened.host_id), "reason": str(error)})
+                await self._void(hold_id)
+                assert opened.offering_id is not None
+                exclude.append(opened.offering_id)
+            except ApiError:
+                await self._void(hold_id)
+                raise
+        raise upstream_failed()
+
+    def _limit(self, version: GradeVersion) -> int:
+        asked = self._asked.max_output_tokens
+        if asked is None:
+            return version.max_output_tokens
+        if asked > version.max_output_tokens and version is self._model.versions[0]:
+            name = self._asked.max_output_param
+            raise invalid(
+                name, f"'{name}' is {asked}, but this model makes at most {version.max_output_tokens} tokens."
+            )
+        return min(asked, version.max_output_tokens)
+
+    def _input_bound(self, version: GradeVersion) -> int:
+        return self._asked.input_bytes + version.template_overhead_tokens
+
+    async def _attempt(self, number: int, hold_id: UUID, opened: Opened) -> Attempt:
+        """Dispatches and waits for the first byte. Raises HostFailed, ApiError, or ClientGone with the hold left open."""
+        grade = next(version for version in self._model.versions if version.id == opened.grade_id)
+        limit = self._limit(grade)
+        key = encode_delivery_key(
+            self._delivery_key(number, hold_id, opened, limit), private_key=self._means.config.signing_key
+        )
+        assert opened.base_url is not None
+        assert opened.amount_numerator is not None
+        metrics.ADMISSION_SECONDS.observe(time.monotonic() - self._started)
+        try:
+            async with asyncio.timeout(self._time_left(grade)):
+                response = await self._exchange.unless_gone(
+                    upstream.post(
+                        self._means.client,
+                        base_url=opened.base_url,
+                        path=self._asked.path,
+                        body=self._body(limit),
+                        delivery_key=key,
+                        stream=not self._embeddings,
+                    )
+                )
+                if response.status != 200:
+                    await self._refuse(response)
+                first = await self._exchange.unless_gone(response.content.readany())
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            if self._time_left(grade) <= 0:
+                raise timed_out() from None
+            raise HostFailed(type(error).__name__) from None
+        if not first:
+            response.close()
+            raise HostFailed("empty answer")
+        seconds = time.monotonic() - self._started
+        metrics.FIRST_BYTE_SECONDS.observe(seconds)
+        return Attempt(
+            number=number,
+            hold_id=hold_id,
+            opened=opened,
+            grade=grade,
+            meter=UsageMeter(
+                grade=grade, engine=opened.engine, input_bound_tokens=self._input_bound(grade)
+            ),
+            limit=limit,
+            amount_numerator=opened.amount_numerator,
+            response=response,
+            first=first,
+            first_byte_ms=round(seconds * 1000),
+        )
+
+    def _body(self, limit: int) -> bytes:
+        fields: dict[str, Any] = self._asked.body | {"model": self._asked.model}
+        if not self._embeddings:
+            # Streamed also when the buyer wants it whole: only a stream can be metered and cut as it goes.
+            fields |= {"max_tokens": limit, "stream": True, "stream_options": {"include_usage": True}}
+        return msgspec.json.encode(fields)
+
+    def _delivery_key(self, number: int, hold_id: UUID, opened: Opened, limit: int) -> DeliveryKey:
+        assert opened.contract_id is not None
+        assert opened.offering_id is not None
+        assert opened.grade_id is not None
+        assert opened.rate_id is not None
+        assert opened.period_start is not None
+        assert opened.expires_at is not None
+        return DeliveryKey(
+            hold_id=hold_id,
+            request_id=self.generation_id,
+            contract_id=opened.contract_id,
+            offering_id=opened.offering_id,
+            grade_id=opened.grade_id,
+            rate_id=opened.rate_id,
+            period_start=opened.period_start,
+            occurred_at=self._occurred_at,
+            expires_at=opened.expires_at,
+            max_output_tokens=0 if self._embeddings else limit,
+            attempt=number,
+        )
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
+        """A refusal that the request itself caused is the buyer's; any other is the host's failure."""
+        status = response.status
+        message, param = await upstream.read_error(response)
+        response.close()
+        if status in _REFUSED_BY_REQUEST:
+            raise ApiError(400, "invalid_request", message, param=param)
+        raise HostFailed(f"status {status}")
+
+    def _time_left(self, grade: GradeVersion) -> float:
+        return grade.max_request_s - (time.monotonic() - self._started)
+
+    # Carrying --------------------------------------------------------------------------------------------------------
+
+    async def _serve_generation(self, attempt: Attempt) -> None:
+        answer = Answer(
+            self._asked, generation_id=self.generation_id, created=int(self._occurred_at.timestamp())
+        )
+        # Closing the response wakes whoever reads it, so that a hang-up is noticed between two tokens.
+        watch = self._exchange.watch()
+
+        def hang_up(_: object) -> None:
+            attempt.response.close()
+
+        watch.add_done_callback(hang_up)
+        finish, flags = await self._carry(attempt, answer)
+        watch.remove_done_callback(hang_up)
+        settled = await self._settle(attempt, finish, flags)
+        if self._exchange.gone:
+            raise ClientGone
+        if not settled or finish in (Finish.ERROR, Finish.TIMEOUT):
+            await self._fail(timed_out() if finish is Finish.TIMEOUT else upstream_failed())
+            return
+        usage = attempt.meter.usage_object(opened=attempt.opened, generation_id=self.generation_id)
+        if not self._asked.stream:
+            reason = "budget" if finish is Finish.BUDGET else None
+            body = answer.whole(finish_reason=reason, usage=usage)
+            await self._exchange.answer(200, body, self._headers(attempt.opened))
+            return
+        end = answer.usage_chunk(usage) + _DONE_EVENT if self._asked.include_usage else _DONE_EVENT
+        if not self._exchange.started:
+            await self._start_stream(attempt)
+        await self._exchange.write(end, more=False)
+
+    async def _carry(self, attempt: Attempt, answer: Answer) -> tuple[Finish, set[Flag]]:
+        """Carries the stream to its end, forwarding as it comes. How it finished, and what a reader must know of it."""
+        meter, parser = attempt.meter, SseParser()
+        chunk, ended = attempt.first, False
+        try:
+            async with asyncio.timeout(self._time_left(attempt.grade)):
+                while chunk and not ended:
+                    out, ended = self._take(chunk, parser, meter, answer)
+                    if out:
+                        if not self._exchange.started:
+                            await self._start_stream(attempt)
+                        await self._exchange.write(out, more=True)
+                    if ended or meter.finish is not None:
+                        pass  # Only usage can follow; nothing more is generated.
+                    elif not await self._covered(attempt):
+                        attempt.response.close()
+                        await self._cut(attempt, answer)
+                        return Finish.BUDGET, {Flag.CUT_BUDGET}
+                    if not ended:
+                        chunk = await attempt.response.content.readany()
+        except TimeoutError:
+            return Finish.TIMEOUT, set()
+        except (aiohttp.ClientError, OSError, SseTooLong, HostFailed, msgspec.DecodeError) as error:
+            if self._exchange.gone:
+                return Finish.CLIENT_GONE, {Flag.CLIENT_GONE}
+            logger.warning(
+                "stream failed", extra={"host_id": str(attempt.opened.host_id), "reason": type(error).__name__}
+            )
+            return Finish.ERROR, {Flag.UPSTREAM_FAILED}
+        except asyncio.CancelledError:
+            # The process is stopping: what was carried is captured all the same.
+            await asyncio.shield(self._settle(attempt, Finish.CLIENT_GONE, {Flag.CLIENT_GONE}))
+            raise
+        if self._exchange.gone and meter.finish is None:
+            return Finish.CLIENT_GONE, {Flag.CLIENT_GONE}
+        if meter.finish is None:
+            return Finish.ERROR, {Flag.UPSTREAM_FAILED}
+        return finish_of(meter.finish), set()
+
+    def _take(
+        self, chunk: bytes, parser: SseParser, meter: UsageMeter, answer: Answer
+    ) -> tuple[bytes, bool]:
+        """What of a network chunk goes to the buyer now, and whether the end mark was in it."""
+        out: list[bytes] = []
+        for payload in parser.feed(chunk):
+            if payload == DONE:
+                return b"".join(out), True
+            event = _decode(payload)
+            if not isinstance(event, dict) or "error" in event:
+                raise HostFailed("error in the stream")
+            meter.feed(event)
+            for choice in event.get("choices") or ():
+                if choice.get("index", 0) != 0:
+                    continue
+                meter.finish = choice.get("finish_reason") or meter.finish
+                meter.generated_chunks += has_output(choice)
+                if self._asked.stream:
+                    out.append(answer.chunk(choice))
+                else:
+                    answer.collect(choice)
+        return b"".join(out), False
+
+    async def _covered(self, attempt: Attempt) -> bool:
+        """Whether the hold covers the next tokens, extending it where it does not. False: cut the stream now."""
+        meter = attempt.meter
+        used = meter.bound()
+        made = sum(meter.counts().get(bucket, 0) for bucket in OUTPUT_BUCKETS) or meter.generated_chunks
+        left = max(1, attempt.limit - made)
+        if used + min(LOOKAHEAD_TOKENS, left) * meter.output_ppm <= attempt.amount_numerator:
+            return True
+        if not attempt.no_more:
+            delta = min(EXTEND_OUTPUT_TOKENS, left) * meter.output_ppm
+            outcome = await self._means.store.extend_hold(
+                id=attempt.hold_id, delta_numerator=delta, now=await self._means.store.now()
+            )
+            metrics.HOLDS.labels(f"extend_{outcome}").inc()
+            if outcome == "ok":
+                attempt.amount_numerator += delta
+                return True
+            attempt.no_more = True
+        return used + meter.output_ppm <= attempt.amount_numerator
+
+    async def _cut(self, attempt: Attempt, answer: Answer) -> None:
+        if self._asked.stream:
+            if not self._exchange.started:
+                await self._start_stream(attempt)
+            await self._exchange.write(answer.end_chunk("budget"), more=True)
+
+    async def _start_stream(self, attempt: Attempt) -> None:
+        head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        await self._exchange.start(200, head | {"x-accel-buffering": "no"} | self._headers(attempt.opened))
+
+    async def _fail(self, error: ApiError) -> None:
+        """An error before anything was sent is the answer; later it is the stream's last event, without end mark."""
+        if not self._exchange.started:
+            raise error
+        await self._exchange.write(b"data: " + error.encoded() + b"\n\n", more=False)
+
+    async def _serve_embeddings(self, attempt: Attempt) -> None:
+        parts, size = [attempt.first], len(attempt.first)
+        try:
+            async with asyncio.timeout(self._time_left(attempt.grade)):
+                while part := await self._exchange.unless_gone(attempt.response.content.readany()):
+                    parts.append(part)
+                    size += len(part)
+                    if size > MAX_ANSWER_BYTES:
+                        raise HostFailed("answer too large")
+            whole = _decode(b"".join(parts))
+            if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
+                raise HostFailed("no embeddings in the answer")
+        except (TimeoutError, aiohttp.ClientError, OSError, HostFailed, msgspec.DecodeError):
+            await self._void(attempt.hold_id)
+            raise upstream_failed() from None
+        attempt.meter.feed(whole)
+        await self._settle(attempt, Finish.NONE, set())
+        usage = attempt.meter.usage_object(opened=attempt.opened, generation_id=self.generation_id)
+        body = {"object": "list", "data": whole["data"], "model": self._asked.model, "usage": usage}
+        await self._exchange.answer(200, msgspec.json.encode(body), self._headers(attempt.opened))
+
+    def _headers(self, opened: Opened) -> dict[str, str]:
+        return {
+            "x-generation-id": str(self.generation_id),
+            "x-request-id": str(self.generation_id),
+            "x-tokenyard-contract": str(opened.contract_id),
+        } | rate_limit_headers(opened)
+
+    # Settling the hold -----------------------------------------------------------------------------------------------
+
+    async def _settle(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
+        """Captures or voids, also when the caller's task is cancelled meanwhile. True when the hold is captured."""
+        return await asyncio.shield(asyncio.ensure_future(self._end_hold(attempt, finish, flags)))
+
+    async def _end_hold(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
+        meter = attempt.meter
+        meter.flags |= flags
+        if meter.generated_chunks == 0 and finish in (Finish.ERROR, Finish.TIMEOUT):
+            await self._void(attempt.hold_id)
+            return False
+        if not meter.reported:
+            if meter.generated_chunks == 0 and finish is Finish.CLIENT_GONE:
+                # Nobody here knows how far the engine came; the agent does, and the sweeper takes its word.
+                metrics.HOLDS.labels("left_to_sweeper").inc()
+                return False
+            meter.estimate(await asyncio.to_thread(count_input_tokens, self._asked.body))
+        if meter.numerator() > attempt.amount_numerator:
+            await self._cover_or_cap(attempt)
+        started = time.monotonic()
+        captured = await self._capture(attempt, finish)
+        metrics.CAPTURE_SECONDS.observe(time.monotonic() - started)
+        metrics.ATTEMPTS.labels("delivered").inc()
+        for bucket, count in meter.counts().items():
+            metrics.TOKENS.labels(bucket.value).inc(count)
+        return captured
+
+    async def _cover_or_cap(self, attempt: Attempt) -> None:
+        excess = attempt.meter.numerator() - attempt.amount_numerator
+        outcome = "closed"
+        if not attempt.no_more:
+            outcome = await self._means.store.extend_hold(
+                id=attempt.hold_id, delta_numerator=excess, now=await self._means.store.now()
+            )
+        if outcome == "ok":
+            attempt.amount_numerator += excess
+        else:
+            attempt.meter.cap(attempt.amount_numerator)
+
+    async def _capture(self, attempt: Attempt, finish: Finish) -> bool:
+        numerator = attempt.meter.numerator()
+        event = attempt.meter.event(
+            hold_id=attempt.hold_id,
+            request_id=self.generation_id,
+            attempt=attempt.number,
+            opened=attempt.opened,
+            api_key_id=self._caller.api_key_id,
+            occurred_at=self._occurred_at,
+            finish=finish,
+            bytes_in=self._bytes_in,
+            bytes_out=self._exchange.bytes_out,
+            first_byte_ms=attempt.first_byte_ms,
+            duration_ms=round((time.monotonic() - self._started) * 1000),
+        )
+        for pause_s in (*_CAPTURE_RETRIES_S, None):
+            try:
+                captured = await self._means.store.capture_hold(
+                    id=attempt.hold_id,
+                    numerator=numerator,
+                    event=event,
+                    source_id=self._means.source_id,
+                    now=await self._means.store.now(),
+                )
+            except (psycopg.OperationalError, PoolTimeout):
+                if pause_s is None:
+                    # The hold stays open, and the sweeper captures the agent's count.
+                    logger.exception("capture failed", extra={"hold_id": str(attempt.hold_id)})
+                    return False
+                await asyncio.sleep(pause_s)
+                continue
+            metrics.HOLDS.labels(f"capture_{captured.outcome}").inc()
+            return captured.outcome in ("ok", "captured")
+        return False
+
+    async def _void(self, hold_id: UUID) -> None:
+        """Gives the hold back; where the database does not answer, the sweeper will."""
+        try:
+            await self._means.store.void_hold(id=hold_id, now=await self._means.store.now())
+        except (psycopg.OperationalError, PoolTimeout):
+            logger.exception("void failed", extra={"hold_id": str(hold_id)})

@@ -1,0 +1,173 @@
+"""What one attempt used: the engine's running and final counts as the gateway carried them, never more than the hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+from marketplace.contracts.holds import Opened, cap_counts
+from marketplace.gateway.store import GradeVersion
+from metering.usage import Finish, Flag, UsageEvent, encode_event
+from pricing.normalising import SOURCES, Unprovable, adapt, collect_usage
+from pricing.rating import TEXT_INPUT_BUCKETS, TEXT_OUTPUT_BUCKETS, exact_price, standard_numerator
+from pricing.units import INPUT_BUCKETS, OUTPUT_BUCKETS, Bucket
+
+_FINISHES: Final = {
+    "stop": Finish.STOP,
+    "length": Finish.LENGTH,
+    "tool_calls": Finish.TOOL_CALLS,
+    "function_call": Finish.TOOL_CALLS,
+    "content_filter": Finish.CONTENT_FILTER,
+}
+
+
+def usage_source(engine: str | None) -> str:
+    """The adapter of a host's OpenAI-compatible answers (Ollama's own adapter is for its native interface)."""
+    return engine if engine in SOURCES and engine != "ollama" else "openai_chat"
+
+
+def finish_of(reason: str | None) -> Finish:
+    return Finish.NONE if reason is None else _FINISHES.get(reason, Finish.STOP)
+
+
+class UsageMeter:
+    """Fed with every decoded chunk of one attempt. Amounts are numerators (millionths of a standard token)."""
+
+    def __init__(self, *, grade: GradeVersion, engine: str | None, input_bound_tokens: int) -> None:
+        self._grade = grade
+        self._source = usage_source(engine)
+        self._raw: Mapping[str, object] | None = None
+        self._running: dict[Bucket, int] | None = None
+        self.flags: set[Flag] = set()
+        self.generated_chunks = 0
+        self.finish: str | None = None
+        ppm = grade.standard_ppm
+        self._input_bound = input_bound_tokens * max(ppm.get(bucket, 0) for bucket in TEXT_INPUT_BUCKETS)
+        self.output_ppm: Final = max(ppm.get(bucket, 0) for bucket in TEXT_OUTPUT_BUCKETS)
+
+    def feed(self, chunk: Mapping[str, Any]) -> None:
+        """Takes usage from any chunk, with choices or without; the last one wins."""
+        found = collect_usage(self._source, self._raw, chunk)
+        if found is not self._raw:
+            self._raw = found
+            self._running = None
+
+    @property
+    def reported(self) -> bool:
+        return self._raw is not None
+
+    def counts(self) -> dict[Bucket, int]:
+        """Disjoint buckets as reported last; nothing, flagged, when the figures contradict each other."""
+        if self._running is None:
+            self._running = self._adapt()
+        return self._running
+
+    def _adapt(self) -> dict[Bucket, int]:
+        if self._raw is None:
+            return {}
+        try:
+            return adapt(self._source, self._raw).reported()
+        except Unprovable:
+            self.flags.add(Flag.UNPROVABLE)
+            return {}
+
+    def estimate(self, input_tokens: int) -> None:
+        """No usage came: what the gateway counted stands for it."""
+        self._running = {Bucket.UNCACHED_INPUT: input_tokens, Bucket.OUTPUT: self.generated_chunks}
+        self.flags.add(Flag.ESTIMATED)
+
+    def numerator(self) -> int:
+        """The standard numerator of `counts`. A bucket without weight in the grade is worth nothing and is flagged."""
+        counts = self.counts()
+        priced = {bucket: count for bucket, count in counts.items() if bucket in self._grade.standard_ppm}
+        if any(count for bucket, count in counts.items() if bucket not in priced):
+            self.flags.add(Flag.UNPROVABLE)
+            self._running = priced
+        return standard_numerator(priced, self._grade.standard_ppm)
+
+    def bound(self) -> int:
+        """At least what has been used so far: reported where the engine reports as it goes, else input bound and chunks."""
+        if self._raw is not None:
+            return self.numerator()
+        return self._input_bound + self.generated_chunks * self.output_ppm
+
+    def cap(self, amount_numerator: int) -> None:
+        """Cut the counts to the hold: the excess is flagged and never billed."""
+        counts = self.counts()
+        capped = cap_counts(counts, self._grade.standard_ppm, amount_numerator)
+        if capped != counts:
+            self._running = capped
+            self.flags.add(Flag.CAPPED)
+
+    def usage_object(self, *, opened: Opened, generation_id: UUID) -> dict[str, Any]:
+        """OpenAI's usage object with ours in `tokenyard`; the cost is exact and marginal, never summed."""
+        counts = self.counts()
+        numerator = self.numerator()
+        prompt = sum(counts.get(bucket, 0) for bucket in INPUT_BUCKETS)
+        completion = sum(counts.get(bucket, 0) for bucket in OUTPUT_BUCKETS)
+        assert opened.rate_micros_per_mtok is not None
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": counts.get(Bucket.CACHE_READ, 0)},
+            "completion_tokens_details": {"reasoning_tokens": counts.get(Bucket.REASONING, 0)},
+            "tokenyard": {
+                "generation_id": generation_id,
+                "contract_id": opened.contract_id,
+                "contract_kind": opened.kind,
+                "grade_id": opened.grade_id,
+                "rate_id": opened.rate_id,
+                "rate_micros_per_mtok": opened.rate_micros_per_mtok,
+                "currency": self._grade.currency,
+                "buckets": {bucket.value: count for bucket, count in counts.items()},
+                "standard_numerator": str(numerator),
+                "cost": exact_price(numerator, opened.rate_micros_per_mtok),
+            },
+        }
+
+    def event(
+        self,
+        *,
+        hold_id: UUID,
+        request_id: UUID,
+        attempt: int,
+        opened: Opened,
+        api_key_id: UUID,
+        occurred_at: datetime,
+        finish: Finish,
+        bytes_in: int,
+        bytes_out: int,
+        first_byte_ms: int | None,
+        duration_ms: int,
+    ) -> bytes:
+        """The gateway's usage event as one NDJSON line. Its id is the hold's: a second capture writes the same event."""
+        assert opened.contract_id is not None
+        assert opened.offering_id is not None
+        assert opened.grade_id is not None
+        assert opened.rate_id is not None
+        assert opened.period_start is not None
+        event = UsageEvent(
+            id=hold_id,
+            sequence=1,
+            request_id=request_id,
+            attempt=attempt,
+            part=0,
+            contract_id=opened.contract_id,
+            offering_id=opened.offering_id,
+            grade_id=opened.grade_id,
+            rate_id=opened.rate_id,
+            period_start=opened.period_start.astimezone(UTC),
+            occurred_at=occurred_at,
+            buckets=dict(self.counts()),
+            finish=finish,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            duration_ms=duration_ms,
+            api_key_id=api_key_id,
+            flags=tuple(sorted(self.flags)),
+            first_byte_ms=first_byte_ms,
+        )
+        return encode_event(event) + b"\n"

@@ -1,0 +1,233 @@
+"""The gateway as buyers meet it: the official client, a real gateway process, a real agent, a real engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+import requests
+
+from marketplace import clock
+from marketplace.accounts.services import SYSTEM, revoke_api_key
+from marketplace.contracts.models import Hold
+from marketplace.ids import uuid7
+from marketplace.ledger.selectors import check_ledger
+from metering.models import UsageBatch
+from metering.usage import Flag, UsageEvent, decode_event
+from providers.models import Host
+from tests.conftest import TestDatabase
+from tests.contracts.world import INPUT_PPM, OUTPUT_PPM, World, available, give_money, make_world
+from tests.engine import RunningEngine, free_port
+from tests.providers.agent_rig import run_market, write_agent
+
+CHAT: Any = [{"role": "user", "content": "How many lots are in one Mtok?"}]
+
+
+@dataclass
+class Rig:
+    """A gateway process on a database of its own, in front of a host of hyperion's."""
+
+    world: World
+    url: str
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.world.acme.secret, max_retries=0, timeout=30)
+
+    def post(self, path: str, body: Any, **headers: str) -> requests.Response:
+        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        sent = {"authorization": f"Bearer {self.world.acme.secret}"} | {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
+        return requests.post(self.url + path, data=data, headers=sent, timeout=30)
+
+    def fund(self, amount_micros: int = 10_000_000) -> None:
+        give_money(self.world, amount_micros, clock.now())
+
+
+def events() -> list[UsageEvent]:
+    return [decode_event(bytes(batch.body).strip()) for batch in UsageBatch.objects.order_by("id")]
+
+
+def numerator_of(event: UsageEvent) -> int:
+    weights = {"uncached_input": INPUT_PPM, "cache_read": INPUT_PPM // 10, "output": OUTPUT_PPM}
+    return sum((count or 0) * weights[bucket.value] for bucket, count in event.buckets.items() if count)
+
+
+@pytest.fixture
+def rig(committed_db: TestDatabase, engine: RunningEngine, tmp_path: Path) -> Iterator[Rig]:
+    with run_market() as market:
+        agent = write_agent(tmp_path, market=market, engine_url=engine.url)
+        world = make_world(clock.now(), base_url=agent.url)
+        market.offering_id = world.plant.offering.id
+        # The agent of this rig reports elsewhere; its host is alive as long as the test runs.
+        Host.objects.update(engine={"kind": "llamacpp"}, last_heartbeat_at=clock.now() + timedelta(hours=1))
+        agent.start()
+        port = free_port()
+        log = tmp_path / "gateway.log"
+        command = [sys.executable, "-m", "uvicorn", "marketplace.gateway.asgi:application"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, "--port", str(port), "--no-access-log", "--log-level", "warning"],
+                env=committed_db.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            _wait_until_ready(process, port, log)
+            yield Rig(world, f"http://127.0.0.1:{port}")
+        finally:
+            process.terminate()
+            process.wait(20)
+            agent.stop()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    pytest.fail(f"the gateway did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig: Rig) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20)
+    assert (refused.value.status_code, refused.value.code) == (402, "insufficient_funds")
+    assert not Hold.objects.exists()
+    rig.fund()
+
+    answer = rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20)
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    ours = answer.usage.tokenyard  # type: ignore[attr-defined]
+    (event,) = events()
+    assert int(ours["standard_numerator"]) == numerator_of(event)
+    assert event.buckets["output"] == answer.usage.completion_tokens  # type: ignore[index]
+    assert ours["generation_id"] == str(event.request_id)
+    held = Hold.objects.get()
+    assert held.captured_numerator == numerator_of(event)
+    assert available(rig.world) == 10_000_000 - held.captured_micros
+    shown = rig.world.acme.api.get(f"/api/v1/generations/{ours['generation_id']}").json()
+    assert shown["standard_numerator"] == ours["standard_numerator"]
+    assert shown["cost"] == ours["cost"]
+
+    usage, text, finish = None, "", None
+    stream = rig.client.chat.completions.create(
+        model="tiny-chat", messages=CHAT, max_tokens=20, stream=True, stream_options={"include_usage": True}
+    )
+    for chunk in stream:
+        assert "timings" not in chunk.model_fields_set | set(chunk.model_extra or {})
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            finish = choice.finish_reason or finish
+        usage = chunk.usage or usage
+    assert text
+    assert finish in ("stop", "length")
+    assert usage is not None
+    assert int(usage.tokenyard["standard_numerator"]) == numerator_of(events()[1])  # type: ignore[attr-defined]
+    assert check_ledger() == []
+
+    completion = rig.client.completions.create(model="tiny-chat", prompt="Hello", max_tokens=8)
+    assert completion.usage is not None
+    assert completion.object == "text_completion"
+    assert len(events()) == 3
+    models = rig.client.models.list().data
+    assert [model.id for model in models] == ["tiny-chat"]
+    assert models[0].tokenyard["prices"]["output"]["per_mtok"] == "0.6"  # type: ignore[attr-defined]
+
+
+def test_refusals_are_clear_and_change_nothing(rig: Rig) -> None:
+    rig.fund()
+    good = {"model": "tiny-chat", "messages": CHAT}
+    cases = [
+        (rig.post("/v1/chat/completions", good | {"model": "nobody"}), 404, "model_not_found", "model"),
+        (rig.post("/v1/chat/completions", good | {"max_tokens": 10**6}), 400, "invalid_value", "max_tokens"),
+        (rig.post("/v1/chat/completions", good | {"surprise": 1}), 400, "unknown_parameter", "surprise"),
+        (rig.post("/v1/chat/completions", b"{"), 400, "invalid_json", None),
+        (rig.post("/v1/chat/completions", b" " * 5_000_000), 413, "request_too_large", None),
+        (rig.post("/v1/chat/completions", good, authorization="Bearer ty_a_b"), 401, "invalid_api_key", None),
+        (rig.post("/v1/nothing", good), 404, "unknown_url", None),
+        (
+            rig.post("/v1/chat/completions", good, x_tokenyard_contract=str(uuid7())),
+            404, "contract_not_found", "X-Tokenyard-Contract",
+        ),
+        (
+            rig.post("/v1/chat/completions", good, x_tokenyard_contract="1"),
+            400, "invalid_value", "X-Tokenyard-Contract",
+        ),
+    ]  # fmt: skip
+    for answer, status, code, param in cases:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert not Hold.objects.exists()
+
+    revoke_api_key(
+        organization_id=rig.world.acme.id, api_key_id=rig.world.acme.api_key_id, now=clock.now(), actor=SYSTEM
+    )
+    time.sleep(5)
+    assert rig.post("/v1/chat/completions", good).status_code == 401
+
+
+def test_a_stream_without_further_funds_is_cut_within_its_hold(rig: Rig) -> None:
+    # Enough for the first hold of 1,024 tokens and a little, not for an extension.
+    rig.fund(760)
+    pieces, finish = 0, None
+    stream = rig.client.chat.completions.create(
+        model="tiny-chat", messages=CHAT, max_tokens=1_900, stream=True, temperature=1.5,
+        logit_bias={"2": -100},
+    )  # fmt: skip
+    for chunk in stream:
+        for choice in chunk.choices:
+            pieces += 1
+            finish = choice.finish_reason or finish
+    held = Hold.objects.get()
+    assert held.status == "captured"
+    assert held.captured_micros <= 760
+    (event,) = events()
+    if finish == "budget":
+        assert Flag.CUT_BUDGET in event.flags
+        assert (event.buckets["output"] or 0) > 900  # type: ignore[index]
+    else:
+        assert pieces < 1_024, "the engine ended the answer by itself"
+    assert check_ledger() == []
+
+
+def test_a_caller_who_hangs_up_pays_what_was_delivered(rig: Rig) -> None:
+    rig.fund()
+    stream = rig.client.chat.completions.create(
+        model="tiny-chat", messages=CHAT, max_tokens=1_900, stream=True, logit_bias={"2": -100}
+    )
+    for number, _ in enumerate(stream):
+        if number == 5:
+            break
+    stream.close()
+    deadline = time.monotonic() + 10
+    while not events() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (event,) = events()
+    assert (event.buckets["output"] or 0) > 0  # type: ignore[index]
+    assert Hold.objects.get().captured_numerator == numerator_of(event)
+
+
+def test_a_host_that_does_not_answer_costs_nothing(rig: Rig) -> None:
+    rig.fund()
+    Host.objects.update(base_url=f"http://127.0.0.1:{free_port()}")
+    answer = rig.post("/v1/chat/completions", {"model": "tiny-chat", "messages": CHAT})
+    assert answer.status_code == 502
+    assert [hold.status for hold in Hold.objects.all()] == ["voided"]
+    assert available(rig.world) == 10_000_000
