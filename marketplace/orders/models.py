@@ -1,0 +1,175 @@
+"""Bids, asks, the auction of each delivery period and its trades."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import F, Q
+
+from marketplace.accounts.models import Organization
+from marketplace.contracts.models import Contract
+from marketplace.ids import uuid7
+from marketplace.ledger.models import Hold as LedgerHold
+from pricing.models import Grade, Rate
+from providers.models import Offering
+
+
+class Bid(models.Model):
+    """A buyer's order in a grade: up to 10 monotone steps, standing or for one delivery period.
+
+    `contract` is the spot contract of the bid's life. `ledger_hold` covers the worst case of the next round:
+    max over steps of rate x cumulative lots, grossed up by tax.
+    """
+
+    class Status(models.TextChoices):
+        OPEN = "open"
+        CANCELLED = "cancelled"
+        EXPIRED = "expired"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    contract = models.OneToOneField(Contract, on_delete=models.PROTECT, related_name="+")
+    client_id = models.CharField(max_length=64)
+    terms_sha256 = models.BinaryField(max_length=32)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.OPEN)
+    standing = models.BooleanField()
+    # The delivery period a single bid is for; null when standing.
+    period_start = models.DateTimeField(null=True)
+    min_fill_lots = models.BigIntegerField(default=0)
+    all_or_none = models.BooleanField(default=False)
+    max_total_micros_per_day = models.BigIntegerField(null=True)
+    ledger_hold = models.ForeignKey(LedgerHold, on_delete=models.PROTECT, null=True, related_name="+")
+    # Why the bid is not in the open book (no funds for a top-up of its hold), if it is not.
+    skip_reason = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["organization", "client_id"], name="orders_bid_client_id_unique"),
+            models.CheckConstraint(
+                condition=Q(standing=True, period_start__isnull=True)
+                | Q(standing=False, period_start__isnull=False),
+                name="orders_bid_standing_or_for_a_period",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["grade"], condition=Q(status="open"), name="orders_bid_open_by_grade")
+        ]
+
+
+class BidStep(models.Model):
+    """`lots` more at `rate_micros_per_mtok`; rates do not rise along the steps."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    bid = models.ForeignKey(Bid, on_delete=models.CASCADE, related_name="steps")
+    number = models.PositiveSmallIntegerField()
+    rate_micros_per_mtok = models.BigIntegerField()
+    lots = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["number"]
+        constraints = [
+            models.UniqueConstraint(fields=["bid", "number"], name="orders_bidstep_number_unique"),
+            models.CheckConstraint(
+                condition=Q(number__gte=0)
+                & Q(number__lt=10)
+                & Q(rate_micros_per_mtok__gte=0)
+                & Q(lots__gt=0),
+                name="orders_bidstep_in_range",
+            ),
+        ]
+
+
+class Auction(models.Model):
+    """The sealed call auction of one grade and delivery period. `status` moves by compare-and-set only."""
+
+    class Status(models.TextChoices):
+        OPEN = "open"
+        NO_CANCEL = "no_cancel"
+        CLOSED = "closed"
+        CLEARED = "cleared"
+        PUBLISHED = "published"
+        DELIVERED = "delivered"
+        SETTLED = "settled"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    opens_at = models.DateTimeField()
+    no_cancel_at = models.DateTimeField()
+    gate_at = models.DateTimeField()
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.OPEN)
+    rule_version = models.CharField(max_length=32, blank=True)
+    # The sealed book as cleared, canonical form, and the digests of book and result (SHA-256, hex).
+    book = models.JSONField(null=True)
+    book_digest = models.CharField(max_length=64, blank=True)
+    result_digest = models.CharField(max_length=64, blank=True)
+    quantity_lots = models.BigIntegerField(null=True)
+    clearing_rate_micros_per_mtok = models.BigIntegerField(null=True)
+    rate_low_micros_per_mtok = models.BigIntegerField(null=True)
+    rate_high_micros_per_mtok = models.BigIntegerField(null=True)
+    # Exact integer in micros x lots / 1000; text because it may pass 64 bits.
+    welfare = models.CharField(max_length=40, blank=True)
+    rate = models.ForeignKey(Rate, on_delete=models.PROTECT, null=True, related_name="+")
+    published_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["grade", "period_start"], name="orders_auction_unique"),
+            models.CheckConstraint(
+                condition=Q(period_end__gt=F("period_start")) & Q(gate_at__lte=F("period_start")),
+                name="orders_auction_gate_before_period",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["gate_at"],
+                condition=~Q(status__in=["delivered", "settled"]),
+                name="orders_auction_unfinished",
+            )
+        ]
+
+
+class Ask(models.Model):
+    """What a host asks in one auction: its unsold share at the provider's floor, taken into `sold_ppm` at the gate."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    auction = models.ForeignKey(Auction, on_delete=models.PROTECT, related_name="asks")
+    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
+    rate_micros_per_mtok = models.BigIntegerField()
+    lots = models.BigIntegerField()
+    share_ppm = models.BigIntegerField()
+    awarded_lots = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["auction", "offering"], name="orders_ask_unique"),
+            models.CheckConstraint(
+                condition=Q(lots__gt=0)
+                & Q(share_ppm__gt=0)
+                & Q(awarded_lots__gte=0)
+                & Q(awarded_lots__lte=F("lots")),
+                name="orders_ask_awarded_within_lots",
+            ),
+        ]
+
+
+class Trade(models.Model):
+    """Lots of one bid supplied by one ask at the auction's clearing rate."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    auction = models.ForeignKey(Auction, on_delete=models.PROTECT, related_name="trades")
+    bid = models.ForeignKey(Bid, on_delete=models.PROTECT, related_name="trades")
+    ask = models.ForeignKey(Ask, on_delete=models.PROTECT, related_name="trades")
+    lots = models.BigIntegerField()
+    rate_micros_per_mtok = models.BigIntegerField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["auction", "bid", "ask"], name="orders_trade_unique"),
+            models.CheckConstraint(condition=Q(lots__gt=0), name="orders_trade_lots_positive"),
+        ]

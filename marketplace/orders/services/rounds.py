@@ -1,0 +1,284 @@
+"""The round of one delivery period: open, no_cancel, closed, cleared, published, delivered, settled.
+
+Every step moves `Auction.status` by compare-and-set in the transaction that does the step's work, so any worker can
+do or resume it, and two at once do it once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Sum
+
+from marketplace.contracts.models import Contract, Entitlement
+from marketplace.errors import NotFound
+from marketplace.ids import derived_id
+from marketplace.ledger.services import InsufficientFunds, change_hold
+from marketplace.orders.book import Book, BookAsk, BookBid
+from marketplace.orders.models import Ask, Auction, Bid, Trade
+from marketplace.orders.services.bids import CAP_MULTIPLE, end_bid, worst_case_with_tax
+from marketplace.periods import delivery_period
+from pricing.models import Grade
+from pricing.selectors import grades_in_force
+from providers.models import Offering
+from providers.selectors import dependable_lots, listed_offerings, share_ppm_of, unsold_ppm
+from providers.services import CapacityGone, take_period_share
+
+# The order of the phases: no-cancel from 80% of the preceding period, gate at 90%.
+NO_CANCEL_PPM = 800_000
+GATE_PPM = 900_000
+FEW_SELLERS = 3
+
+
+def open_auctions(*, now: datetime) -> list[Auction]:
+    """Make the auction of the coming delivery period for every grade in force; re-running makes none."""
+    opened = []
+    for grade in grades_in_force(at=now):
+        auction = _open_auction(grade, now)
+        if auction is not None:
+            opened.append(auction)
+    return opened
+
+
+def _open_auction(grade: Grade, now: datetime) -> Auction | None:
+    current = delivery_period(now)
+    length = current.end - current.start
+    with transaction.atomic():
+        auction, made = Auction.objects.get_or_create(
+            grade=grade,
+            period_start=current.end,
+            defaults={
+                "period_end": current.end + length,
+                "opens_at": current.start,
+                "no_cancel_at": current.start + length * NO_CANCEL_PPM / 1_000_000,
+                "gate_at": current.start + length * GATE_PPM / 1_000_000,
+            },
+        )
+        if not made:
+            return None
+        standing = Bid.objects.select_for_update(of=("self",)).filter(
+            grade=grade, status=Bid.Status.OPEN, standing=True
+        )
+        # By account, as every transaction that touches several accounts.
+        for bid in standing.order_by("ledger_hold__account_id", "pk"):
+            _top_up_hold(bid, now)
+    return auction
+
+
+def _top_up_hold(bid: Bid, now: datetime) -> None:
+    """Bring a standing bid's hold back to its worst case; without funds it sits this book out and says why."""
+    bid = Bid.objects.select_related("organization", "ledger_hold").prefetch_related("steps").get(pk=bid.pk)
+    assert bid.ledger_hold is not None
+    worst = worst_case_with_tax(
+        [(step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()], bid.organization.tax_ppm
+    )
+    missing = worst - bid.ledger_hold.amount_micros
+    reason = ""
+    try:
+        with transaction.atomic():
+            if missing > 0:
+                change_hold(id=bid.ledger_hold.id, delta_micros=missing, now=now)
+    except InsufficientFunds:
+        reason = "The prepaid balance does not cover the bid's worst case."
+    if bid.max_total_micros_per_day is not None and not reason:
+        day_start = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        if _awarded_micros(bid.pk, day_start) + worst > bid.max_total_micros_per_day:
+            reason = "The bid's daily budget does not cover its worst case any more."
+    Bid.objects.filter(pk=bid.pk).update(skip_reason=reason)
+
+
+def _awarded_micros(bid_id: UUID, since: datetime) -> int:
+    spent: int | None = Trade.objects.filter(bid_id=bid_id, auction__period_start__gte=since).aggregate(
+        total=Sum(F("lots") * F("rate_micros_per_mtok"))
+    )["total"]
+    return -(-(spent or 0) // 1000)
+
+
+def enter_no_cancel(*, now: datetime) -> int:
+    return Auction.objects.filter(status=Auction.Status.OPEN, no_cancel_at__lte=now).update(
+        status=Auction.Status.NO_CANCEL
+    )
+
+
+def close_due_auctions(*, now: datetime) -> int:
+    """Seal the books whose gate has passed. All grades of one period close in one transaction, so that a host which
+    serves several grades is asked into them together."""
+    open_states = (Auction.Status.OPEN, Auction.Status.NO_CANCEL)
+    starts = Auction.objects.filter(status__in=open_states, gate_at__lte=now).values_list(
+        "period_start", flat=True
+    )
+    return sum(_close_period(start, now) for start in sorted(set(starts)))
+
+
+def _close_period(period_start: datetime, now: datetime) -> int:
+    open_states = (Auction.Status.OPEN, Auction.Status.NO_CANCEL)
+    with transaction.atomic():
+        auctions = list(
+            Auction.objects.select_for_update(of=("self",))
+            .select_related("grade")
+            .filter(period_start=period_start, status__in=open_states, gate_at__lte=now)
+            .order_by("pk")
+        )
+        if not auctions:
+            return 0
+        # A period that came too near is closed without supply: no trades, and the record says so.
+        missed = now >= _latest_clearing(auctions[0])
+        asks = {} if missed else _take_supply(auctions, now)
+        for auction in auctions:
+            book = Book(
+                grade_id=auction.grade_id,
+                period_start=auction.period_start,
+                cap=CAP_MULTIPLE * auction.grade.reference_rate_micros_per_mtok,
+                bids=[] if missed else _snapshot_bids(auction),
+                asks=asks.get(auction.id, []),
+                missed=missed,
+            )
+            auction.book = book.to_json()
+            auction.book_digest = book.digest()
+            auction.status = Auction.Status.CLOSED
+            auction.save(update_fields=["book", "book_digest", "status"])
+    return len(auctions)
+
+
+def _latest_clearing(auction: Auction) -> datetime:
+    return auction.period_start + (auction.period_end - auction.period_start) / 10
+
+
+def _snapshot_bids(auction: Auction) -> list[BookBid]:
+    bids = (
+        Bid.objects.select_for_update(of=("self",))
+        .filter(grade_id=auction.grade_id, status=Bid.Status.OPEN, skip_reason="")
+        .exclude(standing=False, period_start__gt=auction.period_start)
+        .exclude(standing=False, period_start__lt=auction.period_start)
+        .order_by("pk")
+        .prefetch_related("steps")
+    )
+    return [
+        BookBid(
+            id=bid.id,
+            organization_id=bid.organization_id,
+            placed_at=bid.created_at,
+            steps=[(step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()],
+            min_fill_lots=bid.min_fill_lots,
+            all_or_none=bid.all_or_none,
+        )
+        for bid in bids
+    ]
+
+
+def _take_supply(auctions: list[Auction], now: datetime) -> dict[UUID, list[BookAsk]]:
+    """Ask every listed offering's unsold share into its auction and take that share in the same transaction.
+
+    A host with several grades gives its share to the ask with the lowest rate per host-second.
+    """
+    seconds = settings.DELIVERY_PERIOD_S
+    by_host: dict[UUID, list[tuple[int, Auction, Offering, int]]] = defaultdict(list)
+    for auction in auctions:
+        offerings = list(listed_offerings(auction.grade_id, now))
+        few_sellers = len({offering.host.provider.organization_id for offering in offerings}) < FEW_SELLERS
+        for offering in offerings:
+            rate = offering.spot_floor_micros_per_mtok
+            if few_sellers:
+                rate = min(rate, offering.firm_rate.micros_per_mtok)
+            by_host[offering.host_id].append(
+                (rate * dependable_lots(offering, seconds), auction, offering, rate)
+            )
+    asks: dict[UUID, list[BookAsk]] = defaultdict(list)
+    for host_id in sorted(by_host):
+        for _, auction, offering, rate in sorted(by_host[host_id], key=lambda entry: (entry[0], entry[2].id)):
+            free_ppm = unsold_ppm(host_id, auction.period_start)
+            lots = free_ppm * dependable_lots(offering, seconds) // 1_000_000
+            if lots < 1:
+                continue
+            share = share_ppm_of(lots, offering, seconds)
+            try:
+                with transaction.atomic():
+                    take_period_share(host_id=host_id, period_start=auction.period_start, share_ppm=share)
+            except CapacityGone:
+                continue
+            ask = Ask.objects.create(
+                id=derived_id(auction.id, f"ask:{offering.id}"),
+                auction=auction,
+                offering=offering,
+                rate_micros_per_mtok=rate,
+                lots=lots,
+                share_ppm=share,
+                created_at=now,
+            )
+            asks[auction.id].append(
+                BookAsk(
+                    id=ask.id,
+                    organization_id=offering.host.provider.organization_id,
+                    offering_id=offering.id,
+                    placed_at=offering.created_at,
+                    rate=rate,
+                    lots=lots,
+                )
+            )
+    return asks
+
+
+def advance_auctions(*, now: datetime) -> dict[str, int]:
+    """Do everything that is due, in order; safe to call from any number of workers at any time."""
+    from marketplace.orders.services.clearing import clear_auction, publish_auction
+
+    done = {"no_cancel": enter_no_cancel(now=now), "closed": close_due_auctions(now=now)}
+    for status, step in ((Auction.Status.CLOSED, clear_auction), (Auction.Status.CLEARED, publish_auction)):
+        due = (
+            Auction.objects.filter(status=status).order_by("period_start", "pk").values_list("pk", flat=True)
+        )
+        done[step.__name__] = sum(step(auction_id=pk, now=now) for pk in list(due))
+    done["opened"] = len(open_auctions(now=now))
+    done["delivered"] = Auction.objects.filter(status=Auction.Status.PUBLISHED, period_end__lte=now).update(
+        status=Auction.Status.DELIVERED
+    )
+    done["settled"] = _settle_delivered()
+    done["expired"] = _expire_single_bids(now)
+    return done
+
+
+def _settle_delivered() -> int:
+    """An auction is settled once every award of it is."""
+    settled = 0
+    for auction in Auction.objects.filter(status=Auction.Status.DELIVERED):
+        contracts = Contract.objects.filter(
+            pk__in=Trade.objects.filter(auction=auction).values("bid__contract_id")
+        )
+        unsettled = Entitlement.objects.filter(
+            contract__in=contracts, period_start=auction.period_start, settled_at__isnull=True
+        )
+        if not unsettled.exists():
+            settled += Auction.objects.filter(pk=auction.pk, status=Auction.Status.DELIVERED).update(
+                status=Auction.Status.SETTLED
+            )
+    return settled
+
+
+def _expire_single_bids(now: datetime) -> int:
+    """Bids for one period end when their period's auction is published (awarded or not) or was never held."""
+    expired = 0
+    grace = timedelta(seconds=settings.DELIVERY_PERIOD_S)
+    for bid_id in Bid.objects.filter(status=Bid.Status.OPEN, standing=False).values_list("pk", flat=True):
+        with transaction.atomic():
+            bid = Bid.objects.select_for_update().get(pk=bid_id)
+            if bid.status != Bid.Status.OPEN or bid.period_start is None:
+                continue
+            auction = Auction.objects.filter(grade_id=bid.grade_id, period_start=bid.period_start).first()
+            over = (
+                auction.published_at is not None if auction is not None else now >= bid.period_start + grace
+            )
+            if over:
+                end_bid(bid, status=Bid.Status.EXPIRED, now=now)
+                expired += 1
+    return expired
+
+
+def find_auction(auction_id: UUID) -> Auction:
+    auction = Auction.objects.filter(pk=auction_id).first()
+    if auction is None:
+        raise NotFound("There is no such auction.")
+    return auction
