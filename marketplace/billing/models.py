@@ -1,0 +1,297 @@
+"""Charges, invoices, statements, top-ups and payouts."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import F, Q
+
+from marketplace.accounts.models import Organization
+from marketplace.contracts.models import Contract
+from marketplace.ids import uuid7
+from pricing.models import Grade, Rate
+from providers.models import Offering
+
+
+class ChargeKind(models.TextChoices):
+    COMMITTED_FEE = "committed_fee"
+    USAGE = "usage"
+    OVERAGE = "overage"
+    TRUE_UP = "true_up"
+    SPOT = "spot"
+    MINIMUM_TAKE = "minimum_take"
+    REMEDY = "remedy"
+    SERVICE_CREDIT = "service_credit"
+    ADJUSTMENT = "adjustment"
+
+
+class TopUp(models.Model):
+    """Money a buyer brings in through the payment processor."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    amount_micros = models.BigIntegerField()
+    currency = models.CharField(max_length=3)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.PENDING)
+    processor = models.CharField(max_length=16)
+    processor_reference = models.CharField(max_length=120, blank=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(amount_micros__gt=0), name="billing_topup_amount_positive"),
+        ]
+
+
+class Settlement(models.Model):
+    """One contract squared up for one settlement period. Re-runs are new rows with deltas (`run` counts up)."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="settlements")
+    settlement_start = models.DateTimeField()
+    settlement_end = models.DateTimeField()
+    run = models.PositiveIntegerField()
+    # The gateway's roll-ups of the period as this run saw them: a sum that differs later is late usage.
+    usage_numerator = models.BigIntegerField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["contract", "settlement_start", "run"], name="billing_settlement_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(settlement_end__gt=F("settlement_start")), name="billing_settlement_forwards"
+            ),
+        ]
+        indexes = [models.Index(fields=["settlement_start"], name="billing_settlement_by_start")]
+
+
+class Charge(models.Model):
+    """A rated line of a buyer: exact numerator x rate, rounded once. Append-only; `amount_micros` may be negative
+    on adjustments only. Usage covered by a committed fee is charged at 0 micros per Mtok (docs/rounding.md)."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="charges")
+    settlement = models.ForeignKey(Settlement, on_delete=models.PROTECT, null=True, related_name="charges")
+    kind = models.CharField(max_length=16, choices=ChargeKind.choices)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    rate = models.ForeignKey(Rate, on_delete=models.PROTECT, related_name="+")
+    # Half-open, UTC: the delivery period of a spot line, the settlement period of usage, the month of a fee.
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    numerator = models.BigIntegerField()
+    rate_micros_per_mtok = models.BigIntegerField()
+    amount_micros = models.BigIntegerField()
+    # Tax set aside on this charge, pending in the ledger until the invoice.
+    tax_held_micros = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=(Q(amount_micros__gte=0) & Q(numerator__gte=0)) | Q(kind="adjustment"),
+                name="billing_charge_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=Q(tax_held_micros__gte=0), name="billing_charge_tax_not_negative"
+            ),
+            models.CheckConstraint(
+                condition=Q(period_end__gt=F("period_start")), name="billing_charge_forwards"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["organization", "period_start"], name="billing_charge_by_org"),
+            models.Index(fields=["contract", "period_start"], name="billing_charge_by_contract"),
+        ]
+
+
+class Earning(models.Model):
+    """The provider's side of a charge: gross by numerator, less the market fee."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    charge = models.ForeignKey(Charge, on_delete=models.PROTECT, related_name="earnings")
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
+    numerator = models.BigIntegerField()
+    gross_micros = models.BigIntegerField()
+    fee_micros = models.BigIntegerField()
+    period_start = models.DateTimeField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["charge", "offering"], name="billing_earning_unique")]
+        indexes = [models.Index(fields=["organization", "period_start"], name="billing_earning_by_org")]
+
+
+class DocumentNumber(models.Model):
+    """The gapless counter of a document series of an issuer, moved under its row lock in the issuing transaction."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    issuer = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    series = models.CharField(max_length=16)
+    last_number = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["issuer", "series"], name="billing_documentnumber_unique")
+        ]
+
+
+class Invoice(models.Model):
+    """A buyer's document for one UTC calendar month. Immutable once finalised (trigger)."""
+
+    class Status(models.TextChoices):
+        DRAFT = "draft"
+        FINALISED = "finalised"
+        PAID = "paid"
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    issuer = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    number = models.CharField(max_length=40, null=True, unique=True)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.DRAFT)
+    currency = models.CharField(max_length=3)
+    # Frozen at finalisation: legal names, addresses, tax ids of both sides.
+    parties = models.JSONField(default=dict)
+    subtotal_micros = models.BigIntegerField(default=0)
+    tax_micros = models.BigIntegerField(default=0)
+    total_micros = models.BigIntegerField(default=0)
+    prepaid_micros = models.BigIntegerField(default=0)
+    amount_due_micros = models.BigIntegerField(default=0)
+    # What lies below whole minor units, given to the buyer: total = subtotal + tax - rounding.
+    rounding_micros = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+    finalised_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "period_start"], name="billing_invoice_one_per_month"
+            ),
+            models.CheckConstraint(
+                condition=Q(status="draft") | (Q(number__isnull=False) & Q(finalised_at__isnull=False)),
+                name="billing_invoice_finalised_has_number",
+            ),
+            models.CheckConstraint(
+                condition=Q(total_micros=F("subtotal_micros") + F("tax_micros") - F("rounding_micros"))
+                & Q(amount_due_micros=F("total_micros") - F("prepaid_micros")),
+                name="billing_invoice_adds_up",
+            ),
+        ]
+
+
+class InvoiceLine(models.Model):
+    """One printed line; `charges` are the rated lines it sums (one line per spot contract and day)."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    invoice = models.ForeignKey(Invoice, on_delete=models.PROTECT, related_name="lines")
+    number = models.PositiveIntegerField()
+    kind = models.CharField(max_length=16, choices=ChargeKind.choices)
+    description = models.CharField(max_length=300)
+    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="+")
+    charges = models.ManyToManyField(Charge, through="InvoiceLineCharge", related_name="+")
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    numerator = models.BigIntegerField()
+    amount_micros = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["number"]
+        constraints = [
+            models.UniqueConstraint(fields=["invoice", "number"], name="billing_invoiceline_number_unique"),
+        ]
+
+
+class InvoiceLineCharge(models.Model):
+    """A charge is invoiced once."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    line = models.ForeignKey(InvoiceLine, on_delete=models.PROTECT, related_name="+")
+    charge = models.OneToOneField(Charge, on_delete=models.PROTECT, related_name="invoiced_as")
+
+
+class Statement(models.Model):
+    """A provider's self-billed document for one UTC calendar month; mirrors invoices."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    issuer = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    number = models.CharField(max_length=40, unique=True)
+    currency = models.CharField(max_length=3)
+    parties = models.JSONField(default=dict)
+    gross_micros = models.BigIntegerField()
+    fee_micros = models.BigIntegerField()
+    net_micros = models.BigIntegerField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "period_start"], name="billing_statement_one_per_month"
+            ),
+            models.CheckConstraint(
+                condition=Q(net_micros=F("gross_micros") - F("fee_micros")), name="billing_statement_adds_up"
+            ),
+        ]
+
+
+class StatementLine(models.Model):
+    id = models.UUIDField(primary_key=True, editable=False)
+    statement = models.ForeignKey(Statement, on_delete=models.PROTECT, related_name="lines")
+    number = models.PositiveIntegerField()
+    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
+    description = models.CharField(max_length=300)
+    numerator = models.BigIntegerField()
+    gross_micros = models.BigIntegerField()
+    fee_micros = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["number"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["statement", "number"], name="billing_statementline_number_unique"
+            ),
+        ]
+
+
+class StatementLineEarning(models.Model):
+    """An earning is stated once."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    line = models.ForeignKey(StatementLine, on_delete=models.PROTECT, related_name="earnings")
+    earning = models.OneToOneField(Earning, on_delete=models.PROTECT, related_name="stated_as")
+
+
+class Payout(models.Model):
+    """Money sent to a provider."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        PAID = "paid"
+        FAILED = "failed"
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    statement = models.OneToOneField(Statement, on_delete=models.PROTECT, related_name="payout")
+    amount_micros = models.BigIntegerField()
+    retained_micros = models.BigIntegerField(default=0)
+    currency = models.CharField(max_length=3)
+    status = models.CharField(max_length=8, choices=Status.choices, default=Status.PENDING)
+    processor = models.CharField(max_length=16)
+    processor_reference = models.CharField(max_length=120, blank=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(amount_micros__gt=0), name="billing_payout_amount_positive"),
+        ]

@@ -1,0 +1,284 @@
+"""How billing's rows read in JSON. Amounts are integers of micros; numerators are strings (they pass 2^53)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from marketplace.api.serializers import MicrosField, StrictSerializer
+from marketplace.billing.models import (
+    Charge,
+    Earning,
+    Invoice,
+    InvoiceLine,
+    Payout,
+    Statement,
+    StatementLine,
+    TopUp,
+)
+from marketplace.billing.selectors import payout_blocked_reason
+from metering.models import UsageEvent, UsageRollup
+from pricing.units import Bucket, format_micros
+
+
+class NumeratorField(serializers.IntegerField):
+    """Millionths of a standard token, as a string of digits."""
+
+    def to_representation(self, value: Any) -> Any:
+        return str(value)
+
+
+class TopUpRequest(StrictSerializer):
+    amount_micros = MicrosField(help_text="Whole minor units of the market's currency.")
+
+
+class TopUpSerializer(serializers.ModelSerializer[TopUp]):
+    class Meta:
+        model = TopUp
+        fields = (
+            "id",
+            "amount_micros",
+            "currency",
+            "status",
+            "processor",
+            "processor_reference",
+            "created_at",
+        )
+
+
+class AccountBalanceSerializer(serializers.Serializer[Any]):
+    kind = serializers.CharField()
+    posted_micros = serializers.IntegerField(help_text="What has been moved for good.")
+    pending_micros = serializers.IntegerField(help_text="Set aside by holds.")
+    available_micros = serializers.IntegerField(help_text="What can still be spent or paid out.")
+    available = serializers.CharField(help_text="Exact decimal of currency units.")
+
+
+class BalanceSerializer(serializers.Serializer[Any]):
+    currency = serializers.CharField()
+    accounts = AccountBalanceSerializer(many=True)
+
+
+class EarningSerializer(serializers.ModelSerializer[Earning]):
+    numerator = NumeratorField()
+    net_micros = serializers.SerializerMethodField()
+    charge_kind = serializers.CharField(source="charge.kind")
+
+    class Meta:
+        model = Earning
+        fields = (
+            "id",
+            "offering_id",
+            "charge_kind",
+            "numerator",
+            "gross_micros",
+            "fee_micros",
+            "net_micros",
+            "period_start",
+            "created_at",
+        )
+
+    def get_net_micros(self, earning: Earning) -> int:
+        return earning.gross_micros - earning.fee_micros
+
+
+class ChargeSerializer(serializers.ModelSerializer[Charge]):
+    """`amount_micros` is the rounded product of numerator and rate; see docs/rounding.md for the kinds."""
+
+    numerator = NumeratorField()
+
+    class Meta:
+        model = Charge
+        fields = (
+            "id",
+            "contract_id",
+            "settlement_id",
+            "kind",
+            "grade_id",
+            "rate_id",
+            "period_start",
+            "period_end",
+            "numerator",
+            "rate_micros_per_mtok",
+            "amount_micros",
+            "tax_held_micros",
+            "created_at",
+        )
+
+
+class RollupSerializer(serializers.ModelSerializer[UsageRollup]):
+    numerator = NumeratorField()
+
+    class Meta:
+        model = UsageRollup
+        fields = (
+            "contract_id",
+            "rate_id",
+            "api_key_id",
+            "offering_id",
+            "grade_id",
+            "bucket",
+            "period_start",
+            "events",
+            "native_tokens",
+            "numerator",
+        )
+
+
+class ChargeDetailSerializer(ChargeSerializer):
+    """A charge with the roll-up rows it was computed from."""
+
+    rollups = RollupSerializer(many=True)
+
+    class Meta(ChargeSerializer.Meta):
+        fields = (*ChargeSerializer.Meta.fields, "rollups")  # type: ignore[assignment]
+
+
+class ChargeEventSerializer(serializers.ModelSerializer[UsageEvent]):
+    """One request's metered facts. A bucket that was not reported is null, which is not zero."""
+
+    numerator = NumeratorField()
+
+    class Meta:
+        model = UsageEvent
+        fields = (
+            "id",
+            "request_id",
+            "attempt",
+            "part",
+            "contract_id",
+            "offering_id",
+            "grade_id",
+            "rate_id",
+            "api_key_id",
+            "period_start",
+            "occurred_at",
+            *(f"{bucket.value}_tokens" for bucket in Bucket),
+            "numerator",
+            "finish",
+        )
+
+
+class InvoiceSerializer(serializers.ModelSerializer[Invoice]):
+    total = serializers.SerializerMethodField(help_text="Exact decimal of currency units.")
+    amount_due = serializers.SerializerMethodField(help_text="Exact decimal of currency units.")
+
+    class Meta:
+        model = Invoice
+        fields = (
+            "id",
+            "number",
+            "status",
+            "currency",
+            "period_start",
+            "period_end",
+            "subtotal_micros",
+            "tax_micros",
+            "rounding_micros",
+            "total_micros",
+            "prepaid_micros",
+            "amount_due_micros",
+            "total",
+            "amount_due",
+            "finalised_at",
+        )
+
+    def get_total(self, invoice: Invoice) -> str:
+        return format_micros(invoice.total_micros, invoice.currency)
+
+    def get_amount_due(self, invoice: Invoice) -> str:
+        return format_micros(invoice.amount_due_micros, invoice.currency)
+
+
+class InvoiceLineSerializer(serializers.ModelSerializer[InvoiceLine]):
+    """`charges_count` rated lines behind this printed one: GET /charges?invoice_line_id=<id>."""
+
+    numerator = NumeratorField()
+    charges_count = serializers.IntegerField()
+
+    class Meta:
+        model = InvoiceLine
+        fields = (
+            "id",
+            "number",
+            "kind",
+            "description",
+            "contract_id",
+            "period_start",
+            "period_end",
+            "numerator",
+            "amount_micros",
+            "charges_count",
+        )
+
+
+class InvoiceDetailSerializer(InvoiceSerializer):
+    parties = serializers.JSONField()
+    lines = InvoiceLineSerializer(many=True)
+
+    class Meta(InvoiceSerializer.Meta):
+        fields = (*InvoiceSerializer.Meta.fields, "parties", "lines")  # type: ignore[assignment]
+
+
+class PayoutSerializer(serializers.ModelSerializer[Payout]):
+    class Meta:
+        model = Payout
+        fields = (
+            "id",
+            "statement_id",
+            "amount_micros",
+            "retained_micros",
+            "currency",
+            "status",
+            "processor",
+            "processor_reference",
+            "created_at",
+        )
+
+
+class StatementSerializer(serializers.ModelSerializer[Statement]):
+    class Meta:
+        model = Statement
+        fields = (
+            "id",
+            "number",
+            "currency",
+            "period_start",
+            "period_end",
+            "gross_micros",
+            "fee_micros",
+            "net_micros",
+            "created_at",
+        )
+
+
+class StatementLineSerializer(serializers.ModelSerializer[StatementLine]):
+    numerator = NumeratorField()
+
+    class Meta:
+        model = StatementLine
+        fields = ("id", "number", "offering_id", "description", "numerator", "gross_micros", "fee_micros")
+
+
+class StatementDetailSerializer(StatementSerializer):
+    parties = serializers.JSONField()
+    lines = StatementLineSerializer(many=True)
+    payout = serializers.SerializerMethodField()
+    payout_blocked_reason = serializers.SerializerMethodField(help_text="Why nothing was paid out, or empty.")
+
+    class Meta(StatementSerializer.Meta):
+        fields = (  # type: ignore[assignment]
+            *StatementSerializer.Meta.fields,
+            "parties",
+            "lines",
+            "payout",
+            "payout_blocked_reason",
+        )
+
+    def get_payout(self, statement: Statement) -> dict[str, Any] | None:
+        payout = Payout.objects.filter(statement=statement).first()
+        return dict(PayoutSerializer(payout).data) if payout else None
+
+    def get_payout_blocked_reason(self, statement: Statement) -> str:
+        return payout_blocked_reason(statement.organization_id) or ""

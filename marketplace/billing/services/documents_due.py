@@ -1,0 +1,57 @@
+"""What beat asks for: the previous month's documents, once the month is wholly settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from django.conf import settings
+
+from marketplace.billing.models import Invoice, Payout, Statement
+from marketplace.billing.selectors import unsettled_contracts
+from marketplace.billing.services.invoicing import buyers_to_invoice, issue_invoice
+from marketplace.billing.services.payouts import pay_out_statements
+from marketplace.billing.services.statements import issue_statement, providers_to_state
+from marketplace.contracts.models import Contract
+from marketplace.periods import calendar_month
+
+# After this a month's statements go out without what is still unsettled: it goes to the next month's.
+_PATIENCE: Final = timedelta(days=1)
+
+
+@dataclass(slots=True)
+class IssuedDocuments:
+    invoices: list[Invoice] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
+    payouts: list[Payout] = field(default_factory=list)
+
+
+def issue_due_documents(*, now: datetime) -> IssuedDocuments:
+    """Issue the previous month's invoices and statements and pay out; again issues nothing new.
+
+    A buyer's invoice waits for the settlement of his own contracts only; a statement for all, as any may pay it.
+    """
+    this_month = calendar_month(now)
+    month = calendar_month(this_month.start - timedelta(microseconds=1))
+    documents = IssuedDocuments()
+    buyers, providers = buyers_to_invoice(month=month), providers_to_state(month=month)
+    # Requests admitted in the month's last second may still be running or be on their way through the inbox.
+    ended = month.end + timedelta(seconds=settings.MAX_REQUEST_S + settings.SETTLEMENT_GRACE_S)
+    if now >= ended and (buyers or providers):
+        waiting = {due.contract_id for due in unsettled_contracts(since=month.start, until=month.end)}
+        patient = now < month.end + _PATIENCE
+        blocked = set(
+            Contract.objects.filter(id__in=waiting).values_list("organization_id", flat=True)
+            if patient
+            else ()
+        )
+        for organization_id in buyers:
+            if organization_id not in blocked:
+                invoice = issue_invoice(organization_id=organization_id, month=month, now=now)
+                documents.invoices += [invoice] if invoice else []
+        for organization_id in () if blocked else providers:
+            statement = issue_statement(organization_id=organization_id, month=month, now=now)
+            documents.statements += [statement] if statement else []
+    documents.payouts = pay_out_statements(now=now)
+    return documents

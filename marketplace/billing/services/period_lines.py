@@ -1,0 +1,197 @@
+"""From a contract's roll-ups of one settlement period to its lines, by the kind of contract (DESIGN 8)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from django.db.models import QuerySet
+
+from marketplace.billing.lines import Line, LineKey, Share, Terms, corrections, spot_lines, usage_line
+from marketplace.billing.models import Charge, ChargeKind, Settlement
+from marketplace.billing.selectors import Metered
+from marketplace.billing.services.committed_months import delivery_line
+from marketplace.contracts.models import Accrual, Allocation, Contract, ContractKind, Entitlement, Payment
+from marketplace.ledger.models import Hold
+from marketplace.periods import Period
+from pricing.models import Rate
+from pricing.units import NUMERATOR_PER_LOT
+
+
+@dataclass(slots=True)
+class Sources:
+    """What pays for a contract in one settlement period: its accrual, its awards, or its prepaid months. Locked."""
+
+    contract: Contract
+    period: Period
+    accrual: Accrual | None
+    awards: list[Entitlement]
+    months: list[Entitlement]
+    open_holds: set[UUID]
+    unsettled_awards: list[Entitlement] = field(default_factory=list)
+
+    def holds_for(self, lines: Sequence[Line]) -> dict[LineKey, UUID]:
+        """Which open hold pays which line; lines without one are charged to the balance itself."""
+        by_award = {(award.rate_id, award.period_start): award.ledger_hold_id for award in self.awards}
+        accrued = self.accrual.ledger_hold_id if self.accrual else None
+        holds: dict[LineKey, UUID] = {}
+        for line in lines:
+            hold_id = by_award.get(line.key, accrued)
+            if hold_id is not None and hold_id in self.open_holds:
+                holds[line.key] = hold_id
+        return holds
+
+    def take_open_holds(self) -> list[UUID]:
+        """The holds still to be closed, in id order; they are closed once."""
+        taken = sorted(self.open_holds)
+        self.open_holds.clear()
+        return taken
+
+
+def lock_sources(contract: Contract, period: Period) -> Sources:
+    """Lock the accrual, then the awards, in id order, so that no late capture slips in between."""
+    accrual = (
+        Accrual.objects.select_for_update().filter(contract=contract, settlement_start=period.start).first()
+    )
+    awards: list[Entitlement] = []
+    months: list[Entitlement] = []
+    if contract.kind == ContractKind.SPOT:
+        rows = _entitlements(contract).filter(period_start__gte=period.start, period_start__lt=period.end)
+        awards = list(rows.select_for_update(of=("self",)).order_by("id"))
+    elif contract.kind == ContractKind.COMMITTED and contract.payment == Payment.PREPAID:
+        rows = _entitlements(contract).filter(period_start__lt=period.end, period_end__gt=period.start)
+        months = list(rows.order_by("period_start"))
+    hold_ids = [award.ledger_hold_id for award in awards] + ([accrual.ledger_hold_id] if accrual else [])
+    return Sources(
+        contract=contract,
+        period=period,
+        accrual=accrual,
+        awards=awards,
+        months=months,
+        open_holds=_open(hold_ids),
+        unsettled_awards=[award for award in awards if award.settled_at is None],
+    )
+
+
+def lines_of_run(
+    settlement: Settlement, sources: Sources, metered: Sequence[Metered], *, fee_ppm: int
+) -> list[Line]:
+    """The lines a run has to write: all of them on the first run, only differences on later ones."""
+    month_rates = {month.rate_id for month in sources.months}
+    delivered = [item for item in metered if item.rate_id in month_rates]
+    charged = [item for item in metered if item.rate_id not in month_rates]
+    lines = _desired(sources, charged, fee_ppm)
+    recorded = _recorded(sources)
+    if settlement.run > 1:
+        lines = corrections(lines, [line for line in recorded if line.rate_id not in month_rates])
+    kind = ChargeKind.USAGE if settlement.run == 1 else ChargeKind.ADJUSTMENT
+    for month in sources.months:
+        terms = _month_terms(sources, month)
+        before = [line for line in recorded if line.key == (terms.rate_id, terms.period_start)]
+        delta = _delta(_inside(delivered, terms), before)
+        if delta:
+            lines.append(delivery_line(sources.contract, month, kind, terms, delta, fee_ppm))
+    return lines
+
+
+def hold_has_captures(hold_id: UUID) -> bool:
+    """Whether anything was posted against a hold, which decides whether it ends posted or voided."""
+    return Hold.objects.filter(pk=hold_id, captured_micros__gt=0).exists()
+
+
+def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list[Line]:
+    lines: list[Line] = []
+    by_award = {(award.rate_id, award.period_start): award for award in sources.awards}
+    other = [item for item in metered if (item.rate_id, item.period_start) not in by_award]
+    used = {(item.rate_id, item.period_start): item.numerators for item in metered}
+    for key, award in sorted(by_award.items(), key=lambda item: (item[0][1], item[0][0])):
+        lines += _award_lines(sources, award, used.get(key, {}), fee_ppm)
+    # Awards and paid months cover only their own rate: anything else a contract delivered is overage.
+    covered = bool(sources.awards or sources.months)
+    kind = ChargeKind.OVERAGE if covered else ChargeKind.USAGE
+    sums: dict[tuple[UUID, UUID], dict[UUID, int]] = defaultdict(lambda: defaultdict(int))
+    for item in other:
+        for offering, numerator in item.numerators.items():
+            sums[item.rate_id, item.grade_id][offering] += numerator
+    rates = Rate.objects.in_bulk([rate_id for rate_id, _ in sums])
+    for (rate_id, grade_id), numerators in sorted(sums.items()):
+        terms = Terms(
+            rate_id, grade_id, rates[rate_id].micros_per_mtok, sources.period.start, sources.period.end
+        )
+        lines.append(usage_line(kind, terms, numerators, fee_ppm))
+    return lines
+
+
+def _award_lines(
+    sources: Sources, award: Entitlement, numerators: Mapping[UUID, int], fee_ppm: int
+) -> list[Line]:
+    rate = award.rate
+    allocations = Allocation.objects.filter(contract=sources.contract, period_start=award.period_start)
+    return spot_lines(
+        Terms(rate.id, rate.grade_id, rate.micros_per_mtok, award.period_start, award.period_end),
+        numerators,
+        entitled_lots=award.entitled_numerator // NUMERATOR_PER_LOT,
+        failed=award.failed_numerator + award.released_numerator,
+        minimum_take_ppm=rate.grade.spot_minimum_take_ppm,
+        allocated_lots={item.offering_id: item.firm_lots for item in allocations},
+        fee_ppm=fee_ppm,
+    )
+
+
+def _recorded(sources: Sources) -> list[Line]:
+    charges = Charge.objects.filter(
+        settlement__contract=sources.contract, settlement__settlement_start=sources.period.start
+    ).prefetch_related("earnings")
+    return [
+        Line(
+            kind=charge.kind,
+            rate_id=charge.rate_id,
+            grade_id=charge.grade_id,
+            rate_micros_per_mtok=charge.rate_micros_per_mtok,
+            period_start=charge.period_start,
+            period_end=charge.period_end,
+            numerator=charge.numerator,
+            amount_micros=charge.amount_micros,
+            shares={
+                earning.offering_id: Share(earning.numerator, earning.gross_micros, earning.fee_micros)
+                for earning in charge.earnings.all()
+            },
+        )
+        for charge in charges
+    ]
+
+
+def _month_terms(sources: Sources, month: Entitlement) -> Terms:
+    """The part of the settlement period that lies in the month: a period may straddle two months."""
+    start: datetime = max(sources.period.start, month.period_start)
+    end: datetime = min(sources.period.end, month.period_end)
+    return Terms(month.rate_id, month.rate.grade_id, 0, start, end)
+
+
+def _inside(metered: Iterable[Metered], terms: Terms) -> dict[UUID, int]:
+    sums: dict[UUID, int] = defaultdict(int)
+    for item in metered:
+        if item.rate_id == terms.rate_id and terms.period_start <= item.period_start < terms.period_end:
+            for offering, numerator in item.numerators.items():
+                sums[offering] += numerator
+    return sums
+
+
+def _delta(now_by_offering: Mapping[UUID, int], recorded: Iterable[Line]) -> dict[UUID, int]:
+    delta = dict(now_by_offering)
+    for line in recorded:
+        for offering, share in line.shares.items():
+            delta[offering] = delta.get(offering, 0) - share.numerator
+    return {offering: numerator for offering, numerator in delta.items() if numerator}
+
+
+def _open(hold_ids: Iterable[UUID | None]) -> set[UUID]:
+    known = [hold_id for hold_id in hold_ids if hold_id is not None]
+    return set(Hold.objects.filter(id__in=known, status=Hold.Status.OPEN).values_list("id", flat=True))
+
+
+def _entitlements(contract: Contract) -> QuerySet[Entitlement]:
+    return Entitlement.objects.filter(contract=contract).select_related("rate__grade")

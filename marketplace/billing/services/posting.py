@@ -1,0 +1,294 @@
+"""Writes charges and earnings and moves their money, in one transaction of the caller."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from django.db import transaction
+
+from marketplace.accounts.selectors import operator_organization
+from marketplace.billing.documents import tax_share
+from marketplace.billing.lines import Line, LineKey, Share
+from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
+from marketplace.contracts.models import Contract, ContractKind, Payment
+from marketplace.ids import derived_id
+from marketplace.ledger.models import AccountKind
+from marketplace.ledger.selectors import balance
+from marketplace.ledger.services import InsufficientFunds, NewTransfer, account_id, open_hold, post_transfers
+from providers.models import Offering
+
+# How the movement of a line's gross is called in the books.
+_CODES: Final = {
+    ChargeKind.USAGE: "usage",
+    ChargeKind.OVERAGE: "usage",
+    ChargeKind.SPOT: "spot",
+    ChargeKind.MINIMUM_TAKE: "minimum_take",
+    ChargeKind.COMMITTED_FEE: "delivery",
+    ChargeKind.ADJUSTMENT: "adjustment",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The accounts one contract's money moves between: the buyer's (or what he paid ahead) and the market's own."""
+
+    source: UUID
+    fees: UUID
+    operator: UUID
+    currency: str
+    code: str | None = None
+
+    def code_of(self, line: Line) -> str:
+        return self.code or _CODES[ChargeKind(line.kind)]
+
+
+def pays_in_arrears(contract: Contract) -> bool:
+    return contract.payment == Payment.ARREARS
+
+
+def buyer_account(contract: Contract, *, now: datetime) -> UUID:
+    """The account a contract's usage is charged to: prepaid, or the receivable bounded by the credit line."""
+    kind = AccountKind.RECEIVABLE if pays_in_arrears(contract) else AccountKind.PREPAID
+    return account_id(
+        organization_id=contract.organization_id, kind=kind, currency=contract.currency, now=now
+    )
+
+
+def deferred_account(contract: Contract, *, now: datetime) -> UUID:
+    """What a buyer has paid ahead on one committed contract and providers have not yet earned."""
+    return account_id(
+        organization_id=contract.organization_id,
+        kind=AccountKind.DEFERRED,
+        currency=contract.currency,
+        reference_id=contract.id,
+        now=now,
+    )
+
+
+def books_of(contract: Contract, *, now: datetime) -> Books:
+    """Delivery of a prepaid committed contract is paid out of what was paid ahead; all else by the buyer's account."""
+    operator_id = operator_organization().id
+    ahead = contract.kind == ContractKind.COMMITTED and not pays_in_arrears(contract)
+    return Books(
+        source=deferred_account(contract, now=now) if ahead else buyer_account(contract, now=now),
+        fees=account_id(
+            organization_id=operator_id, kind=AccountKind.FEES, currency=contract.currency, now=now
+        ),
+        operator=account_id(
+            organization_id=operator_id, kind=AccountKind.OPERATOR, currency=contract.currency, now=now
+        ),
+        currency=contract.currency,
+        code="delivery" if ahead else None,
+    )
+
+
+def charge_id(parent: UUID, line: Line) -> UUID:
+    return derived_id(parent, f"{line.kind}:{line.rate_id}:{line.period_start.isoformat()}")
+
+
+def earning_id(charge: UUID, offering_id: UUID) -> UUID:
+    return derived_id(charge, f"earning:{offering_id}")
+
+
+def tax_hold_id(*, settlement_id: UUID | None, charge_id: UUID) -> UUID:
+    """One hold of tax for each settlement, or for a charge that belongs to none (a committed month's fee)."""
+    return derived_id(settlement_id or charge_id, "tax")
+
+
+def move_lines(
+    parent: UUID, lines: Sequence[Line], books: Books, *, holds: Mapping[LineKey, UUID], now: datetime
+) -> None:
+    """Post the grosses and fees of `lines`; `parent` is what their charges' ids derive from.
+
+    `holds` says which open hold pays a line, by the line's key. What is given back comes from the
+    provider's payable account and, where that is empty, from the operator. Raises InsufficientFunds.
+    """
+    providers = provider_organizations({offering for line in lines for offering in line.shares})
+    payables = {
+        organization: account_id(
+            organization_id=organization, kind=AccountKind.PAYABLE, currency=books.currency, now=now
+        )
+        for organization in sorted(set(providers.values()))
+    }
+    given_back: dict[UUID, int] = defaultdict(int)
+    transfers: list[NewTransfer] = []
+    for line in lines:
+        charge = charge_id(parent, line)
+        for offering, share in sorted(line.shares.items()):
+            organization = providers[offering]
+            earning, payable = earning_id(charge, offering), payables[organization]
+            if share.gross_micros > 0:
+                hold = holds.get(line.key)
+                gross = NewTransfer(
+                    id=derived_id(earning, "gross"),
+                    debit_id=books.source,
+                    credit_id=payable,
+                    amount_micros=share.gross_micros,
+                    code=books.code_of(line),
+                    hold_id=hold,
+                    reference_id=earning,
+                )
+                transfers.append(gross)
+            elif share.gross_micros < 0:
+                given_back[organization] -= share.gross_micros
+            if share.fee_micros:
+                transfers.append(_fee(earning, payable, share, books))
+                given_back[organization] += share.fee_micros if share.gross_micros < 0 else 0
+    # One call: the bounds of accounts hold for the sum of it, so a fee that comes back pays part of a refund.
+    shortfall = {
+        organization: max(0, amount - _available(organization, books.currency))
+        for organization, amount in given_back.items()
+    }
+    transfers += _refunds(parent, lines, books, providers, payables, shortfall)
+    if transfers:
+        post_transfers(transfers, now=now)
+
+
+def record_lines(
+    parent: UUID,
+    lines: Sequence[Line],
+    contract: Contract,
+    *,
+    settlement: Settlement | None,
+    tax_held: Mapping[UUID, int],
+    now: datetime,
+) -> list[Charge]:
+    """Insert the charges and earnings of lines whose money has moved."""
+    providers = provider_organizations({offering for line in lines for offering in line.shares})
+    charges, earnings = [], []
+    for line in lines:
+        charge = charge_id(parent, line)
+        charges.append(
+            Charge(
+                id=charge,
+                organization_id=contract.organization_id,
+                contract=contract,
+                settlement=settlement,
+                kind=line.kind,
+                grade_id=line.grade_id,
+                rate_id=line.rate_id,
+                period_start=line.period_start,
+                period_end=line.period_end,
+                numerator=line.numerator,
+                rate_micros_per_mtok=line.rate_micros_per_mtok,
+                amount_micros=line.amount_micros,
+                tax_held_micros=tax_held.get(charge, 0),
+                created_at=now,
+            )
+        )
+        earnings += [
+            new_earning(charge, offering, share, providers[offering], line.period_start, now)
+            for offering, share in sorted(line.shares.items())
+        ]
+    Charge.objects.bulk_create(charges)
+    Earning.objects.bulk_create(earnings)
+    return charges
+
+
+def new_earning(
+    charge: UUID, offering: UUID, share: Share, organization: UUID, period_start: datetime, now: datetime
+) -> Earning:
+    return Earning(
+        id=earning_id(charge, offering),
+        charge_id=charge,
+        organization_id=organization,
+        offering_id=offering,
+        numerator=share.numerator,
+        gross_micros=share.gross_micros,
+        fee_micros=share.fee_micros,
+        period_start=period_start,
+        created_at=now,
+    )
+
+
+def hold_tax(
+    parent: UUID, lines: Sequence[Line], contract: Contract, *, settlement_id: UUID | None, now: datetime
+) -> dict[UUID, int]:
+    """Set the tax of newly charged lines aside on the buyer's account until the invoice; by charge id.
+
+    Returns nothing where the balance has no cover left (only where the hold before was not grossed up): the tax
+    then becomes due with the invoice, and the charge itself stands.
+    """
+    tax_ppm = contract.organization.tax_ppm
+    shares = {charge_id(parent, line): tax_share(line.amount_micros, tax_ppm) for line in lines}
+    shares = {charge: amount for charge, amount in shares.items() if amount}
+    if not shares:
+        return {}
+    try:
+        with transaction.atomic():
+            open_hold(
+                id=tax_hold_id(settlement_id=settlement_id, charge_id=next(iter(shares))),
+                account_id=buyer_account(contract, now=now),
+                amount_micros=sum(shares.values()),
+                code="tax",
+                reference_id=contract.id,
+                now=now,
+            )
+    except InsufficientFunds:
+        return {}
+    return shares
+
+
+def provider_organizations(offering_ids: set[UUID]) -> dict[UUID, UUID]:
+    """The organization that earns for each offering."""
+    rows = Offering.objects.filter(id__in=offering_ids).values_list("id", "host__provider__organization_id")
+    return dict(rows)
+
+
+def _fee(earning: UUID, payable: UUID, share: Share, books: Books) -> NewTransfer:
+    debit, credit = (payable, books.fees) if share.fee_micros > 0 else (books.fees, payable)
+    return NewTransfer(
+        id=derived_id(earning, "fee"),
+        debit_id=debit,
+        credit_id=credit,
+        amount_micros=abs(share.fee_micros),
+        code="fee",
+        reference_id=earning,
+    )
+
+
+def _refunds(
+    parent: UUID,
+    lines: Sequence[Line],
+    books: Books,
+    providers: Mapping[UUID, UUID],
+    payables: Mapping[UUID, UUID],
+    shortfall: dict[UUID, int],
+) -> list[NewTransfer]:
+    refunds: list[NewTransfer] = []
+    for line in lines:
+        charge = charge_id(parent, line)
+        for offering, share in sorted(line.shares.items()):
+            if share.gross_micros >= 0:
+                continue
+            organization, earning = providers[offering], earning_id(charge, offering)
+            uncovered = min(-share.gross_micros, shortfall[organization])
+            shortfall[organization] -= uncovered
+            parts = (
+                ("gross", payables[organization], -share.gross_micros - uncovered),
+                ("gross_from_operator", books.operator, uncovered),
+            )
+            refunds += [
+                NewTransfer(
+                    id=derived_id(earning, code),
+                    debit_id=debit,
+                    credit_id=books.source,
+                    amount_micros=amount,
+                    code="adjustment",
+                    reference_id=earning,
+                )
+                for code, debit, amount in parts
+                if amount
+            ]
+    return refunds
+
+
+def _available(organization_id: UUID, currency: str) -> int:
+    return balance(
+        organization_id=organization_id, kind=AccountKind.PAYABLE, currency=currency
+    ).available_micros

@@ -1,0 +1,178 @@
+"""Squares contracts up, one settlement period at a time: charge the buyer, credit the providers, take the fee.
+
+One transaction for each contract and period. A run that finds nothing new writes nothing; late usage makes the next
+run, whose adjustment lines carry the differences.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+
+from marketplace.billing.lines import Line, LineKey
+from marketplace.billing.models import Charge, Settlement
+from marketplace.billing.selectors import Due, Metered, metered_usage, unsettled_contracts, waiting_reason
+from marketplace.billing.services.committed_months import (
+    charge_committed_months,
+    close_month,
+    locked_contract,
+)
+from marketplace.billing.services.identity import id_at
+from marketplace.billing.services.period_lines import Sources, hold_has_captures, lines_of_run, lock_sources
+from marketplace.billing.services.posting import books_of, hold_tax, move_lines, record_lines
+from marketplace.contracts.services import mark_entitlement_settled
+from marketplace.errors import DomainError
+from marketplace.jobs import claim_job, finish_job
+from marketplace.ledger.services import close_hold
+from marketplace.periods import settlement_period
+
+logger = logging.getLogger(__name__)
+
+LATE_USAGE_JOB: Final = "billing.settle_late_usage"
+# How far back usage may still arrive: as long as metering keeps events.
+_RETENTION: Final = timedelta(days=62)
+_RECENT: Final = timedelta(hours=1)
+
+
+class ChargeExceedsHold(DomainError):
+    """A charge came out above what was held for it: the two roundings disagree, nothing was posted."""
+
+    code = "charge_exceeds_hold"
+    http_status = 500
+    title = "Charge above its hold"
+
+
+@dataclass(frozen=True, slots=True)
+class SettledContract:
+    contract_id: UUID
+    settlement_start: datetime
+    run: int
+    charges: int
+    amount_micros: int
+
+
+@dataclass(slots=True)
+class SettlementResult:
+    """What one call settled, what has to wait and why, and what failed and why (the others went on)."""
+
+    settled: list[SettledContract] = field(default_factory=list)
+    waiting: list[tuple[Due, str]] = field(default_factory=list)
+    failed: list[tuple[Due, str]] = field(default_factory=list)
+
+
+def settle_due_periods(*, now: datetime) -> SettlementResult:
+    """Charge committed months that began, then settle whatever is due; late usage of any age once an hour."""
+    charge_committed_months(now=now)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    looks_back = claim_job(job=LATE_USAGE_JOB, period_start=hour, now=now)
+    recent = max(_RECENT, 4 * timedelta(seconds=settings.SETTLEMENT_PERIOD_S + settings.MAX_REQUEST_S))
+    since = now - (_RETENTION if looks_back else recent)
+    result = _settle(unsettled_contracts(since=since, until=now), now=now)
+    if looks_back:
+        finish_job(job=LATE_USAGE_JOB, period_start=hour, now=now)
+    return result
+
+
+def settle_period(*, settlement_start: datetime, now: datetime) -> SettlementResult:
+    """Settle every contract in the one settlement period that begins then; again changes nothing."""
+    period = settlement_period(settlement_start)
+    charge_committed_months(now=now)
+    due = unsettled_contracts(since=period.start, until=period.end)
+    return _settle([item for item in due if item.settlement_start == period.start], now=now)
+
+
+def _settle(due: list[Due], *, now: datetime) -> SettlementResult:
+    result = SettlementResult()
+    for item in due:
+        reason = waiting_reason(item, now=now)
+        if reason is not None:
+            result.waiting.append((item, reason))
+            continue
+        try:
+            settled = settle_contract(
+                contract_id=item.contract_id, settlement_start=item.settlement_start, now=now
+            )
+        except DomainError as error:
+            # One contract that cannot be charged must not keep the others from being settled.
+            logger.exception("contract not settled", extra={"contract_id": str(item.contract_id)})
+            result.failed.append((item, f"{error.code}: {error.detail}"))
+            continue
+        if settled is not None:
+            result.settled.append(settled)
+    return result
+
+
+@transaction.atomic
+def settle_contract(
+    *, contract_id: UUID, settlement_start: datetime, now: datetime
+) -> SettledContract | None:
+    """Settle one contract in one period. None when an earlier run saw the same usage.
+
+    Raises InsufficientFunds (late usage without cover), ChargeExceedsHold.
+    """
+    contract = locked_contract(contract_id)
+    period = settlement_period(settlement_start)
+    earlier = (
+        Settlement.objects.filter(contract=contract, settlement_start=period.start).order_by("run").last()
+    )
+    sources = lock_sources(contract, period)
+    metered = metered_usage(contract.id, period.start, period.end)
+    usage = sum(sum(item.numerators.values()) for item in metered)
+    settled = None
+    if earlier is None or earlier.usage_numerator != usage or sources.unsettled_awards:
+        run = earlier.run + 1 if earlier else 1
+        settlement = Settlement.objects.create(
+            id=id_at(contract.id, period.start, f"settlement:{run}"),
+            contract=contract,
+            settlement_start=period.start,
+            settlement_end=period.end,
+            run=run,
+            usage_numerator=usage,
+            created_at=now,
+        )
+        charges = _run(settlement, sources, metered, now=now)
+        amount = sum(charge.amount_micros for charge in charges)
+        settled = SettledContract(contract.id, period.start, run, len(charges), amount)
+    _close_sources(sources, now=now)
+    for month in sources.months:
+        if month.settled_at is None and period.start < month.period_end <= period.end:
+            close_month(entitlement_id=month.id, fee_ppm=settings.MARKET_FEE_PPM, now=now)
+    return settled
+
+
+def _run(settlement: Settlement, sources: Sources, metered: list[Metered], *, now: datetime) -> list[Charge]:
+    lines = lines_of_run(settlement, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
+    holds = sources.holds_for(lines)
+    _check_within_accrual(sources, lines, holds)
+    move_lines(settlement.id, lines, books_of(sources.contract, now=now), holds=holds, now=now)
+    # The rest of a hold is free before the tax is set aside: it was grossed up for exactly that.
+    _close_sources(sources, now=now)
+    tax_held = hold_tax(settlement.id, lines, sources.contract, settlement_id=settlement.id, now=now)
+    return record_lines(
+        settlement.id, lines, sources.contract, settlement=settlement, tax_held=tax_held, now=now
+    )
+
+
+def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> None:
+    """Each request was captured rounded up, so the sum rounded once cannot be above what was captured."""
+    if sources.accrual is None or not holds:
+        return
+    amount = sum(line.amount_micros for line in lines)
+    if amount > sources.accrual.captured_micros:
+        raise ChargeExceedsHold(f"charge of {amount} micros, captured {sources.accrual.captured_micros}")
+
+
+def _close_sources(sources: Sources, *, now: datetime) -> None:
+    """Void what is left of the holds of a settled period; again is a no-op."""
+    for hold_id in sources.take_open_holds():
+        close_hold(id=hold_id, status="posted" if hold_has_captures(hold_id) else "voided", now=now)
+    for award in sources.unsettled_awards:
+        mark_entitlement_settled(entitlement_id=award.id, now=now)
+    sources.unsettled_awards.clear()
