@@ -10,7 +10,8 @@ RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nolog
 ENV PATH=/opt/tokenyard/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    DJANGO_SETTINGS_MODULE=marketplace.settings
+    DJANGO_SETTINGS_MODULE=marketplace.settings \
+    STATIC_ROOT=/srv/tokenyard/staticfiles
 WORKDIR /srv/tokenyard
 COPY --from=build /opt/tokenyard /opt/tokenyard
 COPY manage.py pyproject.toml LICENSE ./

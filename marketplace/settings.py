@@ -152,8 +152,9 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 
 STATIC_URL = "/static/"
-STATIC_ROOT = Path(env.str("STATIC_ROOT", default=str(BASE_DIR / "staticfiles")))
-_COLLECTED = (STATIC_ROOT / "staticfiles.json").is_file()
+# Where `collectstatic` puts files; set in the image. Unset, there is nothing to look for.
+STATIC_ROOT = env.str("STATIC_ROOT", default="") or None
+_COLLECTED = STATIC_ROOT is not None and (Path(STATIC_ROOT) / "staticfiles.json").is_file()
 # Hashed names need `collectstatic` (the image has run it); a checkout serves files from where they lie.
 WHITENOISE_USE_FINDERS = not _COLLECTED
 STORAGES = {

@@ -54,7 +54,7 @@ HOSTS = (
 
 
 def prepare(*, directory: Path, ports: Mapping[str, int], now: datetime) -> dict[str, Any]:
-    """Make what is missing of the demonstration market; addresses in the agents' files follow the ports of this start."""
+    """Make what is missing; addresses in the agents' files follow the ports of this start."""
     kept = read(directory)
     if not kept:
         with transaction.atomic():
@@ -68,9 +68,14 @@ def prepare(*, directory: Path, ports: Mapping[str, int], now: datetime) -> dict
         if host.status == Host.Status.PENDING:
             code = issue_enrolment_code(organization_id=provider_id, host_id=host.id, now=now, actor=SYSTEM)
         write_private(
-            directory / f"agent-{number + 1}.toml",
+            directory / f"agent-{number}.toml",
             _agent_file(
-                directory / f"agent-{number + 1}", code, agent_ports[number], engine_ports[number], prices
+                directory=directory,
+                number=number,
+                code=code,
+                port=ports[f"agent-{number}"],
+                engine_port=ports[f"engine-{number}"],
+                prices=prices,
             ),
         )
     open_capacity(now=now)

@@ -37,7 +37,6 @@ QUESTIONS = (
 )
 
 
-
 class Buyer:
     """acme's program: REST for buying, the OpenAI-compatible gateway for using."""
 
@@ -126,7 +125,13 @@ def _buy(buyer: Buyer) -> bool:
         return True
     quote = buyer.post(
         "/quotes",
-        {"grade": demo.MODEL, "overage_policy": "list", "payment": "prepaid", "take_share_ppm": 0, **COMMITTED},
+        {
+            "grade": demo.MODEL,
+            "overage_policy": "list",
+            "payment": "prepaid",
+            "take_share_ppm": 0,
+            **COMMITTED,
+        },
     )
     if quote.status_code != 201:
         return False
@@ -153,8 +158,12 @@ def _report(buyer: Buyer) -> str:
             parts.append(f"last price {last['clearing_rate_micros_per_mtok']} micros/Mtok")
         charges = buyer.get("/charges")["items"]
         by_kind = sorted({charge["kind"] for charge in charges})
-        parts.append(f"{len(charges)}{'+' if len(charges) >= 50 else ''} charges ({', '.join(by_kind) or 'none yet'})")
+        parts.append(
+            f"{len(charges)}{'+' if len(charges) >= 50 else ''} charges ({', '.join(by_kind) or 'none yet'})"
+        )
         parts.append(f"balance {buyer.get('/balance')['available_micros']} micros")
     if buyer.refused:
-        parts.append("refused: " + ", ".join(f"{code} {count}" for code, count in sorted(buyer.refused.items())))
+        parts.append(
+            "refused: " + ", ".join(f"{code} {count}" for code, count in sorted(buyer.refused.items()))
+        )
     return "demo: " + " | ".join(parts)
