@@ -9,7 +9,6 @@ from marketplace import health
 
 # Each room that speaks REST has an `api` module with `urlpatterns`; the arrows forbid one room to collect the others.
 API_ROOMS = (
-    "marketplace.accounts",
     "marketplace.ledger",
     "pricing",
     "metering",
@@ -17,6 +16,8 @@ API_ROOMS = (
     "marketplace.contracts",
     "marketplace.orders",
     "marketplace.billing",
+    # Last: it also answers for what nobody serves.
+    "marketplace.api",
 )
 
 

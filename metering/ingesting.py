@@ -2,6 +2,9 @@
 
 One transaction claims batches (SKIP LOCKED), decodes, validates, drops duplicates, stores, adds to the roll-ups and
 marks the batches. So a worker may be killed at any point: what it claimed is pending again, and nothing is counted.
+
+Locks, in this order: batches (never waited for), events by id (an insert waits for another worker's same id), roll-ups
+by key. Every transaction takes them once and sorted, so two can wait for each other only in one direction.
 """
 
 from __future__ import annotations
@@ -10,94 +13,83 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from django.db import DatabaseError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db.models import F
 
-from marketplace.ids import uuid7_time_ms
 from metering.models import MeterKind, UsageBatch
-from metering.usage import UsageError, UsageEvent, decode_event, decode_lines, digest_event, split_batch
-from metering.validating import FLAG_BITS, Facts, check_event, load_facts
-from pricing.rating import standard_numerator
+from metering.staging import COLUMN_TYPES, COLUMNS, COUNT_COLUMNS, HEADER, TRAILER, pack_row
+from metering.usage import UsageError, UsageEvent, decode_event, decode_lines, digest_event
+from metering.validating import Facts, Problem, Window, find_problem, load_facts, numerator_of
 from pricing.units import Bucket
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 5
-# What one transaction takes at most: bounds memory, and what a killed worker does again.
-MAX_CLAIM_BYTES: Final = 8 * 1024 * 1024
-CLAIM_BATCHES: Final = 500
+# What one transaction takes at most: bounds memory, and what a killed worker does again. The gateway's batches have
+# one event each, an agent's up to 10,000.
+CLAIM_BATCHES: Final = 1_000
+CLAIM_BYTES: Final = 8 * 1024 * 1024
+_MAX_ERROR_LENGTH: Final = 2_000
 
-_CLAIM_SQL: Final = """
-SELECT b.id, b.source_id, s.kind, s.host_id, b.body, b.attempts
+_CLAIMED_SQL: Final = """
+SELECT b.id, b.source_id, s.kind, s.host_id, b.sequence_from, b.body
   FROM metering_usagebatch b JOIN metering_metersource s ON s.id = b.source_id
- WHERE b.id = ANY (ARRAY(
-           SELECT id FROM (
-               SELECT id, sum(octet_length(body)) OVER (ORDER BY attempts, id) - octet_length(body) AS before
-                 FROM (SELECT id, body, attempts FROM metering_usagebatch WHERE status = 'pending'
-                        ORDER BY attempts, id LIMIT %s) AS oldest
-           ) AS summed WHERE before < %s))
-   AND b.status = 'pending'
- ORDER BY b.id
-   FOR UPDATE OF b SKIP LOCKED
+ WHERE b.id = ANY (%s) ORDER BY b.id
 """
-_COLUMNS: Final = (
-    "id", "source_id", "batch_id", "request_id", "contract_id", "offering_id", "grade_id", "rate_id", "api_key_id",
-    "period_start", "occurred_at", "numerator", *(f"{bucket.value}_tokens" for bucket in Bucket),
-    "recount_o200k_tokens", "bytes_in", "bytes_out", "first_byte_ms", "duration_ms", "attempt", "part", "flags",
-    "finish", "content_digest",
-)  # fmt: skip
-_TYPES: Final = (
-    *("uuid",) * 9, "timestamptz", "timestamptz", "int8", *("int8",) * len(Bucket),
-    "int8", "int8", "int8", "int4", "int4", "int2", "int2", "int2", "varchar", "bytea",
-)  # fmt: skip
-_STAGING_SQL: Final = """
-CREATE TEMP TABLE IF NOT EXISTS metering_staging (LIKE metering_usageevent) ON COMMIT DELETE ROWS;
-TRUNCATE metering_staging
-"""
+_NAMES: Final = ", ".join(COLUMNS)
+# A table of this session, empty again at every commit.
+_STAGING_SQL: Final = f"""
+CREATE TEMP TABLE IF NOT EXISTS metering_staging (
+    {", ".join(f"{name} {kind}" for name, kind in zip(COLUMNS, COLUMN_TYPES, strict=True))}
+) ON COMMIT DELETE ROWS;
+DELETE FROM metering_staging
+"""  # noqa: S608
+_SUMS: Final = ", ".join(
+    f"count({name}) AS {name}_n, sum({name})::bigint AS {name}" for name in COUNT_COLUMNS
+)
+_BY_BUCKET: Final = ", ".join(
+    f"('{bucket.value}', t.{name}_n, t.{name})" for bucket, name in zip(Bucket, COUNT_COLUMNS, strict=True)
+)
+# A numerator of a bucket's sum is the sum of its numerators: tokens times one weight, exact.
 _STORE_SQL: Final = f"""
-WITH stored AS (
-    INSERT INTO metering_usageevent ({", ".join(_COLUMNS)})
-    SELECT {", ".join(_COLUMNS)} FROM metering_staging ORDER BY id, source_id
-    ON CONFLICT DO NOTHING
-    RETURNING contract_id, rate_id, api_key_id, offering_id, source_id, period_start, grade_id,
-              {", ".join(f"{bucket.value}_tokens" for bucket in Bucket)}
+WITH fresh AS (
+    INSERT INTO metering_usageevent ({_NAMES})
+    SELECT {_NAMES} FROM metering_staging ORDER BY id, source_id
+    ON CONFLICT (id, source_id) DO NOTHING
+    RETURNING source_id, contract_id, rate_id, api_key_id, offering_id, period_start, grade_id,
+              {", ".join(COUNT_COLUMNS)}
 ), summed AS (
-    SELECT e.contract_id, e.rate_id, coalesce(e.api_key_id, '00000000-0000-0000-0000-000000000000') AS api_key_id,
-           e.offering_id, s.kind AS meter, e.period_start, e.grade_id,
-           {
-    ", ".join(
-        f"count({bucket.value}_tokens) AS {bucket.value}_events, "
-        f"sum({bucket.value}_tokens)::bigint AS {bucket.value}_tokens"
-        for bucket in Bucket
+    SELECT contract_id, rate_id, coalesce(api_key_id, '00000000-0000-0000-0000-000000000000') AS api_key_id,
+           offering_id, source_id, period_start, grade_id, count(*) AS fresh, {_SUMS}
+      FROM fresh GROUP BY 1, 2, 3, 4, 5, 6, 7
+), added AS (
+    INSERT INTO metering_usagerollup AS r (
+        contract_id, rate_id, api_key_id, offering_id, bucket, meter, period_start, grade_id, events, native_tokens,
+        numerator
     )
-}
-      FROM stored e JOIN metering_metersource s ON s.id = e.source_id
-     GROUP BY 1, 2, 3, 4, 5, 6, 7
+    SELECT t.contract_id, t.rate_id, t.api_key_id, t.offering_id, b.bucket, s.kind, t.period_start, t.grade_id,
+           sum(b.events), sum(b.tokens), sum(b.tokens) * coalesce(g.standard_ppm, 0)
+      FROM summed t
+      JOIN metering_metersource s ON s.id = t.source_id
+     CROSS JOIN LATERAL (VALUES {_BY_BUCKET}) AS b (bucket, events, tokens)
+      LEFT JOIN pricing_gradebucket g ON g.grade_id = t.grade_id AND g.bucket = b.bucket
+     WHERE b.events > 0
+     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, g.standard_ppm
+     ORDER BY 1, 2, 3, 4, 5, 6, 7
+    ON CONFLICT (contract_id, rate_id, api_key_id, offering_id, bucket, meter, period_start) DO UPDATE
+       SET events = r.events + excluded.events, native_tokens = r.native_tokens + excluded.native_tokens,
+           numerator = r.numerator + excluded.numerator
 )
-INSERT INTO metering_usagerollup AS r (
-    contract_id, rate_id, api_key_id, offering_id, bucket, meter, period_start, grade_id, events, native_tokens,
-    numerator
-)
-SELECT t.contract_id, t.rate_id, t.api_key_id, t.offering_id, b.bucket, t.meter, t.period_start, t.grade_id, b.events,
-       b.tokens, b.tokens * g.standard_ppm
-  FROM summed t
- CROSS JOIN LATERAL (VALUES {
-    ", ".join(f"('{bucket.value}', t.{bucket.value}_events, t.{bucket.value}_tokens)" for bucket in Bucket)
-}) AS b (bucket, events, tokens)
-  JOIN pricing_gradebucket g ON g.grade_id = t.grade_id AND g.bucket = b.bucket
- WHERE b.events > 0
- ORDER BY 1, 2, 3, 4, 5, 6, 7
-ON CONFLICT (contract_id, rate_id, api_key_id, offering_id, bucket, meter, period_start) DO UPDATE
-   SET events = r.events + excluded.events, native_tokens = r.native_tokens + excluded.native_tokens,
-       numerator = r.numerator + excluded.numerator
-"""
-# A row of ours that is stored under another batch was there before.
+SELECT coalesce(sum(fresh), 0)::bigint FROM summed
+"""  # noqa: S608
+# What was staged and is stored under another batch was there before: our own batches are stored in one transaction.
 _SEEN_SQL: Final = """
-SELECT s.batch_id, s.id, e.content_digest = s.content_digest
-  FROM metering_staging s JOIN metering_usageevent e USING (id, source_id)
+SELECT s.source_id, s.id, e.content_digest
+  FROM metering_staging s JOIN metering_usageevent e ON e.id = s.id AND e.source_id = s.source_id
  WHERE e.batch_id <> s.batch_id
 """
 _MARK_SQL: Final = """
@@ -108,119 +100,141 @@ UPDATE metering_usagebatch b
  WHERE b.id = m.id
 """
 
+_Key = tuple[UUID, UUID]  # (source, event): what an event is known by.
+
 
 @dataclass(slots=True)
-class _Claimed:
-    """A batch in work: what it says, and what became of its events."""
+class _Work:
+    """A claimed batch and what became of its events."""
 
     id: UUID
     source_id: UUID
     kind: str
     host_id: UUID | None
-    body: bytes
-    attempts: int
-    events: list[UsageEvent | UsageError] = field(default_factory=list)
-    index_of: dict[UUID, int] = field(default_factory=dict)
+    events: list[UsageEvent | UsageError]
     accepted: int = 0
     duplicates: int = 0
     exceptions: list[dict[str, Any]] = field(default_factory=list)
 
     def except_event(self, index: int, event_id: UUID | None, result: str, name: str, reason: str) -> None:
-        self.exceptions.append(
-            {
-                "index": index,
-                "id": str(event_id) if event_id else None,
-                "result": result,
-                "field": name,
-                "reason": reason,
-            }
-        )
+        self.exceptions.append({
+            "index": index, "id": str(event_id) if event_id else None, "result": result, "field": name,
+            "reason": reason,
+        })  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Occurrence:
+    """Where in the claimed batches an event stands."""
+
+    work: _Work
+    index: int
+    content_digest: bytes
+
+
+@dataclass(slots=True)
+class _Staged:
+    """Rows to store, keyed; and per key every place where the event stands, first the one that is stored."""
+
+    rows: list[tuple[_Key, bytes]] = field(default_factory=list)
+    first: dict[_Key, _Occurrence] = field(default_factory=dict)
+    repeats: list[tuple[_Key, _Occurrence]] = field(default_factory=list)
 
 
 def ingest_batches(*, limit: int = CLAIM_BATCHES, now: datetime) -> int:
     """Claim up to `limit` pending batches and store them; returns how many were finished (stored or dead).
 
-    A batch that cannot be processed fails alone: it is tried `MAX_ATTEMPTS` times, then dead with its reason.
+    When they cannot be stored together, each is tried alone: the one at fault notes an attempt and is left to
+    `retry_failed_batches`, the others are stored. Trouble with the database itself is raised and counts for nothing.
     """
     with transaction.atomic():
-        claimed = _claim(limit)
-        if not claimed:
+        batch_ids = _claim(limit)
+        if not batch_ids:
             return 0
         try:
             with transaction.atomic():
-                _process(claimed, now)
-            return len(claimed)
-        except (DatabaseError, ValueError, ArithmeticError):
-            if len(claimed) > 1:
-                logger.warning("a batch among many fails; each is tried alone", exc_info=True)
-        return sum(_process_alone(batch, now) for batch in claimed)
+                _ingest(batch_ids, now)
+            return len(batch_ids)
+        except (OperationalError, InterfaceError):
+            raise  # A deadlock, a lost connection: all of it is pending again.
+        except Exception:
+            logger.warning("usage batches cannot be stored together", exc_info=True)
+        # Still under the claim's locks: nobody else tries them meanwhile.
+        return sum([_ingest_alone(batch_id, now) for batch_id in batch_ids])
 
 
-def _claim(limit: int) -> list[_Claimed]:
+def retry_failed_batches(*, limit: int = 100, now: datetime) -> int:
+    """Try again, one by one, batches that failed before; after the fifth time they are dead. Returns how many ended."""
+    finished = 0
+    failed = UsageBatch.objects.filter(status=UsageBatch.Status.PENDING, attempts__gt=0)
+    for batch_id in list(failed.order_by("pk").values_list("pk", flat=True)[:limit]):
+        with transaction.atomic():
+            if failed.select_for_update(skip_locked=True, of=("self",)).filter(pk=batch_id).values("pk"):
+                finished += _ingest_alone(batch_id, now)
+    return finished
+
+
+def _claim(limit: int) -> list[UUID]:
     with connection.cursor() as cursor:
-        cursor.execute(_CLAIM_SQL, [limit, MAX_CLAIM_BYTES])
-        return [
-            _Claimed(batch_id, source_id, kind, host_id, bytes(body), attempts)
-            for batch_id, source_id, kind, host_id, body, attempts in cursor.fetchall()
-        ]
+        cursor.execute("SELECT metering_claim_batches(%s, %s)", [limit, CLAIM_BYTES])
+        return [row[0] for row in cursor.fetchall()]
 
 
-def _process_alone(batch: _Claimed, now: datetime) -> bool:
-    alone = _Claimed(batch.id, batch.source_id, batch.kind, batch.host_id, batch.body, batch.attempts)
+def _ingest_alone(batch_id: UUID, now: datetime) -> bool:
+    """Whether the locked batch ended. Its failure is its own: recorded, and nothing else of it remains."""
     try:
         with transaction.atomic():
-            _process([alone], now)
+            _ingest([batch_id], now)
         return True
-    except (DatabaseError, ValueError, ArithmeticError) as error:
-        attempts = batch.attempts + 1
-        dead = attempts >= MAX_ATTEMPTS
-        logger.exception("usage batch failed", extra={"batch_id": str(batch.id), "attempts": attempts})
-        UsageBatch.objects.filter(pk=batch.id).update(
-            attempts=attempts,
-            status=UsageBatch.Status.DEAD if dead else UsageBatch.Status.PENDING,
-            error=f"{type(error).__name__}: {error}"[:2000],
-        )
-        return dead
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception as error:
+        logger.exception("usage batch failed", extra={"batch_id": str(batch_id)})
+        reason = f"{type(error).__name__}: {error}".replace("\0", "")[:_MAX_ERROR_LENGTH]
+    batch = UsageBatch.objects.filter(pk=batch_id)
+    batch.update(attempts=F("attempts") + 1, error=reason)
+    return bool(batch.filter(attempts__gte=MAX_ATTEMPTS).update(status=UsageBatch.Status.DEAD))
 
 
-def _process(batches: Sequence[_Claimed], now: datetime) -> None:
-    for batch in batches:
-        batch.events = _decode(batch)
-    facts = load_facts(
-        [event for batch in batches for event in batch.events if isinstance(event, UsageEvent)]
-    )
-    rows, days = _rows(batches, facts, now)
+def _ingest(batch_ids: Sequence[UUID], now: datetime) -> None:
+    works = _load(batch_ids)
+    facts = load_facts(event for work in works for event in work.events if isinstance(event, UsageEvent))
+    staged = _stage(works, facts, Window.at(now))
+    if staged.rows:
+        _store(staged, now)
     with connection.cursor() as cursor:
-        if rows:
-            for day in sorted(days):
-                cursor.execute("SELECT metering_make_partition(%s)", [day])
-            cursor.execute(_STAGING_SQL)
-            columns = ", ".join(_COLUMNS)
-            with cursor.copy(f"COPY metering_staging ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
-                copy.set_types(_TYPES)
-                for row in rows:
-                    copy.write_row(row)
-            cursor.execute(_STORE_SQL)
-            cursor.execute(_SEEN_SQL)
-            _note_seen(batches, cursor.fetchall())
         cursor.execute(
             _MARK_SQL,
             [
                 now,
-                [batch.id for batch in batches],
-                [batch.accepted for batch in batches],
-                [batch.duplicates for batch in batches],
-                [json.dumps(sorted(batch.exceptions, key=lambda row: row["index"])) for batch in batches],
+                [work.id for work in works],
+                [work.accepted for work in works],
+                [work.duplicates for work in works],
+                [
+                    json.dumps(sorted(work.exceptions, key=lambda exception: exception["index"]))
+                    for work in works
+                ],
             ],
         )
 
 
-def _decode(batch: _Claimed) -> list[UsageEvent | UsageError]:
-    if batch.kind == MeterKind.AGENT:
-        header, lines = split_batch(batch.body)
-        return decode_lines(lines, sequence_from=header.sequence_from)
+def _load(batch_ids: Sequence[UUID]) -> list[_Work]:
+    with connection.cursor() as cursor:
+        cursor.execute(_CLAIMED_SQL, [list(batch_ids)])
+        return [
+            _Work(batch_id, source_id, kind, host_id, _decode(kind, sequence_from, bytes(body)))
+            for batch_id, source_id, kind, host_id, sequence_from, body in cursor.fetchall()
+        ]
+
+
+def _decode(kind: str, sequence_from: int | None, body: bytes) -> list[UsageEvent | UsageError]:
+    lines = body.removesuffix(b"\n").split(b"\n")
+    if kind != MeterKind.GATEWAY:
+        assert sequence_from is not None, "an agent's batch is numbered"
+        return decode_lines(lines, sequence_from=sequence_from)
+    # The gateway numbers nothing: its event commits together with its capture, so none can be missing.
     events: list[UsageEvent | UsageError] = []
-    for line in batch.body.rstrip(b"\n").split(b"\n"):
+    for line in lines:
         try:
             events.append(decode_event(line))
         except UsageError as error:
@@ -228,77 +242,71 @@ def _decode(batch: _Claimed) -> list[UsageEvent | UsageError]:
     return events
 
 
-def _rows(batches: Sequence[_Claimed], facts: Facts, now: datetime) -> tuple[list[tuple[Any, ...]], set[Any]]:
-    """What is to be stored, and the UTC days of its ids; everything else is noted on its batch."""
-    rows: list[tuple[Any, ...]] = []
-    days = set()
-    first_seen: dict[tuple[UUID, UUID], bytes] = {}
-    for batch in batches:
-        for index, event in enumerate(batch.events):
+def _stage(works: Sequence[_Work], facts: Facts, window: Window) -> _Staged:
+    """Pack what may be counted, sorted by key; everything else is noted on its batch."""
+    staged = _Staged()
+    first, rows = staged.first, staged.rows
+    for work in works:
+        source_bytes, batch_bytes = work.source_id.bytes, work.id.bytes
+        source_id, kind, host_id = work.source_id, work.kind, work.host_id
+        for index, event in enumerate(work.events):
             if isinstance(event, UsageError):
-                batch.except_event(index, None, "quarantined", event.field, event.reason)
+                work.except_event(index, None, "quarantined", event.field, event.reason)
                 continue
-            problem = check_event(event, kind=batch.kind, host_id=batch.host_id, facts=facts, now=now)
-            if problem is not None:
-                batch.except_event(index, event.id, "quarantined", problem.field, problem.reason)
+            problem = find_problem(event, kind=kind, host_id=host_id, facts=facts, window=window)
+            numerator = problem or numerator_of(event, facts.standard_ppm.get(event.grade_id, {}))
+            if isinstance(numerator, Problem):
+                work.except_event(index, event.id, "quarantined", *numerator)
                 continue
-            digest = digest_event(event)[:16]
-            earlier = first_seen.get((batch.source_id, event.id))
-            if earlier is not None:
-                _note_repeat(batch, index, event.id, same=earlier == digest)
+            content_digest = digest_event(event)[:16]
+            key = (source_id, event.id)
+            occurrence = _Occurrence(work, index, content_digest)
+            if key in first:
+                staged.repeats.append((key, occurrence))
                 continue
-            first_seen[batch.source_id, event.id] = digest
-            batch.index_of[event.id] = index
-            batch.accepted += 1
-            rows.append(_row(batch, event, digest, facts))
-            days.add(datetime.fromtimestamp(uuid7_time_ms(event.id) // 1000, UTC).date())
-    return rows, days
+            first[key] = occurrence
+            work.accepted += 1
+            row = pack_row(
+                event,
+                source_id=source_bytes,
+                batch_id=batch_bytes,
+                numerator=numerator,
+                content_digest=content_digest,
+            )
+            rows.append((key, row))
+    rows.sort(key=lambda keyed: (keyed[0][1].int, keyed[0][0].int))
+    return staged
 
 
-def _row(batch: _Claimed, event: UsageEvent, digest: bytes, facts: Facts) -> tuple[Any, ...]:
-    reported = {bucket: tokens for bucket, tokens in event.buckets.items() if tokens is not None}
-    flags = 0
-    for flag in event.flags:
-        flags |= FLAG_BITS[flag]
-    return (
-        event.id,
-        batch.source_id,
-        batch.id,
-        event.request_id,
-        event.contract_id,
-        event.offering_id,
-        event.grade_id,
-        event.rate_id,
-        event.api_key_id,
-        event.period_start,
-        event.occurred_at,
-        standard_numerator(reported, facts.standard_ppm[event.grade_id]),
-        *(event.buckets.get(bucket) for bucket in Bucket),
-        event.recount_o200k,
-        event.bytes_in,
-        event.bytes_out,
-        event.first_byte_ms,
-        min(event.duration_ms, 2**31 - 1),
-        event.attempt,
-        event.part,
-        flags,
-        event.finish.value,
-        digest,
-    )
+def _store(staged: _Staged, now: datetime) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT metering_make_partitions(%s)", [now])
+        cursor.execute(_STAGING_SQL)
+        with cursor.copy(f"COPY metering_staging ({_NAMES}) FROM STDIN (FORMAT BINARY)") as copy:
+            copy.write(HEADER)
+            for start in range(0, len(staged.rows), 512):
+                copy.write(b"".join([row for _, row in staged.rows[start : start + 512]]))
+            copy.write(TRAILER)
+        cursor.execute(_STORE_SQL)
+        (fresh,) = cursor.fetchone()
+        seen: list[tuple[UUID, UUID, bytes]] = []
+        if fresh != len(staged.rows):
+            cursor.execute(_SEEN_SQL)
+            seen = cursor.fetchall()
+            assert fresh + len(seen) == len(staged.rows), "every event is new or was there"
+    _note_repeats(staged, seen)
 
 
-def _note_seen(batches: Sequence[_Claimed], seen: Sequence[tuple[UUID, UUID, bool]]) -> None:
-    by_id = {batch.id: batch for batch in batches}
-    for batch_id, event_id, same in seen:
-        batch = by_id[batch_id]
-        batch.accepted -= 1
-        _note_repeat(batch, batch.index_of[event_id], event_id, same=same)
-
-
-def _note_repeat(batch: _Claimed, index: int, event_id: UUID, *, same: bool) -> None:
-    if same:
-        batch.duplicates += 1
-    else:
-        batch.except_event(
-            index, event_id, "conflict", "id", "an event of this id and other content was stored before"
-        )
+def _note_repeats(staged: _Staged, seen: Sequence[tuple[UUID, UUID, bytes]]) -> None:
+    """Tell duplicates from conflicts: the stored content decides, whichever batch brought it."""
+    stored = {(source_id, event_id): bytes(digest) for source_id, event_id, digest in seen}
+    for key in stored:
+        staged.first[key].work.accepted -= 1
+    again = [(key, staged.first[key]) for key in stored] + staged.repeats
+    for key, occurrence in again:
+        digest = stored.get(key, staged.first[key].content_digest)
+        if digest == occurrence.content_digest:
+            occurrence.work.duplicates += 1
+        else:
+            reason = "names an event that is stored with other content"
+            occurrence.work.except_event(occurrence.index, key[1], "conflict", "id", reason)

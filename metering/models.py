@@ -53,15 +53,17 @@ class MeterSource(models.Model):
 
 
 class SignatureNonce(models.Model):
-    """A nonce that a signing key has used: a signed request is believed once."""
+    """A nonce that a signing key has used: a signed request is believed once. Kept as a digest, whatever came."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     key_id = models.UUIDField()
-    nonce = models.CharField(max_length=64)
+    nonce_digest = models.BinaryField(max_length=16)
     used_at = models.DateTimeField()
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["key_id", "nonce"], name="metering_nonce_used_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["key_id", "nonce_digest"], name="metering_nonce_used_once")
+        ]
         indexes = [models.Index(fields=["used_at"], name="metering_nonce_by_time")]
 
 
@@ -94,13 +96,22 @@ class UsageBatch(models.Model):
         STORED = "stored"
         DEAD = "dead"
 
+    class Chain(models.TextChoices):
+        LINKED = "linked"
+        GAP = "gap"
+        BROKEN = "broken"
+
     id = models.UUIDField(primary_key=True, db_default=models.Func(function="uuidv7"), editable=False)
     source = models.ForeignKey(MeterSource, on_delete=models.PROTECT, related_name="+")
     sequence_from = models.BigIntegerField(null=True)
     sequence_to = models.BigIntegerField(null=True)
     previous_digest = models.CharField(max_length=64, blank=True)
     digest = models.CharField(max_length=64, blank=True)
+    # Whether it continues the source's last batch; a break is recorded, never refused: the usage in it is real.
+    chain = models.CharField(max_length=8, choices=Chain.choices, blank=True)
+    # The event lines, without the header.
     body = models.BinaryField()
+    body_bytes = models.IntegerField()
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.PENDING)
     attempts = models.PositiveSmallIntegerField(default=0)
     accepted_events = models.IntegerField(default=0)
@@ -117,6 +128,10 @@ class UsageBatch(models.Model):
             models.Index(fields=["source", "-id"], name="metering_batch_by_source"),
         ]
         constraints = [
+            models.CheckConstraint(
+                condition=Q(accepted_events__gte=0) & Q(duplicate_events__gte=0) & Q(body_bytes__gte=0),
+                name="metering_batch_not_negative",
+            ),
             models.UniqueConstraint(
                 fields=["source", "sequence_from", "digest"],
                 condition=Q(sequence_from__isnull=False),

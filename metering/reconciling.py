@@ -43,24 +43,30 @@ def reconcile_host(
     gateway = _counted(rollups, MeterKind.GATEWAY)
     agent = _counted(rollups, MeterKind.AGENT)
     engine = _register_delta(host_id, settlement_start, settlement_end)
-    agree = all(
-        _within(getattr(gateway, name), getattr(agent, name)) for name in ("input_tokens", "output_tokens")
-    ) and _not_less(engine.output_tokens, gateway.output_tokens)
-    if agree:
+    disputed = [
+        name
+        for name in ("input_tokens", "output_tokens")
+        if not _within(getattr(gateway, name), getattr(agent, name))
+        or not _not_less(getattr(engine, name), getattr(gateway, name))
+    ]
+    if not disputed:
         return None
-    discrepancy, _ = Discrepancy.objects.get_or_create(
-        host_id=host_id,
-        settlement_start=settlement_start,
-        defaults={
-            "evidence": {
-                "tolerance_ppm": TOLERANCE_PPM,
-                "gateway": asdict(gateway),
-                "agent": asdict(agent),
-                "engine": asdict(engine),
-            },
-            "created_at": now,
-        },
+    evidence = {
+        "tolerance_ppm": TOLERANCE_PPM,
+        "disputed": disputed,
+        "gateway": asdict(gateway),
+        "agent": asdict(agent),
+        "engine": asdict(engine),
+    }
+    discrepancy, created = Discrepancy.objects.get_or_create(
+        host_id=host_id, settlement_start=settlement_start, defaults={"evidence": evidence, "created_at": now}
     )
+    if not created and discrepancy.evidence != evidence:
+        # Late usage changes what is disputed, but never what somebody has already ruled on.
+        Discrepancy.objects.filter(pk=discrepancy.pk, status=Discrepancy.Status.OPEN).update(
+            evidence=evidence
+        )
+        discrepancy.refresh_from_db()
     return discrepancy
 
 
@@ -72,11 +78,17 @@ def _counted(rollups: QuerySet[UsageRollup], meter: MeterKind) -> Counted:
 
 
 def _register_delta(host_id: UUID, start: datetime, end: datetime) -> Counted:
-    """Counters over the reads that enclose the period; None when the engine restarted or was not read."""
+    """Counters over the reads that enclose the period; None when the engine restarted inside it or was not read.
+
+    A restart starts the counters anew: what ran between its last read and the restart is known to nobody.
+    """
     reads = RegisterRead.objects.filter(host_id=host_id)
     before = reads.filter(read_at__lte=start).order_by("-read_at").first()
     after = reads.filter(read_at__gte=end).order_by("read_at").first()
-    if before is None or after is None or before.boot_id != after.boot_id:
+    if before is None or after is None:
+        return Counted(None, None)
+    between = reads.filter(read_at__gt=before.read_at, read_at__lt=after.read_at)
+    if before.boot_id != after.boot_id or between.exclude(boot_id=before.boot_id).exists():
         return Counted(None, None)
     return Counted(
         _delta(before.input_tokens, after.input_tokens), _delta(before.output_tokens, after.output_tokens)

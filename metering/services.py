@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from hashlib import blake2b
 from typing import Final
 from uuid import UUID
 
 from django.db import IntegrityError, connection, transaction
+from django.db.models import Exists, OuterRef
 
-from marketplace.errors import Conflict, InvalidInput
-from marketplace.ids import uuid7
-from metering.ingesting import ingest_batches
+from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
+from metering.ingesting import ingest_batches, retry_failed_batches
 from metering.models import MeterKind, MeterPoint, MeterSource, RegisterRead, SignatureNonce, UsageBatch
 from metering.reconciling import reconcile_host
-from metering.usage import UsageError, split_batch
+from metering.usage import GENESIS_DIGEST, BatchHeader, UsageError, split_batch
+from metering.validating import RETENTION
 
 __all__ = [
     "BatchRefused",
     "accept_batch",
     "add_meter_point",
     "close_source",
+    "forget_batches",
     "forget_nonces",
     "gateway_source",
     "ingest_batches",
@@ -28,61 +31,73 @@ __all__ = [
     "record_register_read",
     "register_source",
     "remember_nonce",
+    "retry_failed_batches",
+    "revive_batch",
     "set_dependable_limit",
 ]
 
-RETENTION: Final = timedelta(days=400)
-PARTITIONS_AHEAD_DAYS: Final = 3
-# Twice the window in which a signature is believed.
-NONCE_KEPT: Final = timedelta(minutes=15)
+# Longer than a signature is believed (five minutes back, one ahead).
+NONCE_KEPT: Final = timedelta(minutes=10)
+_PUBLIC_KEY_BYTES: Final = 32
 
 
 class BatchRefused(InvalidInput):
     """The batch as a whole cannot be believed; nothing of it was kept."""
 
     code = "batch_refused"
-    http_status = 400
 
 
-@transaction.atomic
-def register_source(
-    *, kind: str, host_id: UUID | None, public_key: bytes | None, now: datetime
-) -> MeterSource:
-    """A new meter. Raises Conflict when the host has an active meter of the kind already."""
+class SourceClosed(Conflict):
+    """A meter that was closed sends no more."""
+
+    code = "source_closed"
+
+
+# Sources and points --------------------------------------------------------------------------------------------
+
+
+def register_source(*, kind: str, host_id: UUID, public_key: bytes, now: datetime) -> MeterSource:
+    """A new meter of a host. Raises Conflict when the host has an active one of this kind."""
+    assert kind in (MeterKind.AGENT, MeterKind.ENGINE), "the gateway's source is `gateway_source`"
+    if len(public_key) != _PUBLIC_KEY_BYTES:
+        raise InvalidInput("It must be an Ed25519 public key of 32 bytes.", field="public_key")
     try:
         with transaction.atomic():
             return MeterSource.objects.create(
                 kind=kind, host_id=host_id, public_key=public_key, created_at=now
             )
     except IntegrityError as error:
-        if "metering_source_one_active_per_host" not in str(error):
+        if constraint_of(error) != "metering_source_one_active_per_host":
             raise
         raise Conflict("The host has an active meter of this kind already.", field="host_id") from error
 
 
 def close_source(*, source_id: UUID) -> None:
-    """The meter sends no more. Doing it again changes nothing."""
+    """The meter sends no more; what it sent stays and is still ingested. Doing it again changes nothing."""
     MeterSource.objects.filter(pk=source_id).update(status=MeterSource.Status.CLOSED)
 
 
-def set_dependable_limit(*, source_id: UUID, numerator_per_s: int, now: datetime) -> None:
+def set_dependable_limit(*, source_id: UUID, numerator_per_s: int | None, now: datetime) -> None:
     """The most that the meter's host can dependably make, for the impossible-rate check."""
     MeterSource.objects.filter(pk=source_id).update(dependable_numerator_per_s=numerator_per_s)
 
 
 def gateway_source(now: datetime) -> MeterSource:
-    """The one meter of the gateway, made at its first use."""
-    found = MeterSource.objects.filter(kind=MeterKind.GATEWAY, status=MeterSource.Status.ACTIVE).first()
+    """The one meter that all gateways of this market are, made at its first use."""
+    active = MeterSource.objects.filter(kind=MeterKind.GATEWAY, status=MeterSource.Status.ACTIVE)
+    found = active.first()
     if found is not None:
         return found
     try:
         with transaction.atomic():
             return MeterSource.objects.create(kind=MeterKind.GATEWAY, created_at=now)
-    except IntegrityError:
-        # Another process made it between the two statements.
-        return MeterSource.objects.get(kind=MeterKind.GATEWAY, status=MeterSource.Status.ACTIVE)
+    except IntegrityError as error:
+        if constraint_of(error) != "metering_source_one_gateway":
+            raise
+        return active.get()  # Another process made it between the two statements.
 
 
+@transaction.atomic
 def add_meter_point(
     *,
     contract_id: UUID,
@@ -92,8 +107,11 @@ def add_meter_point(
     valid_from: datetime,
     valid_until: datetime | None = None,
 ) -> MeterPoint:
-    """From now on this offering may supply this contract. Adding it again gives the point there is."""
-    point, _ = MeterPoint.objects.get_or_create(
+    """From `valid_from` on this offering may supply this contract. Adding it again only ever widens the time.
+
+    Raises Conflict when the point exists with another host or grade version: usage already stands on it.
+    """
+    point, created = MeterPoint.objects.select_for_update(no_key=True).get_or_create(
         contract_id=contract_id,
         offering_id=offering_id,
         defaults={
@@ -103,32 +121,120 @@ def add_meter_point(
             "valid_until": valid_until,
         },
     )
+    if created:
+        return point
+    if (point.host_id, point.grade_id) != (host_id, grade_id):
+        raise Conflict("The offering supplies this contract in another grade version or from another host.")
+    earlier = min(point.valid_from, valid_from)
+    later = None if point.valid_until is None or valid_until is None else max(point.valid_until, valid_until)
+    if (earlier, later) != (point.valid_from, point.valid_until):
+        point.valid_from, point.valid_until = earlier, later
+        point.save(update_fields=["valid_from", "valid_until"])
     return point
+
+
+# The inbox -----------------------------------------------------------------------------------------------------
 
 
 def accept_batch(*, source: MeterSource, body: bytes, now: datetime) -> UsageBatch:
     """One durable insert; once it returns, nothing of the batch is ever lost. The same batch again is the same row.
 
-    Raises BatchRefused (naming the field) when header, numbering or digest do not fit the events.
+    A host's batch begins with its header and is checked against it; the gateway's is event lines alone. A batch that
+    does not continue the source's chain is taken in and marked. Raises BatchRefused naming the field, SourceClosed.
     """
+    _check_text(body)
+    if source.kind == MeterKind.GATEWAY:
+        return UsageBatch.objects.create(source=source, body=body, body_bytes=len(body), received_at=now)
     try:
         header, _ = split_batch(body)
     except UsageError as error:
-        raise BatchRefused(error.reason, field=error.field) from error
-    if header.source_id != source.id:
-        raise BatchRefused("is not the source that signed the request", field="header.source_id")
-    batch, _ = UsageBatch.objects.get_or_create(
-        source=source,
+        raise BatchRefused(f"{error.field}: {error.reason}", field=error.field) from error
+    if header.source_id != source.pk:
+        raise BatchRefused(
+            "header.source_id: is not the meter that signed the request", field="header.source_id"
+        )
+    return _accept_numbered(source, header, body.partition(b"\n")[2], now)
+
+
+@transaction.atomic
+def _accept_numbered(source: MeterSource, header: BatchHeader, lines: bytes, now: datetime) -> UsageBatch:
+    # One batch of a source at a time, or two could both take themselves for the next one.
+    locked = MeterSource.objects.select_for_update(no_key=True).get(pk=source.pk)
+    known = UsageBatch.objects.filter(
+        source=locked, sequence_from=header.sequence_from, digest=header.digest
+    ).first()
+    if known is not None:
+        return known
+    if locked.status != MeterSource.Status.ACTIVE:
+        raise SourceClosed("The host was enrolled again since; this meter sends no more.")
+    batch = UsageBatch.objects.create(
+        source=locked,
         sequence_from=header.sequence_from,
+        sequence_to=header.sequence_to,
+        previous_digest=header.previous_digest,
         digest=header.digest,
-        defaults={
-            "sequence_to": header.sequence_to,
-            "previous_digest": header.previous_digest,
-            "body": body,
-            "received_at": now,
-        },
+        chain=_link(locked, header),
+        body=lines,
+        body_bytes=len(lines),
+        received_at=now,
     )
+    if header.sequence_to >= locked.next_sequence:
+        locked.next_sequence = header.sequence_to + 1
+        locked.last_digest = header.digest
+        locked.save(update_fields=["next_sequence", "last_digest"])
     return batch
+
+
+def _link(source: MeterSource, header: BatchHeader) -> UsageBatch.Chain:
+    if header.sequence_from > source.next_sequence:
+        return UsageBatch.Chain.GAP
+    continues = header.sequence_from == source.next_sequence
+    if continues and header.previous_digest == (source.last_digest or GENESIS_DIGEST):
+        return UsageBatch.Chain.LINKED
+    return UsageBatch.Chain.BROKEN
+
+
+def _check_text(body: bytes) -> None:
+    """What no line may hold, whatever its digest says. Raises BatchRefused naming the line."""
+    if not body:
+        raise BatchRefused("body: is empty", field="body")
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise BatchRefused(f"body: line {_line_of(body, error.start)} is not UTF-8", field="body") from None
+    nul = body.find(b"\0")
+    if nul >= 0:
+        raise BatchRefused(f"body: line {_line_of(body, nul)} holds a NUL", field="body")
+
+
+def _line_of(body: bytes, position: int) -> int:
+    return body.count(b"\n", 0, position) + 1
+
+
+def revive_batch(*, batch_id: UUID, now: datetime) -> None:
+    """A dead batch is tried anew, once somebody has removed what killed it. Raises NotFound, Conflict."""
+    dead = UsageBatch.objects.filter(pk=batch_id, status=UsageBatch.Status.DEAD)
+    if dead.update(status=UsageBatch.Status.PENDING, attempts=0, error=""):
+        return
+    if UsageBatch.objects.filter(pk=batch_id).exists():
+        raise Conflict("Only a dead batch can be revived.")
+    raise NotFound("There is no such batch.")
+
+
+def forget_batches(*, limit: int = 10_000, now: datetime) -> int:
+    """Drop stored batches that are older than retention; their events stay. Never a pending or a dead one."""
+    old = (
+        UsageBatch.objects.filter(status=UsageBatch.Status.STORED, received_at__lt=now - RETENTION)
+        # The last of each source stays, for its host to find the end of its chain.
+        .exclude(~Exists(UsageBatch.objects.filter(source=OuterRef("source"), pk__gt=OuterRef("pk"))))
+        .order_by("pk")
+        .values_list("pk", flat=True)[:limit]
+    )
+    deleted, _ = UsageBatch.objects.filter(pk__in=list(old)).delete()
+    return deleted
+
+
+# Registers, nonces, partitions ---------------------------------------------------------------------------------
 
 
 def record_register_read(
@@ -141,29 +247,31 @@ def record_register_read(
     output_tokens: int | None,
     energy_millijoules: int | None,
 ) -> None:
-    """Keep an engine's running counters. The same read again changes nothing."""
-    RegisterRead.objects.bulk_create(
-        [
-            RegisterRead(
-                host_id=host_id,
-                boot_id=boot_id,
-                read_at=read_at,
-                input_tokens=input_tokens,
-                cache_read_tokens=cache_read_tokens,
-                output_tokens=output_tokens,
-                energy_millijoules=energy_millijoules,
-            )
-        ],
-        ignore_conflicts=True,
+    """Keep an engine's running counters at a moment. The same read again changes nothing."""
+    read = RegisterRead(
+        host_id=host_id,
+        boot_id=boot_id,
+        read_at=read_at,
+        input_tokens=input_tokens,
+        cache_read_tokens=cache_read_tokens,
+        output_tokens=output_tokens,
+        energy_millijoules=energy_millijoules,
     )
+    RegisterRead.objects.bulk_create([read], ignore_conflicts=True)
 
 
 def remember_nonce(*, key_id: UUID, nonce: str, now: datetime) -> bool:
-    """False when this key has used the nonce before: the request is a replay."""
-    made = SignatureNonce.objects.bulk_create(
-        [SignatureNonce(id=uuid7(), key_id=key_id, nonce=nonce, used_at=now)], ignore_conflicts=True
-    )
-    return SignatureNonce.objects.filter(pk=made[0].pk).exists()
+    """False when this key has used the nonce in the last ten minutes: the request is a replay."""
+    digest = blake2b(nonce.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """INSERT INTO metering_signaturenonce AS n (id, key_id, nonce_digest, used_at)
+               VALUES (uuidv7(), %s, %s, %s)
+               ON CONFLICT (key_id, nonce_digest) DO UPDATE SET used_at = excluded.used_at WHERE n.used_at < %s
+               RETURNING id""",
+            [key_id, digest, now, now - NONCE_KEPT],
+        )
+        return cursor.fetchone() is not None
 
 
 def forget_nonces(*, now: datetime) -> int:
@@ -173,12 +281,9 @@ def forget_nonces(*, now: datetime) -> int:
 
 
 def make_partitions(*, now: datetime) -> int:
-    """The coming days' partitions, and the end of those past retention. Returns how many were made."""
-    today = now.date()
+    """Partitions for every id that may come, and the end of those past keeping. Returns how many were made."""
     with connection.cursor() as cursor:
-        made = 0
-        for days in range(-1, PARTITIONS_AHEAD_DAYS + 1):
-            cursor.execute("SELECT metering_make_partition(%s)", [today + timedelta(days=days)])
-            made += bool(cursor.fetchone()[0])
-        cursor.execute("SELECT metering_drop_partitions(%s)", [(now - RETENTION).date()])
+        cursor.execute("SELECT metering_make_partitions(%s)", [now])
+        made: int = cursor.fetchone()[0]
+        cursor.execute("SELECT metering_drop_partitions(%s)", [now])
     return made

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
@@ -245,10 +245,11 @@ def _usage_error(whole: str, line: bytes, error: msgspec.DecodeError) -> UsageEr
 
 def _bad_bucket(line: bytes) -> str:
     """Which bucket msgspec refused: it does not name the keys of a mapping."""
-    raw: dict[str, Any] = msgspec.json.decode(line)
-    for name, tokens in raw["buckets"].items():
+    # Piece by piece: what is refused may be a number that no plain reading can hold.
+    raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    for name, tokens in msgspec.json.decode(raw["buckets"], type=dict[str, msgspec.Raw]).items():
         try:
-            msgspec.convert(tokens, Count | None)
-        except msgspec.ValidationError:
+            msgspec.json.decode(tokens, type=Count | None)
+        except msgspec.DecodeError:
             return str(name)
     return "?"

@@ -8,7 +8,6 @@ from uuid import UUID
 from django.urls import path
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers
-from rest_framework.permissions import AllowAny, BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -148,9 +147,6 @@ class GradesView(ApiView):
 
     scopes: ClassVar[dict[str, str]] = {"POST": Scope.OPERATE}
     role = "operator"
-
-    def get_permissions(self) -> list[BasePermission]:
-        return [AllowAny()] if self._reads() else super().get_permissions()
 
     def check_permissions(self, request: Request) -> None:
         if not self._reads():

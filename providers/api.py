@@ -100,7 +100,8 @@ class HostDetailOut(HostOut):
         help_text="shares of the host in the running delivery period"
     )
 
-    class Meta(HostOut.Meta):
+    class Meta:
+        model = Host
         fields = (*HostOut.Meta.fields, "bench", "capacity")
 
     @extend_schema_field(BenchOut(allow_null=True))

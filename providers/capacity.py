@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from django.conf import settings
@@ -127,7 +127,7 @@ def take_firm_share(
     if share_ppm > sellable_ppm():
         raise CapacityGone("More than a host's sellable share was asked for.")
     with connection.cursor() as cursor:
-        places = {"hosts": [host_id], "hours": wanted, "sellable": sellable_ppm()}
+        places: dict[str, Any] = {"hosts": [host_id], "hours": wanted, "sellable": sellable_ppm()}
         cursor.execute(_MAKE_HOURS, places)
         cursor.execute(_LOCK_HOURS, places)
         cursor.execute(_CHANGE_HOURS, {"host": host_id, "hours": wanted, "delta": share_ppm})
@@ -183,7 +183,7 @@ def give_back_period_share(*, host_id: UUID, period_start: datetime, share_ppm: 
 
 
 def _make_periods(hosts: list[UUID], starts: list[datetime]) -> int:
-    places = {
+    places: dict[str, Any] = {
         "hosts": hosts,
         "hours": sorted({hour_of(start) for start in starts}),
         "starts": starts,
@@ -194,7 +194,7 @@ def _make_periods(hosts: list[UUID], starts: list[datetime]) -> int:
         cursor.execute(_MAKE_HOURS, places)
         cursor.execute(_LOCK_HOURS, places)
         cursor.execute(_MAKE_PERIODS, places)
-        return cursor.rowcount
+        return int(cursor.rowcount)
 
 
 def _change_period(host_id: UUID, period_start: datetime, delta_ppm: int) -> int | None:

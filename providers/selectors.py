@@ -186,6 +186,8 @@ def period_capacities(host_ids: list[UUID], period_start: datetime) -> dict[UUID
     hours = HostHour.objects.filter(host_id__in=host_ids, hour_start=hour_of(period_start))
     periods = HostPeriod.objects.filter(host_id__in=host_ids, period_start=period_start)
     found = {host_id: PeriodCapacity(sellable_ppm(), 0) for host_id in host_ids}
-    for row in (*hours, *periods):
-        found[row.host_id] = PeriodCapacity(row.sellable_ppm, row.sold_ppm)
+    for hour in hours:
+        found[hour.host_id] = PeriodCapacity(hour.sellable_ppm, hour.sold_ppm)
+    for period in periods:
+        found[period.host_id] = PeriodCapacity(period.sellable_ppm, period.sold_ppm)
     return found

@@ -96,7 +96,7 @@ def make_grade(now: datetime, *, slug: str = "tiny-chat", model: str = "tiny-cha
         title="Tiny chat",
         model=model,
         precision_floor="fp16",
-        context_tokens=4096,
+        context_tokens=2048,
         region="eu",
         service_class="standard",
         currency="USD",

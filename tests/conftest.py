@@ -7,9 +7,9 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,11 +21,7 @@ from pytest_django import DjangoDbBlocker
 
 from tests.database import Services, services_of, stop_services
 
-_PLUGINS = {
-    "tests.cast": ("marketplace.accounts.services", "metering.services", "providers.services"),
-    "tests.engine": (),
-}
-pytest_plugins = [name for name, needs in _PLUGINS.items() if all(map(find_spec, (name, *needs)))]
+pytest_plugins = ("tests.cast", "tests.engine", "tests.house", "tests.market")
 
 _FOLDER = pytest.StashKey[Path]()
 _PYTEST_PID = pytest.StashKey[int]()
@@ -121,6 +117,8 @@ def django_db_setup(
     services.clone(database.name)
     with django_db_blocker.unblock():
         _point_django_at(database)
+    # People's passwords are made by the hundred here; what makes them slow to guess is Django's, and tested there.
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     # Everything that speaks Redis reads the settings late: caches, the broker, the readiness probe.
     settings.REDIS_URL = settings.CELERY_BROKER_URL = services.redis_url
     settings.CACHES["default"]["LOCATION"] = services.redis_url
@@ -135,21 +133,30 @@ def worker_name() -> str:
     return os.environ.get("PYTEST_XDIST_WORKER", "main")
 
 
-@pytest.fixture
-def committed_db(
-    services: Services, django_db_setup: None, django_db_blocker: DjangoDbBlocker, worker_name: str
+@contextmanager
+def own_database(
+    services: Services, blocker: DjangoDbBlocker, worker_name: str, name: str
 ) -> Iterator[TestDatabase]:
-    """A fresh database where commits are real. Not together with `db`."""
+    """A fresh copy that Django works on inside the block."""
     shared = _database(services, f"tests_{worker_name}")
-    own = _database(services, f"tests_{worker_name}_committed")
+    own = _database(services, f"tests_{worker_name}_{name}")
     services.clone(own.name)
-    with django_db_blocker.unblock():
+    with blocker.unblock():
         _point_django_at(own)
         try:
             yield own
         finally:
             _point_django_at(shared)
             services.drop(own.name)
+
+
+@pytest.fixture
+def committed_db(
+    services: Services, django_db_setup: None, django_db_blocker: DjangoDbBlocker, worker_name: str
+) -> Iterator[TestDatabase]:
+    """A fresh database where commits are real. Not together with `db`."""
+    with own_database(services, django_db_blocker, worker_name, "committed") as own:
+        yield own
 
 
 @pytest.fixture

@@ -143,23 +143,23 @@ class Market:
             ),
             "engine": [
                 *python, "-m", "marketplace.local.engine", "--port", str(self.ports.get(name, 0)),
-                "--model", str(self.directory / f"tiny-{number}.gguf"), "--n-ctx", "8192", "--n-parallel", "4",
+                "--model", str(self.directory / f"tiny-{number}.gguf"), "--n-ctx", "16384", "--n-parallel", "4",
             ],
             "agent": [*python, "-m", "providers.agent", "run", "--config", str(self.directory / f"{name}.toml")],
         }[name.partition("-")[0]]  # fmt: skip
 
     def start(self, *names: str) -> None:
         for name in names:
-            log = (self.directory / f"{name}.log").open("ab")
-            self.processes[name] = subprocess.Popen(
-                self.command(name),
-                cwd=CHECKOUT,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            with (self.directory / f"{name}.log").open("ab") as log:
+                self.processes[name] = subprocess.Popen(
+                    self.command(name),
+                    cwd=CHECKOUT,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         for name in names:
             self._await_ready(name)
 
@@ -214,7 +214,10 @@ class Market:
             except requests.RequestException:
                 return False
 
-        wait_until(answers, f"{name} to be ready", seconds=START_TIMEOUT_S)
+        try:
+            wait_until(answers, f"{name} to be ready", seconds=START_TIMEOUT_S)
+        except pytest.fail.Exception:
+            pytest.fail(f"{name} is not ready:\n{self.log(name)[-3000:]}")
 
     # Time and truth -----------------------------------------------------------------------------------------------
 
@@ -298,9 +301,8 @@ def _raise_cast(market: Market) -> None:
         made = json.loads(
             market.manage(
                 "createhost",
-                f"h{number}",
-                "--organization",
                 market.hyperion.organization_id,
+                f"h{number}",
                 "--region",
                 "eu",
             ).stdout

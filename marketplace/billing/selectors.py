@@ -183,11 +183,11 @@ def top_ups_of(organization_id: UUID) -> QuerySet[TopUp]:
 
 
 def charges_of(organization_id: UUID) -> QuerySet[Charge]:
-    """Newest period first: a charge's id carries its period's time."""
+    """Newest period first."""
     return (
         Charge.objects.filter(organization_id=organization_id)
         .select_related("contract", "grade__family")
-        .order_by("-id")
+        .order_by("-period_start", "-id")
     )
 
 
@@ -237,7 +237,7 @@ def earnings_of(organization_id: UUID) -> QuerySet[Earning]:
     return (
         Earning.objects.filter(organization_id=organization_id)
         .select_related("charge", "offering__host", "offering__grade__family")
-        .order_by("-id")
+        .order_by("-period_start", "-id")
     )
 
 

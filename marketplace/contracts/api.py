@@ -32,6 +32,7 @@ from marketplace.api.views import ApiView
 from marketplace.contracts import selectors, services
 from marketplace.contracts.models import Contract, Entitlement, Hold, OveragePolicy, Payment, Quote
 from marketplace.contracts.quoting import MAX_LOTS, MAX_MONTHS
+from metering.api import BatchIntake
 from metering.selectors import usage_rows
 from pricing.rating import exact_price
 from pricing.units import NUMERATOR_PER_LOT, decimal_string
@@ -205,7 +206,9 @@ class QuoteView(ApiView):
     @extend_schema(operation_id="quotes_read", responses=QuoteOut)
     def get(self, request: Request, quote_id: UUID) -> Response:
         """One quote."""
-        return Response(QuoteOut(selectors.quote_of(organization_id=self.organization_id, quote_id=quote_id)).data)
+        return Response(
+            QuoteOut(selectors.quote_of(organization_id=self.organization_id, quote_id=quote_id)).data
+        )
 
 
 class QuoteAcceptView(ApiView):
@@ -257,7 +260,7 @@ class GenerationView(ApiView):
         return Response(GenerationOut(hold).data)
 
 
-class UsageView(ApiView):
+class UsageView(BatchIntake, ApiView):
     scopes = {"GET": Scope.READ}
 
     @extend_schema(

@@ -106,7 +106,9 @@ def mark_month_paid(*, entitlement_id: UUID, now: datetime) -> None:
         Contract.objects.select_for_update(no_key=True).get(pk=contract_id)
         if not Entitlement.objects.filter(pk=entitlement_id, paid_at__isnull=True).update(paid_at=now):
             return
-        unpaid = Entitlement.objects.filter(contract_id=contract_id, period_start__lte=now, paid_at__isnull=True)
+        unpaid = Entitlement.objects.filter(
+            contract_id=contract_id, period_start__lte=now, paid_at__isnull=True
+        )
         if not unpaid.exists():
             Contract.objects.filter(pk=contract_id, status=Contract.Status.SUSPENDED).update(
                 status=Contract.Status.ACTIVE
@@ -115,9 +117,9 @@ def mark_month_paid(*, entitlement_id: UUID, now: datetime) -> None:
 
 def suspend_contract(*, contract_id: UUID, now: datetime) -> None:
     """A month could not be paid: nothing is delivered on it until it is. Doing it again changes nothing."""
-    Contract.objects.filter(pk=contract_id, kind=ContractKind.COMMITTED, status=Contract.Status.ACTIVE).update(
-        status=Contract.Status.SUSPENDED
-    )
+    Contract.objects.filter(
+        pk=contract_id, kind=ContractKind.COMMITTED, status=Contract.Status.ACTIVE
+    ).update(status=Contract.Status.SUSPENDED)
 
 
 def mark_entitlement_settled(*, entitlement_id: UUID, now: datetime) -> None:
@@ -138,8 +140,10 @@ def advance_contracts(*, now: datetime) -> int:
     for contract in running.order_by("pk"):
         assert contract.ends_at is not None
         if contract.ends_at <= now:
-            done += Contract.objects.filter(pk=contract.pk).exclude(status=Contract.Status.ENDED).update(
-                status=Contract.Status.ENDED
+            done += (
+                Contract.objects.filter(pk=contract.pk)
+                .exclude(status=Contract.Status.ENDED)
+                .update(status=Contract.Status.ENDED)
             )
             continue
         done += _make_due_months(contract, horizon, now)
@@ -228,7 +232,9 @@ def _take_capacity(quote: Quote, ends_at: datetime, now: datetime) -> None:
     share_by_host: dict[UUID, int] = defaultdict(int)
     for share in quote.shares:
         offering = offerings[UUID(share["offering_id"])]
-        share_by_host[offering.host_id] += share_ppm_of(share["firm_lots"], offering, settings.DELIVERY_PERIOD_S)
+        share_by_host[offering.host_id] += share_ppm_of(
+            share["firm_lots"], offering, settings.DELIVERY_PERIOD_S
+        )
     for host_id in sorted(share_by_host):
         take_firm_share(
             host_id=host_id, hours=hours, share_ppm=share_by_host[host_id], now=now, starts_at=quote.starts_at

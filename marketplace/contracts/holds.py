@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -22,9 +22,7 @@ from pricing.units import PPM, Bucket
 
 logger = logging.getLogger(__name__)
 
-OPEN_SQL: Final = (
-    "SELECT * FROM contracts_open_hold(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-)
+OPEN_SQL: Final = "SELECT * FROM contracts_open_hold(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 EXTEND_SQL: Final = "SELECT contracts_extend_hold(%s, %s, %s)"
 CAPTURE_SQL: Final = "SELECT * FROM contracts_capture_hold(%s, %s, %s, %s, %s)"
 VOID_SQL: Final = "SELECT contracts_void_hold(%s, %s)"
@@ -67,7 +65,7 @@ class Captured(NamedTuple):
 
 def open_arguments(
     *,
-    id: UUID,
+    id: UUID,  # noqa: A002
     request_id: UUID,
     attempt: int,
     holder: str,
@@ -78,9 +76,10 @@ def open_arguments(
     contract_id: UUID | None,
     exclude: Sequence[UUID],
     now: datetime,
-) -> tuple[object, ...]:
+) -> tuple[Any, ...]:
     """The parameters of OPEN_SQL in their order, with the market's periods from the settings."""
-    assert grade_ids and len(grade_ids) == len(numerators)
+    assert grade_ids, "name at least the version in force"
+    assert len(grade_ids) == len(numerators)
     return (
         id,
         request_id,
@@ -101,7 +100,7 @@ def open_arguments(
 
 def open_hold(
     *,
-    id: UUID,
+    id: UUID,  # noqa: A002
     organization_id: UUID,
     grade_ids: Sequence[UUID],
     numerators: Sequence[int],
@@ -132,21 +131,21 @@ def open_hold(
         return Opened(*cursor.fetchone())
 
 
-def extend_hold(*, id: UUID, delta_numerator: int, now: datetime) -> str:
+def extend_hold(*, id: UUID, delta_numerator: int, now: datetime) -> str:  # noqa: A002
     """Grow (or shrink) an open hold: ok, contract_exhausted, insufficient_funds or closed."""
     with connection.cursor() as cursor:
         cursor.execute(EXTEND_SQL, (id, delta_numerator, now))
         return str(cursor.fetchone()[0])
 
 
-def capture_hold(*, id: UUID, numerator: int, event: bytes, source_id: UUID, now: datetime) -> Captured:
+def capture_hold(*, id: UUID, numerator: int, event: bytes, source_id: UUID, now: datetime) -> Captured:  # noqa: A002
     """Capture at most the hold and put the gateway's event into the metering inbox, in one transaction."""
     with connection.cursor() as cursor:
         cursor.execute(CAPTURE_SQL, (id, numerator, event, source_id, now))
         return Captured(*cursor.fetchone())
 
 
-def void_hold(*, id: UUID, now: datetime) -> str:
+def void_hold(*, id: UUID, now: datetime) -> str:  # noqa: A002
     """Give an open hold back whole: ok, or the state it was in."""
     with connection.cursor() as cursor:
         cursor.execute(VOID_SQL, (id, now))

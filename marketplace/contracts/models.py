@@ -99,7 +99,9 @@ class Contract(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["organization", "grade"], condition=Q(kind="on_demand"), name="contracts_contract_one_on_demand"
+                fields=["organization", "grade"],
+                condition=Q(kind="on_demand"),
+                name="contracts_contract_one_on_demand",
             ),
             models.CheckConstraint(
                 condition=Q(ends_at__isnull=True) | Q(ends_at__gt=F("starts_at")),
@@ -140,7 +142,8 @@ class Allocation(models.Model):
                 name="contracts_allocation_unique",
             ),
             models.CheckConstraint(
-                condition=Q(firm_lots__gt=0) & Q(served_numerator__gte=0), name="contracts_allocation_positive"
+                condition=Q(firm_lots__gt=0) & Q(served_numerator__gte=0),
+                name="contracts_allocation_positive",
             ),
         ]
 
@@ -232,7 +235,8 @@ class Accrual(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["contract", "settlement_start"], name="contracts_accrual_unique"),
             models.CheckConstraint(
-                condition=Q(held_micros__gte=0) & Q(captured_micros__gte=0), name="contracts_accrual_not_negative"
+                condition=Q(held_micros__gte=0) & Q(captured_micros__gte=0),
+                name="contracts_accrual_not_negative",
             ),
         ]
 

@@ -101,7 +101,9 @@ def request_quote(
     _check_start(start, now)
     month_ends = [contract_month(start, number).end for number in range(months)]
     _check_volume(volume_lots, firm_lots, start, months)
-    shares = fill_firm(grade_id=grade.id, firm_lots=firm_lots, starts_at=start, ends_at=month_ends[-1], now=now)
+    shares = fill_firm(
+        grade_id=grade.id, firm_lots=firm_lots, starts_at=start, ends_at=month_ends[-1], now=now
+    )
     weighted = sum(share.firm_lots * share.rate_micros_per_mtok for share in shares)
     return Quote.objects.create(
         organization_id=organization_id,
@@ -136,7 +138,8 @@ def fill_firm(
     Raises NotOffered, telling how much there is.
     """
     offerings = sorted(
-        listed_offerings(grade_id, now), key=lambda offering: (offering.firm_rate.micros_per_mtok, offering.id)
+        listed_offerings(grade_id, now),
+        key=lambda offering: (offering.firm_rate.micros_per_mtok, offering.id),
     )
     sold = _firm_sold_ppm([offering.host_id for offering in offerings], starts_at, ends_at)
     sellable = PPM - settings.OPERATING_MARGIN_PPM
@@ -174,7 +177,9 @@ def _free_lots(offering: Offering, free_ppm: int) -> int:
 def _firm_sold_ppm(host_ids: Sequence[UUID], starts_at: datetime, ends_at: datetime) -> dict[UUID, int]:
     """The most that each host has sold firm in any hour of the term."""
     rows = (
-        HostHour.objects.filter(host_id__in=host_ids, hour_start__gt=starts_at - _HOUR, hour_start__lt=ends_at)
+        HostHour.objects.filter(
+            host_id__in=host_ids, hour_start__gt=starts_at - _HOUR, hour_start__lt=ends_at
+        )
         .values("host_id")
         .annotate(most=Max("sold_ppm"))
     )

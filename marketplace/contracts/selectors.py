@@ -37,7 +37,9 @@ def contract_of(*, organization_id: UUID, contract_id: UUID) -> Contract:
 
 def entitlements_of(contract_id: UUID) -> QuerySet[Entitlement]:
     """Newest period first."""
-    return Entitlement.objects.filter(contract_id=contract_id).select_related("rate").order_by("-period_start")
+    return (
+        Entitlement.objects.filter(contract_id=contract_id).select_related("rate").order_by("-period_start")
+    )
 
 
 def allocations_of(contract_id: UUID) -> QuerySet[Allocation]:
@@ -84,7 +86,9 @@ def accruals_due(*, until: datetime) -> QuerySet[Accrual]:
 
 def period_rate(*, grade_id: UUID, period_start: datetime) -> PeriodRate | None:
     return (
-        PeriodRate.objects.filter(grade_id=grade_id, period_start=period_start).select_related("overage_rate").first()
+        PeriodRate.objects.filter(grade_id=grade_id, period_start=period_start)
+        .select_related("overage_rate")
+        .first()
     )
 
 
@@ -93,4 +97,15 @@ def entitlements_in_force(*, contract_ids: list[UUID], at: datetime) -> dict[UUI
     rows = Entitlement.objects.filter(
         contract_id__in=contract_ids, period_start__lte=at, period_end__gt=at
     ).select_related("rate")
+    return {entitlement.contract_id: entitlement for entitlement in rows}
+
+
+def latest_entitlements(contract_ids: list[UUID]) -> dict[UUID, Entitlement]:
+    """The newest period of each of these contracts that has one, in one query."""
+    rows = (
+        Entitlement.objects.filter(contract_id__in=contract_ids)
+        .select_related("rate")
+        .order_by("contract_id", "-period_start")
+        .distinct("contract_id")
+    )
     return {entitlement.contract_id: entitlement for entitlement in rows}

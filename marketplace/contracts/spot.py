@@ -9,7 +9,14 @@ from uuid import UUID
 from django.db import transaction
 
 from marketplace.contracts.committed import BUCKET_SECONDS
-from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, OveragePolicy, PeriodRate
+from marketplace.contracts.models import (
+    Allocation,
+    Contract,
+    ContractKind,
+    Entitlement,
+    OveragePolicy,
+    PeriodRate,
+)
 from marketplace.ids import derived_id
 from metering.services import add_meter_point
 from pricing.models import Grade, Rate
@@ -20,7 +27,12 @@ from providers.models import Offering
 
 @transaction.atomic
 def open_spot_contract(
-    *, id: UUID, organization_id: UUID, grade_id: UUID, max_rate_micros_per_mtok: int, now: datetime
+    *,
+    id: UUID,  # noqa: A002
+    organization_id: UUID,
+    grade_id: UUID,
+    max_rate_micros_per_mtok: int,
+    now: datetime,
 ) -> Contract:
     """The contract of a bid, for the bid's life. The same id again gives the same contract."""
     contract, _ = Contract.objects.get_or_create(
@@ -41,9 +53,9 @@ def open_spot_contract(
 
 def close_spot_contract(*, contract_id: UUID, now: datetime) -> None:
     """The bid is over: no further awards. Those it has are still delivered. Doing it again changes nothing."""
-    Contract.objects.filter(pk=contract_id, kind=ContractKind.SPOT).exclude(status=Contract.Status.ENDED).update(
+    Contract.objects.filter(pk=contract_id, kind=ContractKind.SPOT).exclude(
         status=Contract.Status.ENDED
-    )
+    ).update(status=Contract.Status.ENDED)
 
 
 @transaction.atomic

@@ -45,7 +45,10 @@ class Answer:
     def end_chunk(self, finish_reason: str) -> bytes:
         """The event that ends the choice where the host did not end it."""
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
-        choice |= {"delta": {}} if self._chat else {"text": ""}
+        if self._chat:
+            choice["delta"] = {}
+        else:
+            choice["text"] = ""
         return self.chunk(choice)
 
     def usage_chunk(self, usage: Mapping[str, Any]) -> bytes:

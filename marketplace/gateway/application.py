@@ -94,8 +94,8 @@ class Application:
             await self._refuse(exchange, unavailable("The market's books do not answer. Retry shortly."))
         except Exception:
             logger.exception("request failed", extra={"path": exchange.path[:80]})
-            error = ApiError(500, "internal_error", "The gateway failed.", kind="server_error")
-            await self._refuse(exchange, error)
+            failure = ApiError(500, "internal_error", "The gateway failed.", kind="server_error")
+            await self._refuse(exchange, failure)
 
     async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         if not exchange.started:

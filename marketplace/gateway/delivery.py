@@ -180,7 +180,7 @@ class Delivery:
         return self._asked.input_bytes + version.template_overhead_tokens
 
     async def _attempt(self, number: int, hold_id: UUID, opened: Opened) -> Attempt:
-        """Dispatches and waits for the first byte. Raises HostFailed, ApiError, or ClientGone with the hold left open."""
+        """Dispatches and waits for the first byte. Raises HostFailed, ApiError, or ClientGone (hold left open)."""
         grade = next(version for version in self._model.versions if version.id == opened.grade_id)
         limit = self._limit(grade)
         key = encode_delivery_key(
@@ -218,9 +218,7 @@ class Delivery:
             hold_id=hold_id,
             opened=opened,
             grade=grade,
-            meter=UsageMeter(
-                grade=grade, engine=opened.engine, input_bound_tokens=self._input_bound(grade)
-            ),
+            meter=UsageMeter(grade=grade, engine=opened.engine, input_bound_tokens=self._input_bound(grade)),
             limit=limit,
             amount_numerator=opened.amount_numerator,
             response=response,
@@ -326,7 +324,8 @@ class Delivery:
             if self._exchange.gone:
                 return Finish.CLIENT_GONE, {Flag.CLIENT_GONE}
             logger.warning(
-                "stream failed", extra={"host_id": str(attempt.opened.host_id), "reason": type(error).__name__}
+                "stream failed",
+                extra={"host_id": str(attempt.opened.host_id), "reason": type(error).__name__},
             )
             return Finish.ERROR, {Flag.UPSTREAM_FAILED}
         except asyncio.CancelledError:
@@ -339,9 +338,7 @@ class Delivery:
             return Finish.ERROR, {Flag.UPSTREAM_FAILED}
         return finish_of(meter.finish), set()
 
-    def _take(
-        self, chunk: bytes, parser: SseParser, meter: UsageMeter, answer: Answer
-    ) -> tuple[bytes, bool]:
+    def _take(self, chunk: bytes, parser: SseParser, meter: UsageMeter, answer: Answer) -> tuple[bytes, bool]:
         """What of a network chunk goes to the buyer now, and whether the end mark was in it."""
         out: list[bytes] = []
         for payload in parser.feed(chunk):

@@ -40,7 +40,11 @@ class Exchange:
             413, "request_too_large", f"The body must not be larger than {MAX_BODY_BYTES} bytes."
         )
         declared = self.headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and (len(declared) > 12 or int(declared) > MAX_BODY_BYTES):
+        if (
+            declared.isascii()
+            and declared.isdigit()
+            and (len(declared) > 12 or int(declared) > MAX_BODY_BYTES)
+        ):
             raise too_large
         parts: list[bytes] = []
         size = 0

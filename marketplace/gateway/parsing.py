@@ -235,7 +235,9 @@ def _content_part(place: str, part: Any) -> None:
     if not isinstance(part, dict):
         raise _wrong_type(place, "an object")
     if part.get("type") not in ("text", "refusal"):
-        raise invalid(f"{place}.type", "Only parts of type 'text' are served by this grade.", code="unsupported_value")
+        raise invalid(
+            f"{place}.type", "Only parts of type 'text' are served by this grade.", code="unsupported_value"
+        )
     text = part.get(part["type"])
     if not isinstance(text, str):
         raise _wrong_type(f"{place}.{part['type']}", "a string")
@@ -333,7 +335,11 @@ _FIELDS: Final[dict[str, dict[str, Check]]] = {
         "user": _text(512, least=0),
     },
 }
-_REQUIRED: Final = {CHAT: ("model", "messages"), COMPLETIONS: ("model", "prompt"), EMBEDDINGS: ("model", "input")}
+_REQUIRED: Final = {
+    CHAT: ("model", "messages"),
+    COMPLETIONS: ("model", "prompt"),
+    EMBEDDINGS: ("model", "input"),
+}
 # What names the buyer's people or purposes stays here; what the gateway decides is written anew.
 _NOT_FORWARDED: Final = frozenset(
     {

@@ -173,7 +173,7 @@ class Store:
     async def open_hold(
         self,
         *,
-        id: UUID,
+        id: UUID,  # noqa: A002
         request_id: UUID,
         attempt: int,
         caller: Caller,
@@ -198,16 +198,22 @@ class Store:
         )
         return Opened(*await self._one(OPEN_SQL, arguments))
 
-    async def extend_hold(self, *, id: UUID, delta_numerator: int, now: datetime) -> str:
+    async def extend_hold(self, *, id: UUID, delta_numerator: int, now: datetime) -> str:  # noqa: A002
         (outcome,) = await self._one(EXTEND_SQL, (id, delta_numerator, now))
         return str(outcome)
 
     async def capture_hold(
-        self, *, id: UUID, numerator: int, event: bytes, source_id: UUID, now: datetime
+        self,
+        *,
+        id: UUID,  # noqa: A002
+        numerator: int,
+        event: bytes,
+        source_id: UUID,
+        now: datetime,
     ) -> Captured:
         return Captured(*await self._one(CAPTURE_SQL, (id, numerator, event, source_id, now)))
 
-    async def void_hold(self, *, id: UUID, now: datetime) -> str:
+    async def void_hold(self, *, id: UUID, now: datetime) -> str:  # noqa: A002
         (outcome,) = await self._one(VOID_SQL, (id, now))
         return str(outcome)
 

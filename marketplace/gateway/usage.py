@@ -1,4 +1,4 @@
-"""What one attempt used: the engine's running and final counts as the gateway carried them, never more than the hold."""
+"""What one attempt used: the engine's counts as the gateway carried them, never more than the hold."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class UsageMeter:
         return standard_numerator(priced, self._grade.standard_ppm)
 
     def bound(self) -> int:
-        """At least what has been used so far: reported where the engine reports as it goes, else input bound and chunks."""
+        """At least what has been used so far: as reported on the way, else input bound and chunks."""
         if self._raw is not None:
             return self.numerator()
         return self._input_bound + self.generated_chunks * self.output_ppm
@@ -143,7 +143,7 @@ class UsageMeter:
         first_byte_ms: int | None,
         duration_ms: int,
     ) -> bytes:
-        """The gateway's usage event as one NDJSON line. Its id is the hold's: a second capture writes the same event."""
+        """The gateway's usage event, one NDJSON line. Its id is the hold's: captured again, it is the same event."""
         assert opened.contract_id is not None
         assert opened.offering_id is not None
         assert opened.grade_id is not None

@@ -243,12 +243,30 @@ def _last_lines(installation: Installation, name: str) -> str:
 def _watch(installation: Installation, supervisor: subprocess.Popen[bytes]) -> int:
     root = psutil.Process(supervisor.pid)
     starts: dict[str, int] = {}
+    demo_log = installation.directory / "logs" / "demo.log"
+    told = demo_log.stat().st_size if demo_log.exists() else 0
     while supervisor.poll() is None:
         note_processes(installation.directory, root)
         _tell_restarts(installation, starts)
+        told = _tell_demo(demo_log, told)
         time.sleep(_WATCH_EVERY_S)
     say(f"The supervisor ended unexpectedly (code {supervisor.returncode}); ending its programs.")
     return 1
+
+
+def _tell_demo(log: Path, told: int) -> int:
+    """Pass on what the demonstration's traffic reports; returns how far its log was read."""
+    if not log.exists():
+        return 0
+    size = log.stat().st_size
+    with log.open("rb") as file:
+        file.seek(told if told <= size else 0)  # It starts over when the log was rotated.
+        lines = file.read()
+        end = lines.rfind(b"\n") + 1
+        for line in lines[:end].decode(errors="replace").splitlines():
+            if line.startswith("demo: "):
+                say(line)
+        return (told if told <= size else 0) + end
 
 
 def _tell_restarts(installation: Installation, starts: dict[str, int]) -> None:

@@ -46,9 +46,9 @@ def test_only_the_digest_of_a_key_is_kept(acme: Party) -> None:
 
 
 def test_unknown_wrong_expired_and_revoked_keys_are_one_answer(acme: Party, now: datetime) -> None:
-    def make(**terms: datetime) -> tuple[ApiKey, str]:
+    def make(expires_at: datetime | None = None) -> tuple[ApiKey, str]:
         return create_api_key(
-            organization_id=acme.id, label="", scopes=["read"], now=now, actor=SYSTEM, **terms
+            organization_id=acme.id, label="", scopes=["read"], expires_at=expires_at, now=now, actor=SYSTEM
         )
 
     _, good = make()

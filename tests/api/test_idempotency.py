@@ -20,7 +20,7 @@ pytestmark = pytest.mark.urls("tests.api.probe")
 
 
 def post(party: Party, body: dict[str, Any], key: str | None = "k-1") -> Any:
-    headers = {} if key is None else {"HTTP_IDEMPOTENCY_KEY": key}
+    headers: dict[str, Any] = {} if key is None else {"HTTP_IDEMPOTENCY_KEY": key}
     return party.api.post("/api/v1/effect", body, format="json", **headers)
 
 

@@ -67,7 +67,6 @@ def test_bad_values_are_422_and_name_the_field(acme: Party, body: str, field: st
         b'{"amount_micros": ' + b"9" * 5_000 + b"}",
         b'{"steps": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"steps": ' + b"[" * 40 + b"]" * 40 + b"}",
-
     ],
     ids=["open", "nan", "inf", "-inf", "twice", "utf8", "digits", "deep", "nested"],
 )

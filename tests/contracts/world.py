@@ -41,7 +41,9 @@ def make_world(now: datetime, *, list_rate: int = 600_000, base_url: str = "http
     return World(operator, acme, hyperion, grade, plant)
 
 
-def give_money(world: World, amount_micros: int, now: datetime, *, kind: AccountKind = AccountKind.PREPAID) -> None:
+def give_money(
+    world: World, amount_micros: int, now: datetime, *, kind: AccountKind = AccountKind.PREPAID
+) -> None:
     processor = account_id(
         organization_id=world.operator.id, kind=AccountKind.PROCESSOR, currency="USD", now=now
     )
@@ -50,13 +52,16 @@ def give_money(world: World, amount_micros: int, now: datetime, *, kind: Account
 
 
 def available(world: World) -> int:
-    return balance(
-        organization_id=world.acme.id, kind=AccountKind.PREPAID, currency="USD"
-    ).available_micros
+    return balance(organization_id=world.acme.id, kind=AccountKind.PREPAID, currency="USD").available_micros
 
 
 def ask(
-    world: World, numerator: int, now: datetime, *, contract_id: UUID | None = None, exclude: tuple[UUID, ...] = ()
+    world: World,
+    numerator: int,
+    now: datetime,
+    *,
+    contract_id: UUID | None = None,
+    exclude: tuple[UUID, ...] = (),
 ) -> tuple[UUID, Opened]:
     hold_id = uuid7(now)
     opened = open_hold(

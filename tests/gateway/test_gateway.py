@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ from providers.models import Host
 from tests.conftest import TestDatabase
 from tests.contracts.world import INPUT_PPM, OUTPUT_PPM, World, available, give_money, make_world
 from tests.engine import RunningEngine, free_port
-from tests.providers.agent_rig import run_market, write_agent
+from tests.providers.agent_rig import LoopThread, Market, write_agent
 
 CHAT: Any = [{"role": "user", "content": "How many lots are in one Mtok?"}]
 
@@ -40,10 +41,7 @@ class Rig:
 
     world: World
     url: str
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.world.acme.secret, max_retries=0, timeout=30)
+    client: openai.OpenAI
 
     def post(self, path: str, body: Any, **headers: str) -> requests.Response:
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
@@ -67,12 +65,12 @@ def numerator_of(event: UsageEvent) -> int:
 
 @pytest.fixture
 def rig(committed_db: TestDatabase, engine: RunningEngine, tmp_path: Path) -> Iterator[Rig]:
-    with run_market() as market:
+    world = make_world(clock.now())
+    with _running(Market(offering_id=world.plant.offering.id)) as market:
         agent = write_agent(tmp_path, market=market, engine_url=engine.url)
-        world = make_world(clock.now(), base_url=agent.url)
-        market.offering_id = world.plant.offering.id
         # The agent of this rig reports elsewhere; its host is alive as long as the test runs.
-        Host.objects.update(engine={"kind": "llamacpp"}, last_heartbeat_at=clock.now() + timedelta(hours=1))
+        alive_until = clock.now() + timedelta(hours=1)
+        Host.objects.update(base_url=agent.url, engine={"kind": "llamacpp"}, last_heartbeat_at=alive_until)
         agent.start()
         port = free_port()
         log = tmp_path / "gateway.log"
@@ -86,11 +84,26 @@ def rig(committed_db: TestDatabase, engine: RunningEngine, tmp_path: Path) -> It
             )
         try:
             _wait_until_ready(process, port, log)
-            yield Rig(world, f"http://127.0.0.1:{port}")
+            url = f"http://127.0.0.1:{port}"
+            with openai.OpenAI(
+                base_url=f"{url}/v1", api_key=world.acme.secret, max_retries=0, timeout=30
+            ) as client:
+                yield Rig(world, url, client)
         finally:
             process.terminate()
             process.wait(20)
             agent.stop()
+
+
+@contextmanager
+def _running(market: Market) -> Iterator[Market]:
+    thread = LoopThread()
+    runner = thread.run(market.start())
+    try:
+        yield market
+    finally:
+        thread.run(runner.cleanup())
+        thread.close()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -186,7 +199,7 @@ def test_refusals_are_clear_and_change_nothing(rig: Rig) -> None:
 def test_a_stream_without_further_funds_is_cut_within_its_hold(rig: Rig) -> None:
     # Enough for the first hold of 1,024 tokens and a little, not for an extension.
     rig.fund(760)
-    pieces, finish = 0, None
+    pieces, finish = 0, ""
     stream = rig.client.chat.completions.create(
         model="tiny-chat", messages=CHAT, max_tokens=1_900, stream=True, temperature=1.5,
         logit_bias={"2": -100},
@@ -194,7 +207,7 @@ def test_a_stream_without_further_funds_is_cut_within_its_hold(rig: Rig) -> None
     for chunk in stream:
         for choice in chunk.choices:
             pieces += 1
-            finish = choice.finish_reason or finish
+            finish = str(choice.finish_reason or finish)
     held = Hold.objects.get()
     assert held.status == "captured"
     assert held.captured_micros <= 760

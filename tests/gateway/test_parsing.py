@@ -81,7 +81,14 @@ def test_only_what_a_host_may_know_is_forwarded() -> None:
         CHAT,
         json.dumps(
             GOOD
-            | {"user": "u", "metadata": {"a": "b"}, "n": 1, "stream": True, "max_completion_tokens": 7, "seed": 1}
+            | {
+                "user": "u",
+                "metadata": {"a": "b"},
+                "n": 1,
+                "stream": True,
+                "max_completion_tokens": 7,
+                "seed": 1,
+            }
             | {"stream_options": {"include_usage": True}, "top_p": None}
         ).encode(),
     )

@@ -197,7 +197,7 @@ class LedgerMachine(RuleBasedStateMachine):
 def test_the_ledger_does_what_the_model_does() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         LedgerMachine,
         settings=hypothesis_settings(
             max_examples=25, stateful_step_count=20, deadline=None, derandomize=True

@@ -84,7 +84,7 @@ def test_two_versions_cannot_begin_at_one_moment(now: datetime) -> None:
 def test_the_database_refuses_overlapping_versions(now: datetime) -> None:
     grade = publish_grade(**TERMS, now=now)
     twin = Grade(**{field.attname: getattr(grade, field.attname) for field in Grade._meta.concrete_fields})
-    twin.id, twin.version, twin.valid_during = uuid7(), 2, (now + timedelta(days=3), None)  # type: ignore[assignment]
+    twin.id, twin.version, twin.valid_during = uuid7(), 2, (now + timedelta(days=3), None)
     with pytest.raises(DatabaseError, match="pricing_grade_one_version_at_a_time"), transaction.atomic():
         twin.save(force_insert=True)
 
@@ -185,7 +185,7 @@ def _end_twice(grade: Grade) -> None:
 
 
 def _delete_grade(grade: Grade) -> None:
-    Grade.objects.filter(pk=grade.pk)._raw_delete("default")  # type: ignore[attr-defined]
+    Grade.objects.filter(pk=grade.pk)._raw_delete("default")
 
 
 def _change_bucket(grade: Grade) -> None:

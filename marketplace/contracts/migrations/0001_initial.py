@@ -2,238 +2,548 @@
 
 import django.db.models.deletion
 import django.db.models.expressions
-import marketplace.ids
 from django.db import migrations, models
+
+import marketplace.ids
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('accounts', '0002_one_operator_audit_append_only'),
-        ('ledger', '0001_initial'),
-        ('pricing', '0002_versions_and_immutability'),
-        ('providers', '0002_grants'),
+        ("accounts", "0002_one_operator_audit_append_only"),
+        ("ledger", "0001_initial"),
+        ("pricing", "0002_versions_and_immutability"),
+        ("providers", "0002_grants"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Contract',
+            name="Contract",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('kind', models.CharField(choices=[('on_demand', 'On Demand'), ('committed', 'Committed'), ('spot', 'Spot')], max_length=10)),
-                ('status', models.CharField(choices=[('active', 'Active'), ('suspended', 'Suspended'), ('ended', 'Ended')], default='active', max_length=10)),
-                ('currency', models.CharField(max_length=3)),
-                ('payment', models.CharField(choices=[('prepaid', 'Prepaid'), ('arrears', 'Arrears')], default='prepaid', max_length=8)),
-                ('overage_policy', models.CharField(choices=[('stop', 'Stop'), ('list', 'List'), ('spot', 'Spot')], default='stop', max_length=8)),
-                ('max_rate_micros_per_mtok', models.BigIntegerField(null=True)),
-                ('firm_lots', models.BigIntegerField(null=True)),
-                ('volume_lots', models.BigIntegerField(null=True)),
-                ('take_share_ppm', models.BigIntegerField(null=True)),
-                ('rollover_share_ppm', models.BigIntegerField(null=True)),
-                ('rollover_cap_lots', models.BigIntegerField(null=True)),
-                ('starts_at', models.DateTimeField()),
-                ('ends_at', models.DateTimeField(null=True)),
-                ('created_at', models.DateTimeField()),
-                ('grade', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.grade')),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='accounts.organization')),
-                ('rate', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.rate')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("on_demand", "On Demand"), ("committed", "Committed"), ("spot", "Spot")],
+                        max_length=10,
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[("active", "Active"), ("suspended", "Suspended"), ("ended", "Ended")],
+                        default="active",
+                        max_length=10,
+                    ),
+                ),
+                ("currency", models.CharField(max_length=3)),
+                (
+                    "payment",
+                    models.CharField(
+                        choices=[("prepaid", "Prepaid"), ("arrears", "Arrears")],
+                        default="prepaid",
+                        max_length=8,
+                    ),
+                ),
+                (
+                    "overage_policy",
+                    models.CharField(
+                        choices=[("stop", "Stop"), ("list", "List"), ("spot", "Spot")],
+                        default="stop",
+                        max_length=8,
+                    ),
+                ),
+                ("max_rate_micros_per_mtok", models.BigIntegerField(null=True)),
+                ("firm_lots", models.BigIntegerField(null=True)),
+                ("volume_lots", models.BigIntegerField(null=True)),
+                ("take_share_ppm", models.BigIntegerField(null=True)),
+                ("rollover_share_ppm", models.BigIntegerField(null=True)),
+                ("rollover_cap_lots", models.BigIntegerField(null=True)),
+                ("starts_at", models.DateTimeField()),
+                ("ends_at", models.DateTimeField(null=True)),
+                ("created_at", models.DateTimeField()),
+                (
+                    "grade",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.grade"
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="accounts.organization",
+                    ),
+                ),
+                (
+                    "rate",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="pricing.rate",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Accrual',
+            name="Accrual",
             fields=[
-                ('id', models.UUIDField(db_default=models.Func(function='uuidv7'), editable=False, primary_key=True, serialize=False)),
-                ('settlement_start', models.DateTimeField()),
-                ('held_micros', models.BigIntegerField(default=0)),
-                ('captured_micros', models.BigIntegerField(default=0)),
-                ('ledger_hold', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='ledger.hold')),
-                ('contract', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='accruals', to='contracts.contract')),
+                (
+                    "id",
+                    models.UUIDField(
+                        db_default=models.Func(function="uuidv7"),
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("settlement_start", models.DateTimeField()),
+                ("held_micros", models.BigIntegerField(default=0)),
+                ("captured_micros", models.BigIntegerField(default=0)),
+                (
+                    "ledger_hold",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="ledger.hold"
+                    ),
+                ),
+                (
+                    "contract",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="accruals",
+                        to="contracts.contract",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Entitlement',
+            name="Entitlement",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('period_start', models.DateTimeField()),
-                ('period_end', models.DateTimeField()),
-                ('entitled_numerator', models.BigIntegerField()),
-                ('held_numerator', models.BigIntegerField(default=0)),
-                ('used_numerator', models.BigIntegerField(default=0)),
-                ('released_numerator', models.BigIntegerField(default=0)),
-                ('failed_numerator', models.BigIntegerField(default=0)),
-                ('paid_at', models.DateTimeField(null=True)),
-                ('settled_at', models.DateTimeField(null=True)),
-                ('bucket_rate_numerator_per_s', models.BigIntegerField()),
-                ('bucket_depth_numerator', models.BigIntegerField()),
-                ('bucket_level_numerator', models.BigIntegerField()),
-                ('bucket_level_at', models.DateTimeField()),
-                ('contract', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='entitlements', to='contracts.contract')),
-                ('ledger_hold', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='ledger.hold')),
-                ('rate', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.rate')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("period_start", models.DateTimeField()),
+                ("period_end", models.DateTimeField()),
+                ("entitled_numerator", models.BigIntegerField()),
+                ("held_numerator", models.BigIntegerField(default=0)),
+                ("used_numerator", models.BigIntegerField(default=0)),
+                ("released_numerator", models.BigIntegerField(default=0)),
+                ("failed_numerator", models.BigIntegerField(default=0)),
+                ("paid_at", models.DateTimeField(null=True)),
+                ("settled_at", models.DateTimeField(null=True)),
+                ("bucket_rate_numerator_per_s", models.BigIntegerField()),
+                ("bucket_depth_numerator", models.BigIntegerField()),
+                ("bucket_level_numerator", models.BigIntegerField()),
+                ("bucket_level_at", models.DateTimeField()),
+                (
+                    "contract",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="entitlements",
+                        to="contracts.contract",
+                    ),
+                ),
+                (
+                    "ledger_hold",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="ledger.hold",
+                    ),
+                ),
+                (
+                    "rate",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.rate"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Hold',
+            name="Hold",
             fields=[
-                ('id', models.UUIDField(editable=False, primary_key=True, serialize=False)),
-                ('request_id', models.UUIDField()),
-                ('attempt', models.PositiveSmallIntegerField(default=0)),
-                ('api_key_id', models.UUIDField(null=True)),
-                ('holder', models.CharField(max_length=64)),
-                ('period_start', models.DateTimeField()),
-                ('amount_numerator', models.BigIntegerField()),
-                ('captured_numerator', models.BigIntegerField(default=0)),
-                ('amount_micros', models.BigIntegerField()),
-                ('captured_micros', models.BigIntegerField(default=0)),
-                ('status', models.CharField(choices=[('open', 'Open'), ('captured', 'Captured'), ('voided', 'Voided')], default='open', max_length=8)),
-                ('opened_at', models.DateTimeField()),
-                ('expires_at', models.DateTimeField()),
-                ('ended_at', models.DateTimeField(null=True)),
-                ('accrual', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='contracts.accrual')),
-                ('contract', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='contracts.contract')),
-                ('entitlement', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='contracts.entitlement')),
-                ('grade', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.grade')),
-                ('offering', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='providers.offering')),
-                ('rate', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.rate')),
+                ("id", models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ("request_id", models.UUIDField()),
+                ("attempt", models.PositiveSmallIntegerField(default=0)),
+                ("api_key_id", models.UUIDField(null=True)),
+                ("holder", models.CharField(max_length=64)),
+                ("period_start", models.DateTimeField()),
+                ("amount_numerator", models.BigIntegerField()),
+                ("captured_numerator", models.BigIntegerField(default=0)),
+                ("amount_micros", models.BigIntegerField()),
+                ("captured_micros", models.BigIntegerField(default=0)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[("open", "Open"), ("captured", "Captured"), ("voided", "Voided")],
+                        default="open",
+                        max_length=8,
+                    ),
+                ),
+                ("opened_at", models.DateTimeField()),
+                ("expires_at", models.DateTimeField()),
+                ("ended_at", models.DateTimeField(null=True)),
+                (
+                    "accrual",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="contracts.accrual",
+                    ),
+                ),
+                (
+                    "contract",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="contracts.contract"
+                    ),
+                ),
+                (
+                    "entitlement",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="contracts.entitlement",
+                    ),
+                ),
+                (
+                    "grade",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.grade"
+                    ),
+                ),
+                (
+                    "offering",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="providers.offering"
+                    ),
+                ),
+                (
+                    "rate",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.rate"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='OnDemandBucket',
+            name="OnDemandBucket",
             fields=[
-                ('offering', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, primary_key=True, related_name='+', serialize=False, to='providers.offering')),
-                ('period_start', models.DateTimeField()),
-                ('rate_numerator_per_s', models.BigIntegerField()),
-                ('depth_numerator', models.BigIntegerField()),
-                ('level_numerator', models.BigIntegerField()),
-                ('level_at', models.DateTimeField()),
+                (
+                    "offering",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        primary_key=True,
+                        related_name="+",
+                        serialize=False,
+                        to="providers.offering",
+                    ),
+                ),
+                ("period_start", models.DateTimeField()),
+                ("rate_numerator_per_s", models.BigIntegerField()),
+                ("depth_numerator", models.BigIntegerField()),
+                ("level_numerator", models.BigIntegerField()),
+                ("level_at", models.DateTimeField()),
             ],
             options={
-                'constraints': [models.CheckConstraint(condition=models.Q(('rate_numerator_per_s__gte', 0), ('depth_numerator__gte', 0)), name='contracts_ondemandbucket_not_negative')],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("rate_numerator_per_s__gte", 0), ("depth_numerator__gte", 0)),
+                        name="contracts_ondemandbucket_not_negative",
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='PeriodRate',
+            name="PeriodRate",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('period_start', models.DateTimeField()),
-                ('clearing_rate_micros_per_mtok', models.BigIntegerField(null=True)),
-                ('grade', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.grade')),
-                ('overage_rate', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.rate')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("period_start", models.DateTimeField()),
+                ("clearing_rate_micros_per_mtok", models.BigIntegerField(null=True)),
+                (
+                    "grade",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.grade"
+                    ),
+                ),
+                (
+                    "overage_rate",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.rate"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Quote',
+            name="Quote",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('status', models.CharField(choices=[('open', 'Open'), ('accepted', 'Accepted')], default='open', max_length=10)),
-                ('firm_lots', models.BigIntegerField()),
-                ('volume_lots', models.BigIntegerField()),
-                ('months', models.PositiveSmallIntegerField()),
-                ('starts_at', models.DateTimeField()),
-                ('take_share_ppm', models.BigIntegerField()),
-                ('rollover_share_ppm', models.BigIntegerField(default=0)),
-                ('overage_policy', models.CharField(choices=[('stop', 'Stop'), ('list', 'List'), ('spot', 'Spot')], max_length=8)),
-                ('payment', models.CharField(choices=[('prepaid', 'Prepaid'), ('arrears', 'Arrears')], max_length=8)),
-                ('rate_micros_per_mtok', models.BigIntegerField()),
-                ('shares', models.JSONField()),
-                ('expires_at', models.DateTimeField()),
-                ('created_at', models.DateTimeField()),
-                ('grade', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.grade')),
-                ('organization', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='accounts.organization')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[("open", "Open"), ("accepted", "Accepted")], default="open", max_length=10
+                    ),
+                ),
+                ("firm_lots", models.BigIntegerField()),
+                ("volume_lots", models.BigIntegerField()),
+                ("months", models.PositiveSmallIntegerField()),
+                ("starts_at", models.DateTimeField()),
+                ("take_share_ppm", models.BigIntegerField()),
+                ("rollover_share_ppm", models.BigIntegerField(default=0)),
+                (
+                    "overage_policy",
+                    models.CharField(
+                        choices=[("stop", "Stop"), ("list", "List"), ("spot", "Spot")], max_length=8
+                    ),
+                ),
+                (
+                    "payment",
+                    models.CharField(choices=[("prepaid", "Prepaid"), ("arrears", "Arrears")], max_length=8),
+                ),
+                ("rate_micros_per_mtok", models.BigIntegerField()),
+                ("shares", models.JSONField()),
+                ("expires_at", models.DateTimeField()),
+                ("created_at", models.DateTimeField()),
+                (
+                    "grade",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.grade"
+                    ),
+                ),
+                (
+                    "organization",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="accounts.organization",
+                    ),
+                ),
             ],
         ),
         migrations.AddField(
-            model_name='contract',
-            name='quote',
-            field=models.OneToOneField(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='contract', to='contracts.quote'),
+            model_name="contract",
+            name="quote",
+            field=models.OneToOneField(
+                null=True,
+                on_delete=django.db.models.deletion.PROTECT,
+                related_name="contract",
+                to="contracts.quote",
+            ),
         ),
         migrations.CreateModel(
-            name='Allocation',
+            name="Allocation",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('firm_lots', models.BigIntegerField()),
-                ('rate_micros_per_mtok', models.BigIntegerField()),
-                ('period_start', models.DateTimeField(null=True)),
-                ('served_numerator', models.BigIntegerField(default=0)),
-                ('offering', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='providers.offering')),
-                ('contract', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='allocations', to='contracts.contract')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("firm_lots", models.BigIntegerField()),
+                ("rate_micros_per_mtok", models.BigIntegerField()),
+                ("period_start", models.DateTimeField(null=True)),
+                ("served_numerator", models.BigIntegerField(default=0)),
+                (
+                    "offering",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="providers.offering"
+                    ),
+                ),
+                (
+                    "contract",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="allocations",
+                        to="contracts.contract",
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('contract', 'offering', 'period_start'), name='contracts_allocation_unique', nulls_distinct=False), models.CheckConstraint(condition=models.Q(('firm_lots__gt', 0), ('served_numerator__gte', 0)), name='contracts_allocation_positive')],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("contract", "offering", "period_start"),
+                        name="contracts_allocation_unique",
+                        nulls_distinct=False,
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("firm_lots__gt", 0), ("served_numerator__gte", 0)),
+                        name="contracts_allocation_positive",
+                    ),
+                ],
             },
         ),
         migrations.AddConstraint(
-            model_name='accrual',
-            constraint=models.UniqueConstraint(fields=('contract', 'settlement_start'), name='contracts_accrual_unique'),
+            model_name="accrual",
+            constraint=models.UniqueConstraint(
+                fields=("contract", "settlement_start"), name="contracts_accrual_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='accrual',
-            constraint=models.CheckConstraint(condition=models.Q(('held_micros__gte', 0), ('captured_micros__gte', 0)), name='contracts_accrual_not_negative'),
+            model_name="accrual",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("held_micros__gte", 0), ("captured_micros__gte", 0)),
+                name="contracts_accrual_not_negative",
+            ),
         ),
         migrations.AddIndex(
-            model_name='entitlement',
-            index=models.Index(fields=['period_start', 'period_end'], name='contracts_entitlement_period'),
+            model_name="entitlement",
+            index=models.Index(fields=["period_start", "period_end"], name="contracts_entitlement_period"),
         ),
         migrations.AddConstraint(
-            model_name='entitlement',
-            constraint=models.UniqueConstraint(fields=('contract', 'period_start'), name='contracts_entitlement_unique'),
+            model_name="entitlement",
+            constraint=models.UniqueConstraint(
+                fields=("contract", "period_start"), name="contracts_entitlement_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='entitlement',
-            constraint=models.CheckConstraint(condition=models.Q(('held_numerator__gte', 0), ('used_numerator__gte', 0), ('released_numerator__gte', 0), ('failed_numerator__gte', 0), ('entitled_numerator__gte', django.db.models.expressions.CombinedExpression(django.db.models.expressions.CombinedExpression(django.db.models.expressions.CombinedExpression(models.F('held_numerator'), '+', models.F('used_numerator')), '+', models.F('released_numerator')), '+', models.F('failed_numerator')))), name='contracts_entitlement_never_overdrawn'),
+            model_name="entitlement",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("held_numerator__gte", 0),
+                    ("used_numerator__gte", 0),
+                    ("released_numerator__gte", 0),
+                    ("failed_numerator__gte", 0),
+                    (
+                        "entitled_numerator__gte",
+                        django.db.models.expressions.CombinedExpression(
+                            django.db.models.expressions.CombinedExpression(
+                                django.db.models.expressions.CombinedExpression(
+                                    models.F("held_numerator"), "+", models.F("used_numerator")
+                                ),
+                                "+",
+                                models.F("released_numerator"),
+                            ),
+                            "+",
+                            models.F("failed_numerator"),
+                        ),
+                    ),
+                ),
+                name="contracts_entitlement_never_overdrawn",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='entitlement',
-            constraint=models.CheckConstraint(condition=models.Q(('period_end__gt', models.F('period_start'))), name='contracts_entitlement_forwards'),
+            model_name="entitlement",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("period_end__gt", models.F("period_start"))),
+                name="contracts_entitlement_forwards",
+            ),
         ),
         migrations.AddIndex(
-            model_name='hold',
-            index=models.Index(condition=models.Q(('status', 'open')), fields=['expires_at'], name='contracts_hold_by_expiry'),
+            model_name="hold",
+            index=models.Index(
+                condition=models.Q(("status", "open")), fields=["expires_at"], name="contracts_hold_by_expiry"
+            ),
         ),
         migrations.AddIndex(
-            model_name='hold',
-            index=models.Index(condition=models.Q(('status', 'open')), fields=['contract'], name='contracts_hold_by_contract'),
+            model_name="hold",
+            index=models.Index(
+                condition=models.Q(("status", "open")), fields=["contract"], name="contracts_hold_by_contract"
+            ),
         ),
         migrations.AddIndex(
-            model_name='hold',
-            index=models.Index(condition=models.Q(('status', 'open')), fields=['offering'], name='contracts_hold_by_offering'),
+            model_name="hold",
+            index=models.Index(
+                condition=models.Q(("status", "open")), fields=["offering"], name="contracts_hold_by_offering"
+            ),
         ),
         migrations.AddIndex(
-            model_name='hold',
-            index=models.Index(fields=['request_id'], name='contracts_hold_by_request'),
+            model_name="hold",
+            index=models.Index(fields=["request_id"], name="contracts_hold_by_request"),
         ),
         migrations.AddConstraint(
-            model_name='hold',
-            constraint=models.CheckConstraint(condition=models.Q(('amount_numerator__gte', 0), ('captured_numerator__gte', 0), ('captured_numerator__lte', models.F('amount_numerator')), ('captured_micros__gte', 0), ('captured_micros__lte', models.F('amount_micros'))), name='contracts_hold_captured_within_amount'),
+            model_name="hold",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("amount_numerator__gte", 0),
+                    ("captured_numerator__gte", 0),
+                    ("captured_numerator__lte", models.F("amount_numerator")),
+                    ("captured_micros__gte", 0),
+                    ("captured_micros__lte", models.F("amount_micros")),
+                ),
+                name="contracts_hold_captured_within_amount",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='periodrate',
-            constraint=models.UniqueConstraint(fields=('grade', 'period_start'), name='contracts_periodrate_unique'),
+            model_name="periodrate",
+            constraint=models.UniqueConstraint(
+                fields=("grade", "period_start"), name="contracts_periodrate_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='quote',
-            constraint=models.CheckConstraint(condition=models.Q(('firm_lots__gt', 0), ('volume_lots__gt', 0), ('months__gt', 0), ('months__lte', 12)), name='contracts_quote_figures_positive'),
+            model_name="quote",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("firm_lots__gt", 0), ("volume_lots__gt", 0), ("months__gt", 0), ("months__lte", 12)
+                ),
+                name="contracts_quote_figures_positive",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='quote',
-            constraint=models.CheckConstraint(condition=models.Q(('take_share_ppm__gte', 0), ('take_share_ppm__lte', 1000000)), name='contracts_quote_take_in_range'),
+            model_name="quote",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("take_share_ppm__gte", 0), ("take_share_ppm__lte", 1000000)),
+                name="contracts_quote_take_in_range",
+            ),
         ),
         migrations.AddIndex(
-            model_name='contract',
-            index=models.Index(fields=['organization', 'grade', 'kind'], name='contracts_contract_by_org'),
+            model_name="contract",
+            index=models.Index(fields=["organization", "grade", "kind"], name="contracts_contract_by_org"),
         ),
         migrations.AddConstraint(
-            model_name='contract',
-            constraint=models.UniqueConstraint(condition=models.Q(('kind', 'on_demand')), fields=('organization', 'grade'), name='contracts_contract_one_on_demand'),
+            model_name="contract",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("kind", "on_demand")),
+                fields=("organization", "grade"),
+                name="contracts_contract_one_on_demand",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='contract',
-            constraint=models.CheckConstraint(condition=models.Q(('ends_at__isnull', True), ('ends_at__gt', models.F('starts_at')), _connector='OR'), name='contracts_contract_ends_after_start'),
+            model_name="contract",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("ends_at__isnull", True), ("ends_at__gt", models.F("starts_at")), _connector="OR"
+                ),
+                name="contracts_contract_ends_after_start",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='contract',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('kind', 'committed'), _negated=True), models.Q(('rate__isnull', False), ('firm_lots__gt', 0), ('volume_lots__gt', 0), ('take_share_ppm__isnull', False), ('ends_at__isnull', False)), _connector='OR'), name='contracts_contract_committed_has_terms'),
+            model_name="contract",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("kind", "committed"), _negated=True),
+                    models.Q(
+                        ("rate__isnull", False),
+                        ("firm_lots__gt", 0),
+                        ("volume_lots__gt", 0),
+                        ("take_share_ppm__isnull", False),
+                        ("ends_at__isnull", False),
+                    ),
+                    _connector="OR",
+                ),
+                name="contracts_contract_committed_has_terms",
+            ),
         ),
     ]

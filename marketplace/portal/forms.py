@@ -1,0 +1,278 @@
+"""What people type, parsed strictly; rules are the services'. Each form knows which of its inputs a service means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django import forms
+
+from marketplace.contracts.models import OveragePolicy, Payment
+from marketplace.errors import Conflict, DomainError, NotFound
+from marketplace.ids import derived_id, uuid7
+from marketplace.orders.services.bids import MAX_STEPS
+from pricing.units import parse_decimal
+
+_MOST_LOTS = 10**12
+FIRST_STEPS = 3
+
+
+class DecimalField(forms.CharField):
+    """A plain decimal, kept as an exact integer scaled by `10**decimals`: no float on the way."""
+
+    def __init__(self, *, decimals: int, **options: Any) -> None:
+        super().__init__(max_length=40, widget=forms.TextInput(attrs={"inputmode": "decimal"}), **options)
+        self.decimals = decimals
+
+    def to_python(self, value: Any) -> Any:
+        text = super().to_python(value)
+        if text in self.empty_values:
+            return None
+        try:
+            return parse_decimal(text, decimals=self.decimals, field="x")
+        except ValueError as error:
+            reason = str(error).removeprefix("x: ")
+            raise forms.ValidationError(f"{reason[:1].upper()}{reason[1:]}.") from None
+
+
+class LotsField(forms.IntegerField):
+    def __init__(self, *, least: int = 1, **options: Any) -> None:
+        widget = forms.TextInput(attrs={"inputmode": "numeric"})
+        super().__init__(min_value=least, max_value=_MOST_LOTS, widget=widget, **options)
+
+
+class PortalForm(forms.Form):
+    """`service_fields` translates a service's field name into the input that people see."""
+
+    service_fields: ClassVar[Mapping[str, str]] = {}
+
+    def refuse(self, error: DomainError) -> None:
+        """Say what the service said, at the input it means. What does not exist at all stays a NotFound."""
+        if isinstance(error, NotFound) and error.field is None:
+            raise error
+        name = self.service_fields.get(error.field or "", error.field)
+        detail = f"{error.detail[:1].upper()}{error.detail[1:]}"
+        self.add_error(
+            name if name in self.fields else None, detail if detail.endswith(".") else f"{detail}."
+        )
+
+
+class OperationForm(PortalForm):
+    """A form that moves money or sells capacity: sent twice by an impatient finger, it is done once."""
+
+    resent: ClassVar[str] = ""
+    operation = forms.UUIDField(widget=forms.HiddenInput, initial=uuid7)
+
+    def clean_operation(self) -> UUID:
+        operation: UUID = self.cleaned_data["operation"]
+        if operation.version != 7:
+            raise forms.ValidationError("This form is damaged; open the page again.")
+        return operation
+
+    def operation_id(self, organization_id: UUID) -> UUID:
+        """Bound to the organization, so that nobody can aim at another's operation."""
+        return derived_id(self.cleaned_data["operation"], f"portal:{organization_id}")
+
+    def refuse(self, error: DomainError) -> None:
+        """Going back and sending other figures is another operation: say so, and let the next click do it."""
+        if isinstance(error, Conflict) and error.code == Conflict.code and self.resent:
+            self.data = self.data.copy()
+            self.data["operation"] = str(uuid7())
+            self.add_error(None, self.resent)
+        else:
+            super().refuse(error)
+
+
+class SignInForm(PortalForm):
+    email = forms.CharField(
+        label="E-mail", max_length=254, widget=forms.EmailInput(attrs={"autocomplete": "username"})
+    )
+    password = forms.CharField(
+        max_length=1000, strip=False, widget=forms.PasswordInput(attrs={"autocomplete": "current-password"})
+    )
+
+
+class TopUpForm(OperationForm):
+    service_fields = {"amount_micros": "amount"}
+    resent = (
+        "This form topped up another amount before, and that stands. Send it again to top up this one too."
+    )
+    amount = DecimalField(decimals=6, label="Amount", help_text="In whole minor units, for example 25.00.")
+
+
+class QuoteForm(PortalForm):
+    service_fields = {"take_share_ppm": "take_share"}
+    grade = forms.ChoiceField()
+    firm_lots = LotsField(
+        label="Firm quantity per delivery period", help_text="Lots. One lot is 1,000 standard tokens."
+    )
+    volume_lots = LotsField(
+        label="Volume per month", help_text="Lots. At most the firm quantity times the periods of a month."
+    )
+    months = forms.TypedChoiceField(
+        label="Term", coerce=int, choices=[(n, f"{n} month{'s' if n > 1 else ''}") for n in range(1, 13)]
+    )
+    starts_at = forms.DateTimeField(
+        label="Start (UTC)",
+        required=False,
+        help_text="Leave empty for the next delivery period that is still open.",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"}),
+    )
+    payment = forms.ChoiceField(
+        choices=[
+            (Payment.PREPAID, "Prepaid: each month at its start"),
+            (Payment.ARREARS, "In arrears: as used, within a credit line"),
+        ]
+    )
+    overage_policy = forms.ChoiceField(
+        label="When the volume is used up",
+        choices=[
+            (OveragePolicy.STOP, "Stop"),
+            (OveragePolicy.LIST, "Go on at the list rate"),
+            (OveragePolicy.SPOT, "Go on at the spot rate"),
+        ],
+    )
+    take_share = DecimalField(
+        decimals=4,
+        label="Minimum take",
+        initial="0",
+        help_text="Per cent of the monthly volume that is paid even if unused; matters in arrears.",
+    )
+
+    def clean_starts_at(self) -> datetime | None:
+        starts_at: datetime | None = self.cleaned_data["starts_at"]
+        return starts_at.replace(tzinfo=UTC) if starts_at and starts_at.tzinfo is None else starts_at
+
+
+class AcceptForm(OperationForm):
+    pass
+
+
+class BidForm(OperationForm):
+    """Up to ten steps; the empty ones after the last filled one are left out."""
+
+    service_fields = {"max_total_micros_per_day": "daily_budget"}
+    resent = "This form placed another bid before, and that stands. Send it again to place this one too."
+    grade = forms.ChoiceField()
+    period_start = forms.TypedChoiceField(
+        label="For",
+        required=False,
+        coerce=datetime.fromisoformat,
+        empty_value=None,
+        help_text="A standing bid enters every auction until you cancel it.",
+    )
+    min_fill_lots = LotsField(
+        least=0, label="Least fill", required=False, help_text="Lots. Less than this, take nothing."
+    )
+    all_or_none = forms.BooleanField(label="All or none", required=False)
+    daily_budget = DecimalField(
+        decimals=6,
+        label="Daily budget",
+        required=False,
+        help_text="Skip further auctions of the day beyond it.",
+    )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for number in range(MAX_STEPS):
+            first = number == 0
+            self.fields[f"rate_{number}"] = DecimalField(
+                decimals=6, required=first, label=f"Rate of step {number + 1}"
+            )
+            self.fields[f"lots_{number}"] = LotsField(required=first, label=f"Lots of step {number + 1}")
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """(micros per Mtok, lots) of the filled steps, as far as they could be read."""
+        data = getattr(self, "cleaned_data", {})
+        pairs = [(data.get(f"rate_{n}"), data.get(f"lots_{n}")) for n in range(MAX_STEPS)]
+        return [(rate, lots) for rate, lots in pairs if rate is not None and lots is not None]
+
+    @property
+    def step_rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField]]:
+        return [(number + 1, self[f"rate_{number}"], self[f"lots_{number}"]) for number in range(MAX_STEPS)]
+
+    @property
+    def first_rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField]]:
+        return self.step_rows[:FIRST_STEPS]
+
+    @property
+    def more_rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField]]:
+        return self.step_rows[FIRST_STEPS:]
+
+    @property
+    def more_in_use(self) -> bool:
+        return any(field.value() or field.errors for _, *fields in self.more_rows for field in fields)
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        ended = False
+        for number in range(MAX_STEPS):
+            rate, lots = data.get(f"rate_{number}"), data.get(f"lots_{number}")
+            if (rate is None) != (lots is None) and not self.errors.keys() & {
+                f"rate_{number}",
+                f"lots_{number}",
+            }:
+                missing = "rate" if rate is None else "lots"
+                self.add_error(f"{missing}_{number}", "A step has both a rate and lots.")
+            if rate is not None and ended:
+                self.add_error(f"rate_{number}", "The step before this one is empty.")
+            ended = ended or rate is None
+        return data
+
+    def refuse(self, error: DomainError) -> None:
+        """A service counts steps: `steps.1.lots` is the second row's lots."""
+        parts = (error.field or "").split(".")
+        if parts[0] == "steps":
+            number = parts[1] if len(parts) > 1 else "0"
+            name = "lots" if parts[-1] == "lots" else "rate"
+            error.field = f"{name}_{number}"
+        super().refuse(error)
+
+
+class ApiKeyForm(PortalForm):
+    service_fields = {"expires_at": "expires_in_days"}
+    label = forms.CharField(max_length=100, help_text="What it is for, for example the program's name.")
+    project = forms.CharField(max_length=100, required=False, help_text="Usage can be told apart by project.")
+    scopes = forms.MultipleChoiceField(label="May", widget=forms.CheckboxSelectMultiple)
+    default_contract = forms.TypedChoiceField(
+        label="Pays with",
+        required=False,
+        coerce=UUID,
+        empty_value=None,
+        help_text="The contract that pays when a request names none.",
+    )
+    expires_in_days = forms.TypedChoiceField(
+        label="Expires",
+        required=False,
+        coerce=int,
+        empty_value=None,
+        choices=[("", "Never"), (7, "In 7 days"), (30, "In 30 days"), (90, "In 90 days"), (365, "In a year")],
+    )
+
+
+class HostForm(PortalForm):
+    name = forms.CharField(max_length=64, help_text="Unique among your hosts.")
+    region = forms.CharField(max_length=32, help_text="Where it stands; part of what its grades promise.")
+    site = forms.CharField(
+        max_length=120, required=False, help_text="The building or data centre, for people."
+    )
+
+
+class PricesForm(PortalForm):
+    service_fields = {
+        "spot_floor_micros_per_mtok": "spot_floor",
+        "firm_rate_micros_per_mtok": "firm_rate",
+        "list_rate_micros_per_mtok": "list_rate",
+    }
+    spot_floor = DecimalField(
+        decimals=6,
+        label="Spot floor",
+        help_text="The lowest rate your unsold capacity is asked at in the auction.",
+    )
+    firm_rate = DecimalField(
+        decimals=6, label="Firm rate", help_text="For committed contracts, over their whole term."
+    )
+    list_rate = DecimalField(decimals=6, label="List rate", help_text="For requests on demand.")

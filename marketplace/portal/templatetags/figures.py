@@ -1,0 +1,117 @@
+"""Template names for `marketplace.portal.figures`, and the pieces every page is made of."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from django import template
+from django.conf import settings
+from django.forms import BoundField
+from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
+
+from marketplace.billing.models import Earning
+from marketplace.portal import figures
+from marketplace.portal.charts import Chart
+from pricing.units import decimal_string
+
+register = template.Library()
+
+for _filter in (
+    figures.rate,
+    figures.standard_tokens,
+    figures.lots,
+    figures.lots_of,
+    figures.percent,
+    figures.day_time,
+    figures.clock_time,
+    figures.grouped,
+):
+    register.filter(_filter.__name__, _filter)
+
+
+@register.filter
+def money(amount_micros: int, currency: str = "") -> str:
+    return figures.money(amount_micros, currency or settings.MARKET_CURRENCY)
+
+
+@register.filter
+def per_second(numerator_per_s: int) -> str:
+    return figures.tokens_per_second(numerator_per_s)
+
+
+@register.filter
+def ratio(ppm: int) -> str:
+    """Parts per million as a plain factor: `0.25`."""
+    return decimal_string(ppm, 6, minimum_decimals=1)
+
+
+@register.filter
+def negated(amount_micros: int) -> int:
+    return -amount_micros
+
+
+@register.filter
+def net(earning: Earning) -> int:
+    return earning.gross_micros - earning.fee_micros
+
+
+@register.filter
+def until(at: datetime, now: datetime) -> str:
+    """How long it still is; the page's script counts on from here."""
+    return figures.length(at - now) if at > now else "now"
+
+
+@register.filter
+def words(code: str) -> str:
+    """`minimum_take` as people write it."""
+    return str(code).replace("_", " ")
+
+
+@register.filter
+def lookup(mapping: dict[Any, Any], key: Any) -> Any:
+    return mapping.get(key)
+
+
+@register.filter
+def age(since: datetime, now: datetime) -> str:
+    return figures.age(since, now)
+
+
+@register.simple_tag
+def moment(at: datetime | None, form: str = "day") -> SafeString | str:
+    """A time in UTC, machine-readable too."""
+    if at is None:
+        return "–"
+    shown = figures.clock_time(at) if form == "clock" else figures.day_time(at)
+    return format_html('<time datetime="{}">{}</time>', at.astimezone(UTC).isoformat(), shown)
+
+
+@register.inclusion_tag("portal/fragments/chart.html")
+def chart(drawn: Chart) -> dict[str, Any]:
+    # The module that drew it escapes every text it puts in.
+    return {"svg": mark_safe(drawn.svg), "y_labels": drawn.y_labels, "x_labels": drawn.x_labels}  # noqa: S308
+
+
+@register.filter
+def drawing(svg: str) -> SafeString:
+    """Marks what `charts.share_bar` drew as markup; it escapes every text it puts in."""
+    return mark_safe(svg)  # noqa: S308
+
+
+@register.inclusion_tag("portal/fragments/field.html")
+def field(bound: BoundField, suffix: str = "") -> dict[str, Any]:
+    """A label, its input, its help and its errors, tied together for screen readers."""
+    described = [f"{bound.auto_id}_help"] if bound.help_text else []
+    described += [f"{bound.auto_id}_error"] if bound.errors else []
+    attributes = {"aria-describedby": " ".join(described)} if described else {}
+    if bound.errors:
+        attributes["aria-invalid"] = "true"
+    return {"field": bound, "input": bound.as_widget(attrs=attributes), "suffix": suffix}
+
+
+@register.filter
+def pretty(document: Any) -> str:
+    return json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,163 @@
+"""One day of the whole market, committed once per test module, for tests that ask something of every door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from uuid import UUID
+
+import pytest
+import time_machine
+from django.apps import apps
+from django.db import models
+from django.urls import URLPattern, URLResolver, get_resolver
+from pytest_django import DjangoDbBlocker
+from rest_framework.test import APIClient
+
+from marketplace.accounts.models import Membership
+from marketplace.accounts.services import SYSTEM, create_api_key
+from marketplace.contracts.services import open_hold
+from marketplace.ids import uuid7
+from marketplace.orders.models import Auction
+from metering.models import UsageBatch
+from metering.services import accept_batch, gateway_source
+from metering.usage import Finish, UsageEvent, encode_event, encode_lines
+from pricing.units import Bucket
+from tests.cast import Party, make_grade, make_party
+from tests.conftest import TestDatabase, own_database
+from tests.database import Services
+from tests.portal.world import HOUR, HOURS_BEHIND, Day, make_day
+
+ROOMS = ("marketplace", "accounts", "api", "ledger", "pricing", "metering", "providers", "contracts", "orders", "billing")
+NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC) + HOURS_BEHIND * HOUR + timedelta(minutes=2)
+
+
+@dataclass(frozen=True)
+class House:
+    """Everybody, and rows of every kind that acme and hyperion have; mallory has nothing but her key."""
+
+    database: TestDatabase
+    operator: Party
+    acme: Party
+    hyperion: Party
+    mallory: Party
+    day: Day
+    auction: Auction
+    batch: UsageBatch
+    generation_id: UUID
+
+    @cached_property
+    def ids(self) -> dict[str, UUID]:
+        """What stands for each `<...>` of an address: an object of acme's or hyperion's."""
+        day = self.day
+        return {
+            "contract_id": day.committed.id,
+            "quote_id": day.quote.id,
+            "bid_id": day.bid.id,
+            "charge_id": day.charge.id,
+            "invoice_id": day.invoice.id,
+            "line_id": day.invoice.lines.all()[0].id,
+            "statement_id": day.statement.id,
+            "api_key_id": self.acme.api_key_id,
+            "membership_id": Membership.objects.get(organization=self.acme.organization).id,
+            "host_id": day.plant.host.id,
+            "offering_id": day.plant.offering.id,
+            "batch_id": self.batch.id,
+            "generation_id": self.generation_id,
+            "auction_id": self.auction.id,
+            "grade_id": day.grade.id,
+        }
+
+    def reader_of(self, party: Party) -> APIClient:
+        """A client whose API key may read, and nothing else."""
+        _, secret = create_api_key(
+            organization_id=party.id, label="reads", scopes=["read"], now=NOW, actor=SYSTEM
+        )
+        client = APIClient()
+        client.credentials(HTTP_AUTHORIZATION=f"Bearer {secret}")
+        return client
+
+
+def own_models(*, managed_only: bool = False) -> list[type[models.Model]]:
+    """Every table of ours."""
+    return [
+        model
+        for label in ROOMS
+        for model in apps.get_app_config(label).get_models()
+        if model._meta.managed or not managed_only
+    ]
+
+
+def row_counts() -> dict[str, int]:
+    return {model._meta.label: model._default_manager.count() for model in own_models()}
+
+
+def routes() -> dict[str, URLPattern]:
+    """Every address of the market as Django knows it, REST and portal."""
+    found: dict[str, URLPattern] = {}
+
+    def walk(patterns: list[URLPattern | URLResolver], prefix: str) -> None:
+        for pattern in patterns:
+            route = prefix + str(pattern.pattern)
+            if isinstance(pattern, URLResolver):
+                walk(pattern.url_patterns, route)
+            else:
+                assert route not in found, f"{route} is served twice: the second is never reached"
+                found[route] = pattern
+
+    walk(get_resolver().url_patterns, "")
+    return found
+
+
+def make_house(database: TestDatabase) -> House:
+    begin = NOW - timedelta(days=1)
+    operator = make_party("Operator", ["operator"], begin)
+    acme = make_party("Acme", ["buyer"], begin)
+    hyperion = make_party("Hyperion", ["provider"], begin)
+    mallory = make_party("Mallory", ["buyer", "provider"], begin)
+    day = make_day(acme, hyperion, make_grade(begin), now=NOW)
+    generation_id = uuid7(NOW)
+    open_hold(
+        id=generation_id,
+        organization_id=acme.id,
+        grade_ids=[day.grade.id],
+        numerators=[10**9],
+        contract_id=None,
+        exclude=(),
+        now=NOW,
+    )
+    event = UsageEvent(
+        id=uuid7(NOW),
+        sequence=1,
+        request_id=uuid7(NOW),
+        attempt=0,
+        part=0,
+        contract_id=day.on_demand.id,
+        offering_id=day.plant.offering.id,
+        grade_id=day.grade.id,
+        rate_id=day.plant.offering.list_rate_id,
+        period_start=NOW,
+        occurred_at=NOW,
+        buckets={Bucket.UNCACHED_INPUT: 12, Bucket.CACHE_READ: 0, Bucket.OUTPUT: 30},
+        finish=Finish.STOP,
+        bytes_in=120,
+        bytes_out=4_000,
+        duration_ms=40,
+    )
+    batch = accept_batch(source=gateway_source(NOW), body=encode_lines([encode_event(event)]), now=NOW)
+    auction = Auction.objects.filter(status=Auction.Status.PUBLISHED).order_by("-id")[0]
+    return House(database, operator, acme, hyperion, mallory, day, auction, batch, generation_id)
+
+
+@pytest.fixture(scope="module")
+def house(
+    services: Services, django_db_setup: None, django_db_blocker: DjangoDbBlocker, worker_name: str
+) -> Iterator[House]:
+    """Not together with `db` in one module. The wall clock stands at NOW."""
+    with (
+        time_machine.travel(NOW, tick=False),
+        own_database(services, django_db_blocker, worker_name, "house") as database,
+    ):
+        yield make_house(database)
