@@ -296,6 +296,15 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
     "COMPONENT_SPLIT_REQUEST": True,
+    # Where several components share a set of words; else its name would be a digest.
+    "ENUM_NAME_OVERRIDES": {
+        "AuctionStatusEnum": "marketplace.orders.models.Auction.Status",
+        "ChargeKindEnum": "marketplace.billing.models.ChargeKind",
+        "ContractKindEnum": "marketplace.contracts.models.ContractKind",
+        "ContractStatusEnum": "marketplace.contracts.models.Contract.Status",
+        "HostStatusEnum": "providers.models.Host.Status",
+        "InvoiceStatusEnum": "marketplace.billing.models.Invoice.Status",
+    },
 }
 
 # The market.

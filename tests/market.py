@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,8 +37,8 @@ REDIS_PASSWORD = "for-tests-on-loopback"
 START_TIMEOUT_S = 60
 # As the demonstration, but faster still: what matters is that several periods pass.
 PROFILE = {
-    "DELIVERY_PERIOD_S": "12",
-    "SETTLEMENT_PERIOD_S": "12",
+    "DELIVERY_PERIOD_S": "10",
+    "SETTLEMENT_PERIOD_S": "10",
     "SETTLEMENT_GRACE_S": "1",
     "MAX_REQUEST_S": "5",
     "LOG_LEVEL": "INFO",
@@ -82,8 +83,17 @@ class Client:
                 return items
 
     @property
+    def prepaid(self) -> dict[str, Any]:
+        """The prepaid balance."""
+        return next(account for account in self.get("/balance")["accounts"] if account["kind"] == "prepaid")
+
+    @cached_property
     def openai(self) -> OpenAI:
         return OpenAI(base_url=f"{self.gateway_url}/v1", api_key=self.api_key, max_retries=0, timeout=30)
+
+    def close(self) -> None:
+        if "openai" in self.__dict__:
+            self.openai.close()
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.api_key}"}
@@ -177,6 +187,8 @@ class Market:
         psutil.wait_procs(family, timeout=30)
 
     def stop(self) -> None:
+        for client in self.clients.values():
+            client.close()
         for name in list(self.processes):
             self.kill(name)
 

@@ -15,8 +15,10 @@ from rest_framework.test import APIClient
 
 from marketplace.accounts.models import AuditEntry
 from marketplace.api.errors import PROBLEM_TYPE
+from marketplace.contracts.services import open_hold
+from marketplace.ids import uuid7
 from tests.cast import PASSWORD, Party
-from tests.house import House, own_models, routes, row_counts
+from tests.house import NOW, House, own_models, routes, row_counts
 
 REST = "api/v1/"
 ALL_METHODS = ("get", "post", "put", "patch", "delete")
@@ -265,7 +267,7 @@ def test_an_api_key_that_may_read_changes_nothing(house: House, route: str) -> N
     if route == "api/v1/usage" or not changing:
         return  # Handed in by hosts, under their signature.
     owner = house.operator if route == "api/v1/grades" else owner_of(house, route)
-    reader, before = house.reader_of(owner), None
+    reader = house.reader_of(owner)
     before = row_counts()
     for method in changing:
         answer = ask(reader, method, route, house.ids)
@@ -299,36 +301,39 @@ def test_a_cursor_from_another_list_reaches_no_other_rows(house: House, secrets:
     assert not secrets.found_in(answer.content.decode())
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (
-            "offerings",
-            {
-                "host_id": "{host_id}",
-                "grade": "tiny-chat",
-                "spot_floor_micros_per_mtok": 1,
-                "firm_rate_micros_per_mtok": 1,
-                "list_rate_micros_per_mtok": 1,
-            },
-        ),
-        ("api-keys", {"scopes": ["read"], "default_contract_id": "{contract_id}"}),
-    ],
-)
-def test_bodies_with_other_peoples_ids_change_nothing(
-    house: House, secrets: Secrets, path: str, body: dict[str, Any]
-) -> None:
+def test_nothing_can_be_offered_on_anothers_host(house: House, secrets: Secrets) -> None:
     before = row_counts()
-    named = {name: str(value).format(**house.ids) if "{" in str(value) else value for name, value in body.items()}
-    answer = house.mallory.api.post(f"/api/v1/{path}", named, format="json")
-    unknown = {
-        name: str(uuid4()) if isinstance(body[name], str) and "{" in body[name] else value
-        for name, value in named.items()
-    }
-    assert answer.status_code in (404, 422), answer.content
-    assert answer.json() == house.mallory.api.post(f"/api/v1/{path}", unknown, format="json").json()
-    assert not secrets.found_in(answer.content.decode())
+    prices = dict.fromkeys(("spot_floor", "firm_rate", "list_rate"), 1)
+    offer: dict[str, Any] = {f"{name}_micros_per_mtok": rate for name, rate in prices.items()}
+    offer["grade"] = "tiny-chat"
+    answers = [
+        house.mallory.api.post("/api/v1/offerings", {**offer, "host_id": str(host_id)}, format="json")
+        for host_id in (house.ids["host_id"], uuid4())
+    ]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert answers[0].json() == answers[1].json()
+    assert not secrets.found_in(answers[0].content.decode())
     assert not changes(before)
+
+
+def test_an_api_key_whose_default_is_anothers_contract_buys_nothing(house: House) -> None:
+    """Keys lie below contracts and cannot know them; the contract is looked up where it would pay."""
+    for contract_id in (house.day.committed.id, house.day.on_demand.id, uuid4()):
+        body = {"scopes": ["inference"], "default_contract_id": str(contract_id)}
+        made = house.mallory.api.post("/api/v1/api-keys", body, format="json")
+        assert made.status_code == 201, made.content
+        before = row_counts()
+        opened = open_hold(
+            id=uuid7(NOW),
+            organization_id=house.mallory.id,
+            api_key_id=UUID(made.json()["id"]),
+            contract_id=contract_id,
+            grade_ids=[house.day.grade.id],
+            numerators=[10**9],
+            now=NOW,
+        )
+        assert (opened.outcome, opened.contract_id) == ("contract_not_found", None)
+        assert not changes(before)
 
 
 @pytest.mark.parametrize("route", portal(ACME, HYPERION, with_id=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -54,7 +54,6 @@ class NewTransfer:
     reference_id: UUID | None = None
 
 
-@transaction.atomic
 def account_id(
     *,
     organization_id: UUID,
@@ -77,14 +76,12 @@ def account_id(
     return found
 
 
-@transaction.atomic
 def set_overdraft_limit(*, account_id: UUID, limit_micros: int) -> None:
     """How far below zero the account may go (a credit line). Raises InsufficientFunds when it is lower already."""
     _check_amount(limit_micros, least=0, field="limit_micros")
     _call("SELECT ledger_set_overdraft_limit(%s, %s)", (account_id, limit_micros))
 
 
-@transaction.atomic
 def post_transfers(transfers: Sequence[NewTransfer], *, now: datetime) -> int:
     """Post all of them or none; how many are new. A retry with the same ids and terms returns 0.
 
@@ -112,7 +109,6 @@ def post_transfers(transfers: Sequence[NewTransfer], *, now: datetime) -> int:
     return posted
 
 
-@transaction.atomic
 def open_hold(
     *,
     id: UUID,  # noqa: A002  (the caller's id, as everywhere in the ledger)
@@ -131,7 +127,6 @@ def open_hold(
     )
 
 
-@transaction.atomic
 def change_hold(*, id: UUID, delta_micros: int, now: datetime) -> None:  # noqa: A002
     """Grow or shrink an open hold, never below what was captured. Not idempotent: one call is one change.
 
@@ -141,7 +136,6 @@ def change_hold(*, id: UUID, delta_micros: int, now: datetime) -> None:  # noqa:
     _call("SELECT ledger_change_hold(%s, %s, %s)", (id, delta_micros, now))
 
 
-@transaction.atomic
 def close_hold(*, id: UUID, status: Hold.Status | str, now: datetime) -> None:  # noqa: A002
     """End it posted, voided or expired and give back the rest. Again with the same status: nothing.
 
@@ -152,7 +146,6 @@ def close_hold(*, id: UUID, status: Hold.Status | str, now: datetime) -> None:  
     _call("SELECT ledger_close_hold(%s, %s, %s)", (id, str(status), now))
 
 
-@transaction.atomic
 def expire_holds(*, now: datetime, limit: int = 1000) -> int:
     """End up to `limit` open holds whose `expires_at` has come; how many. Several workers share the work."""
     expired: int = _call("SELECT ledger_expire_holds(%s, %s)", (now, limit))
@@ -160,7 +153,12 @@ def expire_holds(*, now: datetime, limit: int = 1000) -> int:
 
 
 def _call(statement: str, parameters: tuple[Any, ...]) -> Any:
-    with _facts(), connection.cursor() as cursor:
+    """One statement is one transaction of its own: BEGIN and COMMIT around it would cost two more round trips.
+
+    Inside a caller's transaction it has a savepoint, so that the caller may catch the refusal and go on.
+    """
+    together: AbstractContextManager[None] = transaction.atomic() if connection.in_atomic_block else nullcontext()
+    with _facts(), together, connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         row = cursor.fetchone()
         assert row is not None

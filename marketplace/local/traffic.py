@@ -161,7 +161,8 @@ def _report(buyer: Buyer) -> str:
         parts.append(
             f"{len(charges)}{'+' if len(charges) >= 50 else ''} charges ({', '.join(by_kind) or 'none yet'})"
         )
-        parts.append(f"balance {buyer.get('/balance')['available_micros']} micros")
+        balances = {account["kind"]: account for account in buyer.get("/balance")["accounts"]}
+        parts.append(f"{balances['prepaid']['available']} {settings.MARKET_CURRENCY} free")
     if buyer.refused:
         parts.append(
             "refused: " + ", ".join(f"{code} {count}" for code, count in sorted(buyer.refused.items()))

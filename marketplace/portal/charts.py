@@ -151,7 +151,8 @@ def depth_chart(
     for name, curve in (("demand", demand), ("supply", supply)):
         if not curve:
             continue
-        path, left = [], 0
+        path: list[str] = []
+        left = 0
         for rate, lots in curve:
             y, right = HEIGHT - rate * HEIGHT // high, lots * WIDTH // max(1, most)
             path.append(f"{'M' if not path else 'L'}{left} {y}H{right}")
@@ -164,13 +165,14 @@ def depth_chart(
 def share_bar(segments: Sequence[Segment], *, whole: int, title: str) -> str:
     """One horizontal bar of `whole`, its segments from left to right; what they leave is the bar's ground."""
     assert whole > 0
-    shapes, used = [], 0
+    shapes, used, right = [], 0, 0
     for segment in segments:
-        left = min(used, whole) * WIDTH // whole
-        right = min(used + max(0, segment.size), whole) * WIDTH // whole
+        # Where the one before ended, which may be a little further than its size.
+        left = right
         used += max(0, segment.size)
-        if right == left and segment.size > 0 and left < WIDTH:
-            right = left + 2
+        right = max(left, min(used, whole) * WIDTH // whole)
+        if segment.size > 0:
+            right = max(right, min(left + 2, WIDTH))
         if right > left:
             shapes.append(
                 f'<rect class="{escape(segment.name)}" x="{left}" y="0" width="{right - left}" height="16">'

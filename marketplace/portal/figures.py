@@ -15,7 +15,7 @@ def grouped(text: str) -> str:
     """Thousands set apart by narrow spaces, the decimals as they are."""
     sign, digits = ("\u2212", text[1:]) if text.startswith("-") else ("", text)
     whole, point, decimals = digits.partition(".")
-    groups = []
+    groups: list[str] = []
     while len(whole) > 3:
         groups.insert(0, whole[-3:])
         whole = whole[:-3]

@@ -23,12 +23,12 @@ class DecimalField(forms.CharField):
     """A plain decimal, kept as an exact integer scaled by `10**decimals`: no float on the way."""
 
     def __init__(self, *, decimals: int, **options: Any) -> None:
-        super().__init__(max_length=40, widget=forms.TextInput(attrs={"inputmode": "decimal"}), **options)
+        super().__init__(widget=forms.TextInput(attrs={"inputmode": "decimal", "maxlength": "20"}), **options)
         self.decimals = decimals
 
     def to_python(self, value: Any) -> Any:
         text = super().to_python(value)
-        if text in self.empty_values:
+        if not text:
             return None
         try:
             return parse_decimal(text, decimals=self.decimals, field="x")
@@ -78,8 +78,7 @@ class OperationForm(PortalForm):
     def refuse(self, error: DomainError) -> None:
         """Going back and sending other figures is another operation: say so, and let the next click do it."""
         if isinstance(error, Conflict) and error.code == Conflict.code and self.resent:
-            self.data = self.data.copy()
-            self.data["operation"] = str(uuid7())
+            self.data = {**dict(self.data.items()), "operation": str(uuid7())}
             self.add_error(None, self.resent)
         else:
             super().refuse(error)

@@ -119,12 +119,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) ->
 
 def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig: Rig) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
-        rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20)
+        rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20, temperature=0)
     assert (refused.value.status_code, refused.value.code) == (402, "insufficient_funds")
     assert not Hold.objects.exists()
     rig.fund()
 
-    answer = rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20)
+    answer = rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20, temperature=0)
     assert answer.choices[0].message.content
     assert answer.usage is not None
     ours = answer.usage.tokenyard  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig:
 
     usage, text, finish = None, "", None
     stream = rig.client.chat.completions.create(
-        model="tiny-chat", messages=CHAT, max_tokens=20, stream=True, stream_options={"include_usage": True}
+        model="tiny-chat", messages=CHAT, max_tokens=20, temperature=0, stream=True, stream_options={"include_usage": True}
     )
     for chunk in stream:
         assert "timings" not in chunk.model_fields_set | set(chunk.model_extra or {})

@@ -95,9 +95,9 @@ def test_a_bad_amount_is_named_at_its_field_and_changes_nothing(
     assert available(acme) == before
 
 
-def quote_terms(grade: Grade, **changes: object) -> dict[str, object]:
+def quote_terms(good: Grade, /, **changes: object) -> dict[str, object]:
     return {
-        "grade": grade.family.slug,
+        "grade": good.family.slug,
         "firm_lots": "10",
         "volume_lots": "1000",
         "months": "1",
@@ -183,6 +183,9 @@ def test_a_bid_holds_its_worst_case_and_cancelling_gives_it_back(
     assert "0.06\u00a0USD" in fragment  # max(0.45 x 0.1, 0.30 x 0.2) Mtok.
     for _ in range(2):
         assert buyer.post("/buyer/bid", form).status_code == 302
+    other = buyer.post("/buyer/bid", {**form, "lots_0": "101"})
+    assert other.status_code == 422
+    assert "Send it again" in other.content.decode()
     bid = Bid.objects.get()
     assert bid.standing
     assert before - available(acme) == 60_000

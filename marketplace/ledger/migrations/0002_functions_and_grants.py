@@ -13,6 +13,7 @@ DROP FUNCTION ledger_close_hold(uuid, text, timestamptz);
 DROP FUNCTION ledger_change_hold(uuid, bigint, timestamptz);
 DROP FUNCTION ledger_open_hold(uuid, uuid, bigint, text, uuid, timestamptz, timestamptz);
 DROP FUNCTION ledger_post_transfers(uuid[], uuid[], uuid[], bigint[], text[], uuid[], uuid[], timestamptz);
+DROP FUNCTION ledger_post_transfer(uuid, uuid, uuid, bigint, text, uuid, uuid, timestamptz);
 DROP FUNCTION ledger_set_overdraft_limit(uuid, bigint);
 DROP FUNCTION ledger_account_id(uuid, text, text, uuid, timestamptz);
 """

@@ -106,7 +106,7 @@ def field(bound: BoundField, suffix: str = "") -> dict[str, Any]:
     """A label, its input, its help and its errors, tied together for screen readers."""
     described = [f"{bound.auto_id}_help"] if bound.help_text else []
     described += [f"{bound.auto_id}_error"] if bound.errors else []
-    attributes = {"aria-describedby": " ".join(described)} if described else {}
+    attributes: dict[str, str | bool] = {"aria-describedby": " ".join(described)} if described else {}
     if bound.errors:
         attributes["aria-invalid"] = "true"
     return {"field": bound, "input": bound.as_widget(attrs=attributes), "suffix": suffix}

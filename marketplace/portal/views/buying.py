@@ -19,6 +19,7 @@ from marketplace.contracts.quoting import first_open_start
 from marketplace.contracts.selectors import latest_entitlements, quote_of
 from marketplace.contracts.services import accept_quote, request_quote
 from marketplace.errors import DomainError
+from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import Balance, balance
 from marketplace.orders.selectors import bids_of
@@ -124,7 +125,8 @@ def bids(request: SeatedRequest) -> HttpResponse:
             placed = place_bid(
                 organization_id=organization_id,
                 terms=_terms(form),
-                operation_id=form.operation_id(organization_id),
+                # A new one each time: it is the client id that makes the same form one bid.
+                operation_id=uuid7(),
                 now=now,
                 actor=actor_of(request),
             )
@@ -207,7 +209,6 @@ def _terms(form: BidForm) -> BidTerms:
     data = form.cleaned_data
     return BidTerms(
         grade=data["grade"],
-        # The operation names the bid: the same form sent twice is one bid.
         client_id=f"portal-{data['operation']}",
         steps=tuple(form.steps),
         period_start=data["period_start"],
