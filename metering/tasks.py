@@ -11,14 +11,14 @@ from metering import services
 MAX_ROUNDS = 100
 
 
-@shared_task(name="metering.tasks.ingest_pending")  # type: ignore[untyped-decorator]
+@shared_task(name="metering.tasks.ingest_pending")
 def ingest_pending() -> None:
     for _ in range(MAX_ROUNDS):
         if not services.ingest_batches(now=clock.now()):
             return
 
 
-@shared_task(name="metering.tasks.sweep_batches")  # type: ignore[untyped-decorator]
+@shared_task(name="metering.tasks.sweep_batches")
 def sweep_batches() -> None:
     """What a dead worker claimed is pending again by itself (its locks died with it); what failed is tried again."""
     now = clock.now()
@@ -28,6 +28,6 @@ def sweep_batches() -> None:
     ingest_pending()
 
 
-@shared_task(name="metering.tasks.make_partitions")  # type: ignore[untyped-decorator]
+@shared_task(name="metering.tasks.make_partitions")
 def make_partitions() -> None:
     services.make_partitions(now=clock.now())

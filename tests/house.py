@@ -16,7 +16,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
 
-from marketplace.accounts.models import Membership
+from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
 from marketplace.contracts.services import open_hold
 from marketplace.ids import uuid7
@@ -70,13 +70,18 @@ class House:
             "grade_id": day.grade.id,
         }
 
+    def another_secret(self, party: Party, *, scopes: list[str] | None = None) -> str:
+        """A further API key of the party; with every scope it may have, unless said otherwise."""
+        own = ApiKey.objects.get(pk=party.api_key_id)
+        _, secret = create_api_key(
+            organization_id=party.id, label="another", scopes=scopes or own.scopes, now=NOW, actor=SYSTEM
+        )
+        return secret
+
     def reader_of(self, party: Party) -> APIClient:
         """A client whose API key may read, and nothing else."""
-        _, secret = create_api_key(
-            organization_id=party.id, label="reads", scopes=["read"], now=NOW, actor=SYSTEM
-        )
         client = APIClient()
-        client.credentials(HTTP_AUTHORIZATION=f"Bearer {secret}")
+        client.credentials(HTTP_AUTHORIZATION=f"Bearer {self.another_secret(party, scopes=['read'])}")
         return client
 
 

@@ -6,11 +6,11 @@ from marketplace import clock
 from marketplace.contracts import services
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def sweep_holds() -> None:
     services.sweep_holds(now=clock.now())
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def advance_contracts() -> None:
     services.advance_contracts(now=clock.now())

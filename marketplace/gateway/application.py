@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from typing import Any, Final
 from urllib.parse import unquote
@@ -76,6 +77,9 @@ class Application:
         await store.open()
         source_id = await asyncio.to_thread(_source_id)
         self._means = Means(config, store, upstream.open_client(config), source_id)
+        # What was loaded so far stays for good: the collector need not walk it while requests wait.
+        gc.collect()
+        gc.freeze()
 
     async def close(self) -> None:
         if self._means is not None:

@@ -203,7 +203,10 @@ class Delivery:
                 )
                 if response.status != 200:
                     await self._refuse(response)
-                first = await self._exchange.unless_gone(response.content.readany())
+                # Often it came with the head, and then there is nothing to wait for.
+                first = response.content.read_nowait()
+                if not first:
+                    first = await self._exchange.unless_gone(response.content.readany())
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if self._time_left(grade) <= 0:
                 raise timed_out() from None

@@ -157,7 +157,9 @@ def _call(statement: str, parameters: tuple[Any, ...]) -> Any:
 
     Inside a caller's transaction it has a savepoint, so that the caller may catch the refusal and go on.
     """
-    together: AbstractContextManager[None] = transaction.atomic() if connection.in_atomic_block else nullcontext()
+    together: AbstractContextManager[None] = (
+        transaction.atomic() if connection.in_atomic_block else nullcontext()
+    )
     with _facts(), together, connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         row = cursor.fetchone()

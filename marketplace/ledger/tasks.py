@@ -16,7 +16,7 @@ _DAY_S = 86_400
 _log = logging.getLogger(__name__)
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def check_ledger_nightly() -> None:
     """End what has expired; once per UTC day, re-add the ledger and say loudly if it does not agree."""
     now = clock.now()

@@ -63,7 +63,7 @@ class Buyer:
         )
 
     def chat(self, question: str, *, stream: bool) -> None:
-        body = {
+        body: dict[str, Any] = {
             "model": demo.MODEL,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": random.randint(32, 160),
@@ -88,8 +88,8 @@ class Buyer:
 def run(*, directory: Path, seconds: int = 0) -> None:
     """Buy and send until SIGTERM, SIGINT or for `seconds` (0: no limit)."""
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: ended.set())
     deadline = time.monotonic() + seconds if seconds else None
     kept = demo.read(directory)
     buyer = Buyer(kept["buyer"]["api_key"])

@@ -42,7 +42,7 @@ class BidRequestSerializer(StrictSerializer):
 
     grade = TextField(max_length=64)
     client_id = TextField(max_length=64)
-    steps = StepSerializer(many=True, min_length=1, max_length=MAX_STEPS)
+    steps = serializers.ListField(child=StepSerializer(), min_length=1, max_length=MAX_STEPS)
     period_start = TimestampField(required=False, allow_null=True, default=None)
     min_fill_lots = LotsField(min_value=0, required=False, default=0)
     all_or_none = StrictBooleanField(required=False, default=False)

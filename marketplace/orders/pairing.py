@@ -45,12 +45,12 @@ def pair(
             if (bid.id, ask.id) in previous:
                 take(bid.id, ask.id)
     asks_left = iter(ask_order)
-    ask = next(asks_left, None)
+    left: Filled | None = next(asks_left, None)
     for bid in bid_order:
-        while open_bids[bid.id] and ask is not None:
-            take(bid.id, ask.id)
-            if not open_asks[ask.id]:
-                ask = next(asks_left, None)
+        while open_bids[bid.id] and left is not None:
+            take(bid.id, left.id)
+            if not open_asks[left.id]:
+                left = next(asks_left, None)
     return pairs
 
 

@@ -2,99 +2,201 @@
 
 import django.contrib.postgres.fields.ranges
 import django.db.models.deletion
-import marketplace.ids
 from django.db import migrations, models
+
+import marketplace.ids
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     # The default grants of the app role come first, or it could not read these tables.
     dependencies = [
-        ('marketplace', '0001_roles_clock_jobs'),
+        ("marketplace", "0001_roles_clock_jobs"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='GradeFamily',
+            name="GradeFamily",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('slug', models.SlugField(max_length=64, unique=True)),
-                ('title', models.CharField(max_length=120)),
-                ('model', models.CharField(max_length=120, unique=True)),
-                ('precision_floor', models.CharField(max_length=16)),
-                ('context_tokens', models.BigIntegerField()),
-                ('region', models.CharField(max_length=32)),
-                ('service_class', models.CharField(max_length=32)),
-                ('created_at', models.DateTimeField()),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("slug", models.SlugField(max_length=64, unique=True)),
+                ("title", models.CharField(max_length=120)),
+                ("model", models.CharField(max_length=120, unique=True)),
+                ("precision_floor", models.CharField(max_length=16)),
+                ("context_tokens", models.BigIntegerField()),
+                ("region", models.CharField(max_length=32)),
+                ("service_class", models.CharField(max_length=32)),
+                ("created_at", models.DateTimeField()),
             ],
         ),
         migrations.CreateModel(
-            name='Grade',
+            name="Grade",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('version', models.PositiveIntegerField()),
-                ('currency', models.CharField(max_length=3)),
-                ('tokenizer_digest', models.CharField(max_length=80)),
-                ('max_request_s', models.PositiveIntegerField()),
-                ('max_output_tokens', models.BigIntegerField()),
-                ('template_overhead_tokens', models.BigIntegerField()),
-                ('spot_minimum_take_ppm', models.BigIntegerField()),
-                ('reference_rate_micros_per_mtok', models.BigIntegerField()),
-                ('valid_during', django.contrib.postgres.fields.ranges.DateTimeRangeField()),
-                ('created_at', models.DateTimeField()),
-                ('family', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='versions', to='pricing.gradefamily')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("version", models.PositiveIntegerField()),
+                ("currency", models.CharField(max_length=3)),
+                ("tokenizer_digest", models.CharField(max_length=80)),
+                ("max_request_s", models.PositiveIntegerField()),
+                ("max_output_tokens", models.BigIntegerField()),
+                ("template_overhead_tokens", models.BigIntegerField()),
+                ("spot_minimum_take_ppm", models.BigIntegerField()),
+                ("reference_rate_micros_per_mtok", models.BigIntegerField()),
+                ("valid_during", django.contrib.postgres.fields.ranges.DateTimeRangeField()),
+                ("created_at", models.DateTimeField()),
+                (
+                    "family",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="versions",
+                        to="pricing.gradefamily",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Rate',
+            name="Rate",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('kind', models.CharField(choices=[('list', 'List'), ('firm_list', 'Firm List'), ('contracted', 'Contracted'), ('clearing', 'Clearing'), ('overage', 'Overage')], max_length=16)),
-                ('micros_per_mtok', models.BigIntegerField()),
-                ('source_id', models.UUIDField()),
-                ('valid_from', models.DateTimeField()),
-                ('created_at', models.DateTimeField()),
-                ('grade', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='pricing.grade')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("list", "List"),
+                            ("firm_list", "Firm List"),
+                            ("contracted", "Contracted"),
+                            ("clearing", "Clearing"),
+                            ("overage", "Overage"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("micros_per_mtok", models.BigIntegerField()),
+                ("source_id", models.UUIDField()),
+                ("valid_from", models.DateTimeField()),
+                ("created_at", models.DateTimeField()),
+                (
+                    "grade",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.grade"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='GradeBucket',
+            name="GradeBucket",
             fields=[
-                ('id', models.UUIDField(default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('bucket', models.CharField(max_length=16)),
-                ('weight_ppm', models.BigIntegerField()),
-                ('kappa_ppm', models.BigIntegerField()),
-                ('standard_ppm', models.BigIntegerField()),
-                ('grade', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='buckets', to='pricing.grade')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("bucket", models.CharField(max_length=16)),
+                ("weight_ppm", models.BigIntegerField()),
+                ("kappa_ppm", models.BigIntegerField()),
+                ("standard_ppm", models.BigIntegerField()),
+                (
+                    "grade",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="buckets",
+                        to="pricing.grade",
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('grade', 'bucket'), name='pricing_gradebucket_unique'), models.CheckConstraint(condition=models.Q(('weight_ppm__gte', 0), ('kappa_ppm__gte', 0), ('standard_ppm__gte', 0)), name='pricing_gradebucket_not_negative'), models.CheckConstraint(condition=models.Q(('bucket__in', ['uncached_input', 'cache_read', 'cache_write', 'output', 'reasoning', 'image_input', 'audio_input', 'audio_output'])), name='pricing_gradebucket_known')],
+                "constraints": [
+                    models.UniqueConstraint(fields=("grade", "bucket"), name="pricing_gradebucket_unique"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("weight_ppm__gte", 0), ("kappa_ppm__gte", 0), ("standard_ppm__gte", 0)
+                        ),
+                        name="pricing_gradebucket_not_negative",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            (
+                                "bucket__in",
+                                [
+                                    "uncached_input",
+                                    "cache_read",
+                                    "cache_write",
+                                    "output",
+                                    "reasoning",
+                                    "image_input",
+                                    "audio_input",
+                                    "audio_output",
+                                ],
+                            )
+                        ),
+                        name="pricing_gradebucket_known",
+                    ),
+                ],
             },
         ),
         migrations.AddConstraint(
-            model_name='grade',
-            constraint=models.UniqueConstraint(fields=('family', 'version'), name='pricing_grade_version_unique'),
+            model_name="grade",
+            constraint=models.UniqueConstraint(
+                fields=("family", "version"), name="pricing_grade_version_unique"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='grade',
-            constraint=models.CheckConstraint(condition=models.Q(('spot_minimum_take_ppm__gte', 0), ('spot_minimum_take_ppm__lte', 1000000)), name='pricing_grade_minimum_take_in_range'),
+            model_name="grade",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("spot_minimum_take_ppm__gte", 0), ("spot_minimum_take_ppm__lte", 1000000)
+                ),
+                name="pricing_grade_minimum_take_in_range",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='grade',
-            constraint=models.CheckConstraint(condition=models.Q(('reference_rate_micros_per_mtok__gt', 0), ('max_request_s__gt', 0), ('max_output_tokens__gt', 0), ('template_overhead_tokens__gte', 0)), name='pricing_grade_figures_positive'),
+            model_name="grade",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("reference_rate_micros_per_mtok__gt", 0),
+                    ("max_request_s__gt", 0),
+                    ("max_output_tokens__gt", 0),
+                    ("template_overhead_tokens__gte", 0),
+                ),
+                name="pricing_grade_figures_positive",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='grade',
-            constraint=models.CheckConstraint(condition=models.Q(('valid_during__isempty', False), ('valid_during__lower_inf', False), ('valid_during__lower_inc', True), ('valid_during__upper_inc', False)), name='pricing_grade_valid_half_open'),
+            model_name="grade",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("valid_during__isempty", False),
+                    ("valid_during__lower_inf", False),
+                    ("valid_during__lower_inc", True),
+                    ("valid_during__upper_inc", False),
+                ),
+                name="pricing_grade_valid_half_open",
+            ),
         ),
         migrations.AddIndex(
-            model_name='rate',
-            index=models.Index(fields=['source_id', 'kind', '-valid_from'], name='pricing_rate_by_source'),
+            model_name="rate",
+            index=models.Index(fields=["source_id", "kind", "-valid_from"], name="pricing_rate_by_source"),
         ),
         migrations.AddConstraint(
-            model_name='rate',
-            constraint=models.CheckConstraint(condition=models.Q(('micros_per_mtok__gte', 0)), name='pricing_rate_not_negative'),
+            model_name="rate",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("micros_per_mtok__gte", 0)), name="pricing_rate_not_negative"
+            ),
         ),
     ]

@@ -41,7 +41,9 @@ def main(names: list[str]) -> int:
     found = benchmarks()
     unknown = set(names) - set(found)
     if unknown:
-        print(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(found)}", file=sys.stderr)
+        print(
+            f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(found)}", file=sys.stderr
+        )
         return 2
     import tests.environment  # noqa: F401  (sets the environment of the processes below)
     from tests.benchmarks.servers import durable_services, environment

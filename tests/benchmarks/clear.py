@@ -1,11 +1,10 @@
 """How long one auction takes, beside a bare `np.argsort` of the same prices in the same run.
 
-`python -m tests.benchmarks.clear` prints one JSON line per size.
+`python -m tests.benchmarks clear` prints one line per size.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,8 +41,3 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    for result in run():
-        print(json.dumps(result))

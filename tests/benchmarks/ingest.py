@@ -2,7 +2,8 @@
 
 Two hosts' worth of posts go to the real application under gunicorn; two ingesters, as a worker with two processes has
 them, empty the inbox at the same time. The floor is one connection that copies the same rows to a staging table and
-inserts them with ON CONFLICT DO NOTHING into a table of the same form. `python -m tests.benchmarks.ingest` prints it.
+inserts them with ON CONFLICT DO NOTHING into a table of the same form. Needs a migrated, empty database (`DATABASE_URL`,
+and `DATABASE_OWNER_URL` for the floor's table): `python -m tests.benchmarks ingest`.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import tests.environment  # noqa: F401  # before Django reads its settings
-from marketplace.local.ports import any_free_port
-from tests.database import Services, services_of, stop_services
+import psycopg
+from django.db import connections
 
-DATABASE = "benchmark_ingest"
+from marketplace.local.ports import any_free_port
+from metering.models import UsageBatch, UsageEvent, UsageRollup
+from metering.staging import COLUMN_TYPES, COLUMNS, HEADER, TRAILER, pack_row
+from metering.usage import decode_lines
+from providers.wire import sign_request
+from tests.metering.meters import make_meters
+
 BATCHES = 20
 EVENTS_PER_BATCH = 5_000
 INGESTERS = 2
@@ -47,31 +50,6 @@ while True:
 
 def run() -> Iterator[dict[str, Any]]:
     """One result: 100,000 events in batches of 5,000."""
-    folder = Path(tempfile.mkdtemp(prefix="tokenyard-benchmark-"))
-    folder.chmod(0o711)  # PostgreSQL's own user comes through.
-    try:
-        services = services_of(folder, pytest_pid=os.getpid())
-        services.clone(DATABASE)
-        os.environ |= {
-            "DATABASE_URL": services.database_url(DATABASE),
-            "DATABASE_OWNER_URL": services.owner_url(DATABASE),
-            "REDIS_URL": services.redis_url,
-        }
-        yield _measure(services)
-    finally:
-        stop_services(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _measure(services: Services) -> dict[str, Any]:
-    import django
-
-    django.setup()
-    from django.db import connections
-
-    from metering.models import UsageBatch, UsageEvent, UsageRollup
-    from tests.metering.meters import make_meters
-
     meters = make_meters(datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
     bodies, previous = [], "0" * 64
     for number in range(BATCHES):
@@ -94,13 +72,11 @@ def _measure(services: Services) -> dict[str, Any]:
     assert UsageEvent.objects.count() == total
     assert UsageRollup.objects.get(bucket="output").events == total
     connections.close_all()
-    value, floor = total / seconds, _floor(services, bodies)
-    return {"name": "ingest", "value": value, "unit": "events/s", "floor": floor, "ratio": value / floor}
+    value, floor = total / seconds, _floor(bodies)
+    yield {"name": "ingest", "value": value, "unit": "events/s", "floor": floor, "ratio": value / floor}
 
 
 def _signed(meters: Any, url: str, body: bytes) -> dict[str, str]:
-    from providers.wire import sign_request
-
     return sign_request(
         method="POST",
         url=url,
@@ -161,13 +137,8 @@ def _wait_until_up(port: int) -> None:
             time.sleep(0.05)
 
 
-def _floor(services: Services, bodies: list[bytes]) -> float:
+def _floor(bodies: list[bytes]) -> float:
     """Rows a second of COPY + INSERT ... ON CONFLICT DO NOTHING, rows packed beforehand, keyed as the real table."""
-    import psycopg
-
-    from metering.staging import COLUMN_TYPES, COLUMNS, HEADER, TRAILER, pack_row
-    from metering.usage import decode_lines
-
     names = ", ".join(COLUMNS)
     types = ", ".join(f"{name} {kind}" for name, kind in zip(COLUMNS, COLUMN_TYPES, strict=True))
     batches = []
@@ -181,7 +152,7 @@ def _floor(services: Services, bodies: list[bytes]) -> float:
             if not isinstance(event, Exception)
         ]
         batches.append(HEADER + b"".join(packed) + TRAILER)
-    with psycopg.connect(services.owner_url(DATABASE)) as connection:
+    with psycopg.connect(os.environ["DATABASE_OWNER_URL"]) as connection:
         connection.execute("CREATE TABLE benchmark_floor (LIKE metering_usageevent INCLUDING INDEXES)")
         connection.execute(f"CREATE TEMP TABLE benchmark_staging ({types}) ON COMMIT DELETE ROWS")
         connection.commit()
@@ -197,8 +168,3 @@ def _floor(services: Services, bodies: list[bytes]) -> float:
                 assert cursor.rowcount == EVENTS_PER_BATCH
             connection.commit()
         return BATCHES * EVENTS_PER_BATCH / (time.perf_counter() - start)
-
-
-if __name__ == "__main__":
-    for result in run():
-        print(json.dumps(result))

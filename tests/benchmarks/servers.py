@@ -53,9 +53,7 @@ def _start(folder: Path, children: list[subprocess.Popen[bytes]]) -> Services:
         command = postgres.server_command(data, binaries=binaries, port=postgres_port)
         run_as = postgres.run_as(postgres.system_user())
         # A group of its own: a Ctrl-C at the terminal is ours, and we end the servers when the clients have gone.
-        children.append(
-            subprocess.Popen(command, cwd="/", stdout=log, stderr=log, process_group=0, **run_as)
-        )
+        children.append(subprocess.Popen(command, cwd="/", stdout=log, stderr=log, process_group=0, **run_as))
     redis_port = any_free_port()
     with (folder / "redis.log").open("wb") as log:
         command = redis.server_command(folder / "redis", port=redis_port, password=_PASSWORD)
@@ -70,7 +68,16 @@ def _start(folder: Path, children: list[subprocess.Popen[bytes]]) -> Services:
 
 
 def _migrate(services: Services) -> None:
-    command = [sys.executable, "manage.py", "migrate", "--database", "owner", "--verbosity", "0", "--skip-checks"]
+    command = [
+        sys.executable,
+        "manage.py",
+        "migrate",
+        "--database",
+        "owner",
+        "--verbosity",
+        "0",
+        "--skip-checks",
+    ]
     done = subprocess.run(
         command, cwd=_CHECKOUT, env=environment(services, TEMPLATE), capture_output=True, text=True
     )

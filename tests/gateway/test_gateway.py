@@ -124,7 +124,9 @@ def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig:
     assert not Hold.objects.exists()
     rig.fund()
 
-    answer = rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20, temperature=0)
+    answer = rig.client.chat.completions.create(
+        model="tiny-chat", messages=CHAT, max_tokens=20, temperature=0
+    )
     assert answer.choices[0].message.content
     assert answer.usage is not None
     ours = answer.usage.tokenyard  # type: ignore[attr-defined]
@@ -141,7 +143,12 @@ def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig:
 
     usage, text, finish = None, "", None
     stream = rig.client.chat.completions.create(
-        model="tiny-chat", messages=CHAT, max_tokens=20, temperature=0, stream=True, stream_options={"include_usage": True}
+        model="tiny-chat",
+        messages=CHAT,
+        max_tokens=20,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     for chunk in stream:
         assert "timings" not in chunk.model_fields_set | set(chunk.model_extra or {})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
-from pytest_django.fixtures import SettingsWrapper
+from pytest_django import Settings
 
 from marketplace import clock
 from marketplace.contracts.models import Contract
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def market(committed_db: TestDatabase, settings: SettingsWrapper) -> tuple[Party, Party, Grade]:
+def market(committed_db: TestDatabase, settings: Settings) -> tuple[Party, Party, Grade]:
     """Acme with money, hyperion with a host; made at the real time, because the browser's server lives in it."""
     # The server is another process, with the real hashers.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]

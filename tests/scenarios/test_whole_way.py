@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_token_goes_from_host_to_invoice_and_every_amount_can_be_recomputed(ma
 
     # Next month the invoice comes; bids end before, so that its month is complete.
     for bid in acme.every("/bids"):
-        wait_until(lambda bid=bid: _cancel(market, bid["id"]), "the bid to be cancelled between rounds")
+        wait_until(partial(_cancel, market, bid["id"]), "the bid to be cancelled between rounds")
     wait_until(lambda: not _unsettled(market), "all awards and accruals to be settled", seconds=90)
     market.kill("agent-1", number=15)
     market.kill("agent-2", number=15)
