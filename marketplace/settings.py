@@ -257,6 +257,7 @@ _HINTS_S: dict[str, int] = {
     "marketplace.billing.tasks.issue_due_invoices": 60,
     "providers.tasks.open_capacity": 10,
     "providers.tasks.check_heartbeats": 10,
+    "providers.tasks.reconcile_hosts": 15,
     "marketplace.ledger.tasks.check_ledger_nightly": 3_600,
 }
 CELERY_BEAT_SCHEDULE = {

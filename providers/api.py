@@ -19,6 +19,7 @@ from rest_framework.response import Response
 from marketplace import clock
 from marketplace.accounts.scopes import Scope
 from marketplace.accounts.services import Actor
+from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
     MicrosPerMtokField,
     StrictBooleanField,
@@ -267,6 +268,7 @@ class _ProviderView(ApiView):
 
 class HostsView(_ProviderView):
     scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "POST": Scope.PROVIDE}
+    pagination_class = CursorPagination
 
     @extend_schema(operation_id="hosts_list", responses=HostOut(many=True))
     def get(self, request: Request) -> Response:
@@ -312,6 +314,7 @@ class EnrolmentCodesView(_ProviderView):
 
 class OfferingsView(_ProviderView):
     scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "POST": Scope.PROVIDE}
+    pagination_class = CursorPagination
 
     @extend_schema(operation_id="offerings_list", responses=OfferingOut(many=True))
     def get(self, request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from celery import shared_task
 
 from marketplace import clock
-from providers import services
+from providers import reconciling, services
 
 
 @shared_task(name="providers.tasks.open_capacity")
@@ -16,3 +16,8 @@ def open_capacity() -> None:
 @shared_task(name="providers.tasks.check_heartbeats")
 def check_heartbeats() -> None:
     services.check_heartbeats(now=clock.now())
+
+
+@shared_task(name="providers.tasks.reconcile_hosts")
+def reconcile_hosts() -> None:
+    reconciling.reconcile_hosts(now=clock.now())

@@ -30,7 +30,18 @@ from tests.conftest import TestDatabase, own_database
 from tests.database import Services
 from tests.portal.world import HOUR, HOURS_BEHIND, Day, make_day
 
-ROOMS = ("marketplace", "accounts", "api", "ledger", "pricing", "metering", "providers", "contracts", "orders", "billing")
+ROOMS = (
+    "marketplace",
+    "accounts",
+    "api",
+    "ledger",
+    "pricing",
+    "metering",
+    "providers",
+    "contracts",
+    "orders",
+    "billing",
+)
 NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC) + HOURS_BEHIND * HOUR + timedelta(minutes=2)
 
 

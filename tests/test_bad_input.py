@@ -6,7 +6,6 @@ Bodies and fields are read from the OpenAPI document, so a new field is attacked
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -18,6 +17,7 @@ from rest_framework.test import APIClient
 
 from marketplace.api.errors import PROBLEM_TYPE
 from marketplace.gateway.errors import ApiError
+from marketplace.gateway.parsing import _FIELDS as FIELDS
 from marketplace.gateway.parsing import CHAT, COMPLETIONS, EMBEDDINGS, parse_request
 from tests.house import House, row_counts
 
@@ -120,7 +120,22 @@ def bad_values(shape: dict[str, Any]) -> Iterator[Any]:
     elif kind == "boolean":
         yield from (0, 1, "true", "false", "yes", "", [], {}, Raw("1e400"), HUGE)
     elif kind == "array":
-        yield from (True, 0, -1, 2**63, "x", "", {}, [], [None], [[]], [{}], ["x" * 1_000], Raw("1e400"), HUGE)
+        yield from (
+            True,
+            0,
+            -1,
+            2**63,
+            "x",
+            "",
+            {},
+            [],
+            [None],
+            [[]],
+            [{}],
+            ["x" * 1_000],
+            Raw("1e400"),
+            HUGE,
+        )
     elif kind == "object":
         yield from (True, 0, "x", "", [], [[]], Raw("1e400"), HUGE, {"surprise": 1})
     else:
@@ -138,7 +153,7 @@ NOT_AN_OBJECT = ("[]", "null", "true", "5", '"x"', "[{}]", "1e400")
 @pytest.fixture(scope="module")
 def bodies() -> dict[str, dict[str, Any]]:
     """Operation to the schema of its body, with references followed."""
-    document = SchemaGenerator().get_schema(request=None, public=True)
+    document = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     parts = document["components"]["schemas"]
 
     def follow(shape: Any) -> Any:
@@ -164,7 +179,9 @@ def bodies() -> dict[str, dict[str, Any]]:
     }
 
 
-def attacks(shape: dict[str, Any], good: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def attacks(
+    shape: dict[str, Any], good: Any, path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """(where, bad value) for every field, in depth."""
     for name, inner in shape.get("properties", {}).items():
         if name not in good:
@@ -193,11 +210,17 @@ def encode(good: dict[str, Any], where: tuple[Any, ...], value: Any) -> bytes:
     return (text.replace('"@raw@"', str(value)) if isinstance(value, Raw) else text).encode()
 
 
-def send(client: APIClient, operation: str, raw: bytes, house: House) -> Any:
+def send(
+    client: APIClient, operation: str, raw: bytes, house: House, content_type: str = "application/json"
+) -> Any:
     method, path = operation.split(" ")
-    path = path.format(**house.ids)
+    key = str(uuid4())
     return client.generic(
-        method.upper(), path, raw, content_type="application/json", HTTP_IDEMPOTENCY_KEY=str(uuid4())
+        method.upper(),
+        path.format(**house.ids),
+        raw,  # type: ignore[arg-type]  # Bytes go as they are.
+        content_type=content_type,
+        HTTP_IDEMPOTENCY_KEY=key,
     )
 
 
@@ -269,9 +292,8 @@ def test_what_is_no_json_object_changes_nothing(house: House, operation: str) ->
 @pytest.mark.parametrize("kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", ""])
 def test_other_media_types_are_refused(house: House, kind: str) -> None:
     before = row_counts()
-    answer = house.acme.api.generic(
-        "POST", "/api/v1/top-ups", b'{"amount_micros": 1}', content_type=kind, HTTP_IDEMPOTENCY_KEY=str(uuid4())
-    )
+    raw = b'{"amount_micros": 1}'
+    answer = send(house.acme.api, "post /api/v1/top-ups", raw, house, content_type=kind)
     assert (answer.status_code, answer["Content-Type"]) == (415, PROBLEM_TYPE)
     assert row_counts() == before
 
@@ -326,7 +348,22 @@ ASKED: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"model": "m", "prompt": "hi"},
     EMBEDDINGS: {"model": "m", "input": "hi"},
 }
-BAD_LIMITS = (-1, 0, 2**63, 10**400, "5", "", True, False, 1.0, 1.5, [], {}, Raw("1e3"), Raw("1e400"))
+BAD_LIMITS: tuple[Any, ...] = (
+    -1,
+    0,
+    2**63,
+    10**400,
+    "5",
+    "",
+    True,
+    False,
+    1.0,
+    1.5,
+    [],
+    {},
+    Raw("1e3"),
+    Raw("1e400"),
+)
 
 
 def refusal(path: str, raw: bytes) -> ApiError:
@@ -375,18 +412,24 @@ def test_the_gateway_makes_one_answer_to_one_request(path: str, value: Any) -> N
     assert refusal(path, encode(ASKED[path], ("n",), value)).param == "n"
 
 
-def test_every_field_of_the_gateway_refuses_values_of_other_kinds() -> None:
-    """No field passes an arbitrary value on to an engine, whatever the type."""
-    from marketplace.gateway.parsing import _FIELDS
+OF_OTHER_KINDS: tuple[Any, ...] = (
+    Raw("1e400"), 2**63, -(2**63) - 1, [[]], {"x": []}, [5], "\x00", True, 7, "zz",
+)  # fmt: skip
 
-    for path, fields in _FIELDS.items():
-        for name in fields:
-            refused = 0
-            for value in (Raw("1e400"), 2**63, -(2**63) - 1, [[]], {"x": []}, [5], "\x00", True, 7, "zz"):
-                try:
-                    parse_request(path, encode(ASKED[path], (name,), value))
-                except ApiError as error:
-                    assert error.status == 400
-                    assert error.param is None or re.match(re.escape(name), error.param)
-                    refused += 1
-            assert refused >= 4, f"{path} {name}"
+
+@pytest.mark.parametrize("path", ASKED)
+def test_no_field_of_the_gateway_passes_just_anything_on(path: str) -> None:
+    """Whatever its type is, most of these are not of it."""
+    for name in FIELDS[path]:
+        refused = [error for value in OF_OTHER_KINDS if (error := refused_or_none(path, name, value))]
+        assert len(refused) >= 4, name
+        assert {error.status for error in refused} == {400}
+        assert all(error.param is None or error.param.startswith(name) for error in refused), name
+
+
+def refused_or_none(path: str, name: str, value: Any) -> ApiError | None:
+    try:
+        parse_request(path, encode(ASKED[path], (name,), value))
+    except ApiError as error:
+        return error
+    return None

@@ -13,7 +13,16 @@ from django.core.management import get_commands, load_command_class
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("marketplace", "metering", "pricing", "providers")
-SETTINGS_READERS = {"env.str", "env.list", "os.environ.get", "_required", "_integer", "_flag", "_http_url", "_database"}
+SETTINGS_READERS = {
+    "env.str",
+    "env.list",
+    "os.environ.get",
+    "_required",
+    "_integer",
+    "_flag",
+    "_http_url",
+    "_database",
+}
 READS_SETTINGS = ("marketplace/settings.py", "marketplace/gateway/config.py")
 LONGEST_README = 60
 # Words of other worlds, for things that have a name here (docs/concepts.md).
@@ -26,7 +35,10 @@ FORBIDDEN = re.compile(
 
 def own_sources() -> list[Path]:
     return sorted(
-        path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "migrations" not in path.parts
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if "migrations" not in path.parts
     )
 
 
@@ -38,7 +50,9 @@ def pages() -> list[Path]:
 def rooms() -> list[Path]:
     """Every folder of ours with models or with a daemon in it, and the skins."""
     found = {path.parent for path in own_sources() if path.name == "models.py"} - {ROOT / "marketplace"}
-    return sorted(found | {ROOT / "marketplace/gateway", ROOT / "marketplace/portal", ROOT / "providers/agent"})
+    return sorted(
+        found | {ROOT / "marketplace/gateway", ROOT / "marketplace/portal", ROOT / "providers/agent"}
+    )
 
 
 def commands() -> list[str]:
@@ -142,7 +156,9 @@ def test_the_locks_hold_every_dependency_with_hashes() -> None:
         entries = re.split(r"\n(?=\w)", text)
         locked = {re.split(r"[=\[ ]", entry)[0].lower() for entry in entries if "--hash=sha256:" in entry}
         wanted = {
-            re.split(r"[<>=!~\[ ]", requirement)[0].lower() for extra in extras for requirement in project[extra]
+            re.split(r"[<>=!~\[ ]", requirement)[0].lower()
+            for extra in extras
+            for requirement in project[extra]
         }
         assert wanted - locked == set(), lock
 
@@ -154,10 +170,8 @@ def identifiers(tree: ast.AST) -> set[str]:
             names.add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
-        elif isinstance(node, ast.arg):
-            names.add(node.arg)
-        elif isinstance(node, ast.keyword) and node.arg:
-            names.add(node.arg)
+        elif isinstance(node, ast.arg | ast.keyword):
+            names.add(node.arg or "")
     return names
 
 

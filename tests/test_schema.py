@@ -11,7 +11,9 @@ from django.db import connection, models
 
 from tests.house import own_models
 
-BIGINT_NAMES = re.compile(r".*_(micros|micros_per_mtok|lots|tokens|ppm|numerator|numerator_per_s|millijoules)$")
+BIGINT_NAMES = re.compile(
+    r".*_(micros|micros_per_mtok|lots|tokens|ppm|numerator|numerator_per_s|millijoules)$"
+)
 NOT_INTEGERS = ("real", "double precision", "numeric", "money")
 APPEND_ONLY = (
     "ledger_transfer",
@@ -44,10 +46,11 @@ def tables() -> list[str]:
     return [model._meta.db_table for model in own_models()]
 
 
-def rows(statement: str, *values: object) -> list[tuple[str, ...]]:
+def rows(statement: str, *values: str | list[str]) -> list[tuple[str, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
-        return cursor.fetchall()
+        found: list[tuple[str, ...]] = cursor.fetchall()
+    return found
 
 
 def columns() -> list[tuple[str, ...]]:
@@ -103,7 +106,9 @@ def test_names_of_constraints_and_indexes_begin_with_the_app() -> None:
 
 def test_every_constraint_of_the_models_stands_in_the_database(db: None) -> None:
     """By the name that services turn into a domain exception."""
-    there = {name for (name,) in rows("SELECT conname FROM pg_constraint UNION SELECT indexname FROM pg_indexes")}
+    there = {
+        name for (name,) in rows("SELECT conname FROM pg_constraint UNION SELECT indexname FROM pg_indexes")
+    }
     assert [name for _, _, name in named() if name not in there] == []
 
 
@@ -146,12 +151,17 @@ def test_the_app_role_deletes_no_history(db: None, table: str) -> None:
 def test_the_app_role_owns_and_truncates_no_table(db: None) -> None:
     names = [name for (name,) in rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
     assert [name for name in names if "TRUNCATE" in may(name)] == []
-    assert rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tableowner = current_user") == []
+    assert (
+        rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tableowner = current_user")
+        == []
+    )
 
 
 def may(table: str) -> set[str]:
     wanted = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
-    [allowed] = rows("SELECT " + ", ".join(["has_table_privilege(%s, %s)"] * 5), *sum(((table, p) for p in wanted), ()))
+    [allowed] = rows(
+        "SELECT " + ", ".join(["has_table_privilege(%s, %s)"] * 5), *sum(((table, p) for p in wanted), ())
+    )
     return {privilege for privilege, yes in zip(wanted, allowed, strict=True) if yes}
 
 
@@ -170,6 +180,9 @@ SERIAL = frozenset({"marketplace.JobRun"})
 
 
 def test_every_app_of_ours_is_looked_at() -> None:
-    own = {config.label for config in apps.get_app_configs() if config.name.split(".")[0] in
-           ("marketplace", "metering", "pricing", "providers")}
+    own = {
+        config.label
+        for config in apps.get_app_configs()
+        if config.name.split(".")[0] in ("marketplace", "metering", "pricing", "providers")
+    }
     assert own - {"portal"} == {model._meta.app_label for model in own_models()}

@@ -187,7 +187,9 @@ def methods(route: str) -> list[str]:
 def ask(client: APIClient, method: str, route: str, ids: dict[str, UUID]) -> Any:
     body = BODIES.get(route, {}) if method != "get" else None
     key = {"HTTP_IDEMPOTENCY_KEY": str(uuid4())} if method == "post" else {}
-    return getattr(client, method)(address(route, ids), body, format="json" if body is not None else None, **key)
+    return getattr(client, method)(
+        address(route, ids), body, format="json" if body is not None else None, **key
+    )
 
 
 def changes(before: dict[str, int]) -> dict[str, int]:
@@ -205,7 +207,9 @@ def test_every_address_says_here_whose_it_is() -> None:
 
 
 def owner_of(house: House, route: str) -> Party:
-    return {ACME: house.acme, HYPERION: house.hyperion, OPERATOR: house.operator}.get(DOORS[route], house.acme)
+    return {ACME: house.acme, HYPERION: house.hyperion, OPERATOR: house.operator}.get(
+        DOORS[route], house.acme
+    )
 
 
 @pytest.mark.parametrize("route", rest(ACME, HYPERION, EACH, PUBLIC, OPERATOR))
@@ -230,7 +234,9 @@ def test_mallory_is_told_that_there_is_no_such_object(house: House, secrets: Sec
     assert not changes(before)
 
 
-@pytest.mark.parametrize("route", rest(EACH, ACME, HYPERION, PUBLIC, with_id=False) + rest(PUBLIC, with_id=True))
+@pytest.mark.parametrize(
+    "route", rest(EACH, ACME, HYPERION, PUBLIC, with_id=False) + rest(PUBLIC, with_id=True)
+)
 def test_mallorys_lists_hold_nothing_of_others(house: House, secrets: Secrets, route: str) -> None:
     if "get" not in methods(route):
         return
@@ -293,7 +299,9 @@ def test_filters_with_other_peoples_ids_find_nothing(
     assert answer.json().get("items", []) == []
 
 
-@pytest.mark.parametrize("route", ["charges", "contracts", "audit", "api-keys", "ledger/transfers", "invoices"])
+@pytest.mark.parametrize(
+    "route", ["charges", "contracts", "audit", "api-keys", "ledger/transfers", "invoices"]
+)
 def test_a_cursor_from_another_list_reaches_no_other_rows(house: House, secrets: Secrets, route: str) -> None:
     newest = "f" * 32
     answer = house.mallory.api.get(f"/api/v1/{route}?cursor={newest}")

@@ -218,7 +218,7 @@ class ApiKeysView(ApiView):
 class ApiKeyView(ApiView):
     scopes = {"DELETE": Scope.MANAGE}
 
-    @extend_schema(operation_id="revoke_api_key", request=None, responses=ApiKeyOut)
+    @extend_schema(operation_id="revoke_api_key", request=None, responses={200: ApiKeyOut})
     def delete(self, request: Request, api_key_id: UUID) -> Response:
         """Revoke it for good. The row stays, as what it did stays."""
         revoked = revoke_api_key(

@@ -73,7 +73,7 @@ class CursorPagination(BasePagination):
             "type": "object",
             "required": ["items", "next"],
             "properties": {
-                "items": {"type": "array", "items": schema},
+                "items": schema,
                 "next": {"type": "string", "nullable": True, "description": "pass it as `cursor`"},
             },
         }

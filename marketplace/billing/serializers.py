@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from marketplace.api.serializers import MicrosField, StrictSerializer
@@ -22,6 +23,7 @@ from metering.models import UsageEvent, UsageRollup
 from pricing.units import Bucket, format_micros
 
 
+@extend_schema_field({"type": "string", "pattern": "^-?[0-9]+$"})
 class NumeratorField(serializers.IntegerField):
     """Millionths of a standard token, as a string of digits."""
 

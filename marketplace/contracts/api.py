@@ -172,6 +172,11 @@ class UsageRowOut(serializers.Serializer[Any]):
     numerator = serializers.IntegerField()
 
 
+class UsageOut(serializers.Serializer[Any]):
+    items = UsageRowOut(many=True)
+    next = serializers.CharField(allow_null=True)
+
+
 class UsageIn(StrictSerializer):
     contract_id = UuidField(required=False)
     api_key_id = UuidField(required=False)
@@ -272,7 +277,7 @@ class UsageView(BatchIntake, ApiView):
             OpenApiParameter("until", OpenApiTypes.DATETIME, description="default: now"),
             OpenApiParameter("slice", OpenApiTypes.STR, enum=["period", "hour", "day"]),
         ],
-        responses=UsageRowOut(many=True),
+        responses=UsageOut,
     )
     def get(self, request: Request) -> Response:
         """The organization's metered usage, from the gateway's roll-ups, by period, hour or day."""

@@ -257,13 +257,17 @@ class Hold(models.Model):
     # The buyer's request; each attempt of it at another host is a hold of its own, and at most one is captured.
     request_id = models.UUIDField()
     attempt = models.PositiveSmallIntegerField(default=0)
-    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="+")
+    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="+", db_index=False)
     api_key_id = models.UUIDField(null=True)
-    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
-    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
-    entitlement = models.ForeignKey(Entitlement, on_delete=models.PROTECT, null=True, related_name="+")
-    accrual = models.ForeignKey(Accrual, on_delete=models.PROTECT, null=True, related_name="+")
-    rate = models.ForeignKey(Rate, on_delete=models.PROTECT, related_name="+")
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+", db_index=False)
+    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+", db_index=False)
+    entitlement = models.ForeignKey(
+        Entitlement, on_delete=models.PROTECT, null=True, related_name="+", db_index=False
+    )
+    accrual = models.ForeignKey(
+        Accrual, on_delete=models.PROTECT, null=True, related_name="+", db_index=False
+    )
+    rate = models.ForeignKey(Rate, on_delete=models.PROTECT, related_name="+", db_index=False)
     holder = models.CharField(max_length=64)
     period_start = models.DateTimeField()
     amount_numerator = models.BigIntegerField()

@@ -64,7 +64,7 @@ class Answer:
         self._finish = choice.get("finish_reason") or self._finish
         logprobs = choice.get("logprobs")
         if not self._chat:
-            self._text.append(choice.get("text") or "")
+            self._text.append(_text(choice.get("text")))
             self._plain_logprobs = logprobs or self._plain_logprobs
             return
         if isinstance(logprobs, Mapping):
@@ -72,19 +72,19 @@ class Answer:
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
             return
-        self._text.append(delta.get("content") or "")
-        self._reasoning.append(delta.get("reasoning_content") or "")
+        self._text.append(_text(delta.get("content")))
+        self._reasoning.append(_text(delta.get("reasoning_content")))
         for call in delta.get("tool_calls") or []:
             self._collect_call(call)
 
     def _collect_call(self, part: Mapping[str, Any]) -> None:
         call = self._tool_calls.setdefault(
-            part.get("index", 0), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            int(part.get("index", 0)), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
         )
         call["id"] = part.get("id") or call["id"]
         function = part.get("function") or {}
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
+        call["function"]["name"] += _text(function.get("name"))
+        call["function"]["arguments"] += _text(function.get("arguments"))
 
     def whole(self, *, finish_reason: str | None, usage: Mapping[str, Any]) -> bytes:
         """The answer of a request that did not ask for a stream."""
@@ -105,6 +105,13 @@ class Answer:
             choice["logprobs"] = self._plain_logprobs
         kind = "chat.completion" if self._chat else "text_completion"
         return _encode(self._head | {"object": kind, "choices": [choice], "usage": usage})
+
+
+def _text(value: object) -> str:
+    """Raises TypeError where a host sent something else in its place."""
+    if not isinstance(value, str | None):
+        raise TypeError("text was expected")
+    return value or ""
 
 
 def has_output(choice: Mapping[str, Any]) -> bool:

@@ -221,7 +221,12 @@ class Delivery:
             hold_id=hold_id,
             opened=opened,
             grade=grade,
-            meter=UsageMeter(grade=grade, engine=opened.engine, input_bound_tokens=self._input_bound(grade)),
+            meter=UsageMeter(
+                grade=grade,
+                engine=opened.engine,
+                input_bound_tokens=self._input_bound(grade),
+                output_bound_tokens=0 if self._embeddings else limit,
+            ),
             limit=limit,
             amount_numerator=opened.amount_numerator,
             response=response,
@@ -304,11 +309,14 @@ class Delivery:
     async def _carry(self, attempt: Attempt, answer: Answer) -> tuple[Finish, set[Flag]]:
         """Carries the stream to its end, forwarding as it comes. How it finished, and what a reader must know of it."""
         meter, parser = attempt.meter, SseParser()
-        chunk, ended = attempt.first, False
+        chunk, ended, size = attempt.first, False, 0
         try:
             async with asyncio.timeout(self._time_left(attempt.grade)):
                 while chunk and not ended:
-                    out, ended = self._take(chunk, parser, meter, answer)
+                    size += len(chunk)
+                    if size > MAX_ANSWER_BYTES:
+                        raise HostFailed("answer too large")
+                    out, ended = self._take_checked(chunk, parser, meter, answer)
                     if out:
                         if not self._exchange.started:
                             await self._start_stream(attempt)
@@ -341,6 +349,15 @@ class Delivery:
             return Finish.ERROR, {Flag.UPSTREAM_FAILED}
         return finish_of(meter.finish), set()
 
+    def _take_checked(
+        self, chunk: bytes, parser: SseParser, meter: UsageMeter, answer: Answer
+    ) -> tuple[bytes, bool]:
+        """`_take`, with whatever a host sends that is no chunk as the host's failure, never as ours."""
+        try:
+            return self._take(chunk, parser, meter, answer)
+        except (AttributeError, TypeError, LookupError, ValueError, RecursionError):
+            raise HostFailed("not a chunk of a completion") from None
+
     def _take(self, chunk: bytes, parser: SseParser, meter: UsageMeter, answer: Answer) -> tuple[bytes, bool]:
         """What of a network chunk goes to the buyer now, and whether the end mark was in it."""
         out: list[bytes] = []
@@ -354,7 +371,10 @@ class Delivery:
             for choice in event.get("choices") or ():
                 if choice.get("index", 0) != 0:
                     continue
-                meter.finish = choice.get("finish_reason") or meter.finish
+                reason = choice.get("finish_reason")
+                if not isinstance(reason, str | None):
+                    raise HostFailed("finish_reason is no text")
+                meter.finish = reason or meter.finish
                 meter.generated_chunks += has_output(choice)
                 if self._asked.stream:
                     out.append(answer.chunk(choice))
@@ -370,6 +390,8 @@ class Delivery:
         left = max(1, attempt.limit - made)
         if used + min(LOOKAHEAD_TOKENS, left) * meter.output_ppm <= attempt.amount_numerator:
             return True
+        if attempt.amount_numerator >= meter.most_numerator:
+            return True  # All that the request can come to is held; what a host says beyond it is never billed.
         if not attempt.no_more:
             delta = min(EXTEND_OUTPUT_TOKENS, left) * meter.output_ppm
             outcome = await self._means.store.extend_hold(
@@ -444,6 +466,7 @@ class Delivery:
                 metrics.HOLDS.labels("left_to_sweeper").inc()
                 return False
             meter.estimate(await asyncio.to_thread(count_input_tokens, self._asked.body))
+        meter.cut_to_bounds()
         if meter.numerator() > attempt.amount_numerator:
             await self._cover_or_cap(attempt)
         started = time.monotonic()

@@ -35,7 +35,9 @@ def finish_of(reason: str | None) -> Finish:
 class UsageMeter:
     """Fed with every decoded chunk of one attempt. Amounts are numerators (millionths of a standard token)."""
 
-    def __init__(self, *, grade: GradeVersion, engine: str | None, input_bound_tokens: int) -> None:
+    def __init__(
+        self, *, grade: GradeVersion, engine: str | None, input_bound_tokens: int, output_bound_tokens: int
+    ) -> None:
         self._grade = grade
         self._source = usage_source(engine)
         self._raw: Mapping[str, object] | None = None
@@ -46,6 +48,9 @@ class UsageMeter:
         ppm = grade.standard_ppm
         self._input_bound = input_bound_tokens * max(ppm.get(bucket, 0) for bucket in TEXT_INPUT_BUCKETS)
         self.output_ppm: Final = max(ppm.get(bucket, 0) for bucket in TEXT_OUTPUT_BUCKETS)
+        self._bounds: Final = ((INPUT_BUCKETS, input_bound_tokens), (OUTPUT_BUCKETS, output_bound_tokens))
+        # What the request can come to, whatever its host says.
+        self.most_numerator: Final = self._input_bound + output_bound_tokens * self.output_ppm
 
     def feed(self, chunk: Mapping[str, Any]) -> None:
         """Takes usage from any chunk, with choices or without; the last one wins."""
@@ -92,6 +97,24 @@ class UsageMeter:
         if self._raw is not None:
             return self.numerator()
         return self._input_bound + self.generated_chunks * self.output_ppm
+
+    def cut_to_bounds(self) -> None:
+        """Cut each side to what the request can come to: no more input than its bytes, no more output than its limit.
+
+        A host's word is not enough to bill more, however much the buyer's balance would cover.
+        """
+        counts = dict(self.counts())
+        for side, most in self._bounds:
+            excess = sum(counts.get(bucket, 0) for bucket in side) - most
+            for bucket in side:
+                if excess <= 0:
+                    break
+                cut = min(excess, counts.get(bucket, 0))
+                if cut:
+                    counts[bucket] -= cut
+                    excess -= cut
+                    self.flags.add(Flag.CAPPED)
+        self._running = counts
 
     def cap(self, amount_numerator: int) -> None:
         """Cut the counts to the hold: the excess is flagged and never billed."""

@@ -119,8 +119,12 @@ class Transfer(models.Model):
     """One movement of money: one debit, one credit, one positive amount; so it cannot be unbalanced. Append-only."""
 
     id = models.UUIDField(primary_key=True, editable=False)
-    debit_account = models.ForeignKey(LedgerAccount, on_delete=models.PROTECT, related_name="+")
-    credit_account = models.ForeignKey(LedgerAccount, on_delete=models.PROTECT, related_name="+")
+    debit_account = models.ForeignKey(
+        LedgerAccount, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
+    credit_account = models.ForeignKey(
+        LedgerAccount, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
     amount_micros = models.BigIntegerField()
     code = models.CharField(max_length=32)
     hold = models.ForeignKey(Hold, on_delete=models.PROTECT, null=True, related_name="+")

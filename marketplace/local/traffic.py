@@ -95,11 +95,13 @@ def run(*, directory: Path, seconds: int = 0) -> None:
     buyer = Buyer(kept["buyer"]["api_key"])
     next_report = time.monotonic() + REPORT_EVERY_S
     bought = False
+    bid_for = ""
     number = 0
     while not ended.wait(PAUSE_S) and (deadline is None or time.monotonic() < deadline):
         # The parts of the market start in any order and may be killed under us: carry on.
         with suppress(requests.RequestException, ValueError, KeyError):
             bought = bought or _buy(buyer)
+            bid_for = _bid_once(buyer, bid_for)
             number += 1
             buyer.chat(random.choice(QUESTIONS), stream=number % 2 == 0)
         if time.monotonic() >= next_report:
@@ -137,6 +139,25 @@ def _buy(buyer: Buyer) -> bool:
         return False
     accepted = buyer.post(f"/quotes/{quote.json()['id']}/accept", {}, key=f"demo-accept-{quote.json()['id']}")
     return accepted.status_code in (200, 201)
+
+
+def _bid_once(buyer: Buyer, last: str) -> str:
+    """A bid of its own for each coming period, so that demand and with it the price move. Returns the period."""
+    book = buyer.get(f"/market/{demo.MODEL}")["open"]
+    if book is None or book["period_start"] == last:
+        return last
+    rate = random.randrange(200_000, 480_000, 1_000)
+    steps = [
+        {"rate_micros_per_mtok": rate, "lots": random.randint(2, 20)},
+        {"rate_micros_per_mtok": rate * 4 // 5, "lots": random.randint(1, 12)},
+    ]
+    start: str = book["period_start"]
+    buyer.post(
+        "/bids",
+        {"grade": demo.MODEL, "client_id": f"demo-{start}", "steps": steps, "period_start": start},
+        key=f"demo-{start}",
+    )
+    return start
 
 
 def _usages(answer: requests.Response) -> Iterator[dict[str, Any]]:

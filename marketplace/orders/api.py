@@ -14,6 +14,7 @@ from rest_framework.response import Response
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.api.idempotency import idempotent
+from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
     LotsField,
     MicrosField,
@@ -157,6 +158,7 @@ class MarketSerializer(serializers.Serializer[Any]):
 class BidsView(ApiView):
     role = OrganizationRole.BUYER
     scopes = {"GET": "read", "POST": "trade"}
+    pagination_class = CursorPagination
 
     @extend_schema(operation_id="bids_list", responses=BidSerializer(many=True))
     def get(self, request: Request) -> Response:
@@ -183,7 +185,7 @@ class BidView(ApiView):
     def get(self, request: Request, bid_id: UUID) -> Response:
         return Response(BidSerializer(selectors.find_bid(self.organization_id, bid_id)).data)
 
-    @extend_schema(operation_id="bids_cancel", responses=BidSerializer)
+    @extend_schema(operation_id="bids_cancel", responses={200: BidSerializer})
     def delete(self, request: Request, bid_id: UUID) -> Response:
         cancel_bid(organization_id=self.organization_id, bid_id=bid_id, now=clock.now(), actor=self.actor)
         return Response(BidSerializer(selectors.find_bid(self.organization_id, bid_id)).data)
@@ -210,6 +212,8 @@ class MarketView(PublicView):
 
 
 class MarketHistoryView(PublicView):
+    pagination_class = CursorPagination
+
     @extend_schema(operation_id="market_history", responses=AuctionSerializer(many=True))
     def get(self, request: Request, slug: str) -> Response:
         return self.page(selectors.published_auctions([_grade(slug).id]), AuctionSerializer)

@@ -4,6 +4,7 @@ market.
 
 import asyncio
 import logging
+from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
@@ -40,7 +41,7 @@ async def enrol(http: aiohttp.ClientSession, config: Config, state: State) -> En
         "public_key": state.public_key,
         "base_url": config.base_url,
         "hardware": await asyncio.to_thread(detect_hardware),
-        "engine": msgspec.to_builtins(engine),
+        "engine": msgspec.to_builtins(engine) | {"model": _public_name(engine.model)},
     }
     enrolment = _enrolment(config, await _post_patiently(market, request))
     state.keep_enrolment(enrolment)
@@ -48,6 +49,11 @@ async def enrol(http: aiohttp.ClientSession, config: Config, state: State) -> En
         "enrolled", extra={"host_id": enrolment.host_id, "engine": engine.kind, "model": engine.model}
     )
     return enrolment
+
+
+def _public_name(model: str) -> str:
+    """llama.cpp calls a model by its path; the market need not know this machine's folders."""
+    return PurePath(model).name if model.startswith("/") else model
 
 
 async def _post_patiently(market: Market, request: dict[str, Any]) -> dict[str, Any]:

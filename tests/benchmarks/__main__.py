@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,10 +79,8 @@ def _run_child(name: str, environment: dict[str, str]) -> bool:
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):  # All of them have gone, as they should.
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # All of them have gone, as they should.
     child.wait()
 
 

@@ -2,8 +2,8 @@
 
 Two hosts' worth of posts go to the real application under gunicorn; two ingesters, as a worker with two processes has
 them, empty the inbox at the same time. The floor is one connection that copies the same rows to a staging table and
-inserts them with ON CONFLICT DO NOTHING into a table of the same form. Needs a migrated, empty database (`DATABASE_URL`,
-and `DATABASE_OWNER_URL` for the floor's table): `python -m tests.benchmarks ingest`.
+inserts them with ON CONFLICT DO NOTHING into a table of the same form. Needs a migrated, empty database
+(`DATABASE_URL`, and `DATABASE_OWNER_URL` for the floor's table): `python -m tests.benchmarks ingest`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
+import time_machine
+from django.test import Client
 
 from marketplace.accounts.services import SYSTEM
 from marketplace.contracts.models import Allocation, Entitlement, PeriodRate
@@ -122,7 +124,9 @@ def test_a_standing_bid_is_topped_up_for_the_next_book_or_sits_it_out(
     assert not check_ledger()
 
 
-def test_a_bid_for_one_period_ends_with_it_and_gives_its_hold_back(acme: Party, plant: Plant, now: datetime) -> None:
+def test_a_bid_for_one_period_ends_with_it_and_gives_its_hold_back(
+    acme: Party, plant: Plant, now: datetime
+) -> None:
     fund(acme, 1_000_000, now)
     bid = bid_of(acme, now, steps=((100_000, 10),), period_start=now + PERIOD)
     run_round(plant, now)
@@ -131,7 +135,9 @@ def test_a_bid_for_one_period_ends_with_it_and_gives_its_hold_back(acme: Party, 
     assert balance(organization_id=acme.id, kind="prepaid", currency="USD").pending_micros == 0
 
 
-def test_a_bid_cannot_be_cancelled_while_the_round_is_binding(acme: Party, plant: Plant, now: datetime) -> None:
+def test_a_bid_cannot_be_cancelled_while_the_round_is_binding(
+    acme: Party, plant: Plant, now: datetime
+) -> None:
     fund(acme, 1_000_000, now)
     bid = bid_of(acme, now)
     advance_auctions(now=now)
@@ -226,13 +232,34 @@ def test_mallory_sees_and_cancels_nothing_of_acmes(
 
 
 def test_the_public_market_shows_price_and_digests_but_no_book_of_few(
-    acme: Party, plant: Plant, now: datetime, client: object
+    acme: Party, plant: Plant, now: datetime, client: Client
 ) -> None:
     fund(acme, 1_000_000, now)
     bid_of(acme, now)
     auction = run_round(plant, now)
-    shown = client.get("/api/v1/market/tiny-chat").json()  # type: ignore[attr-defined]
+    with time_machine.travel(now + PERIOD, tick=False):
+        shown = client.get("/api/v1/market/tiny-chat").json()
     assert shown["last"]["clearing_rate_micros_per_mtok"] == 200_000
     assert shown["last"]["book_digest"] == auction.book_digest
     assert shown["depth"] is None
     assert "Acme" not in str(shown)
+    # A day later the aggregated book of few is public too; names never.
+    with time_machine.travel(now + PERIOD + timedelta(days=1), tick=False):
+        later = client.get("/api/v1/market/tiny-chat").json()
+    assert later["depth"]["demand"] == [
+        {"rate_micros_per_mtok": 450_000, "lots": 40},
+        {"rate_micros_per_mtok": 300_000, "lots": 60},
+    ]
+    assert str(acme.id) not in str(later)
+
+
+def test_the_same_operation_places_one_bid(acme: Party, plant: Plant, now: datetime) -> None:
+    fund(acme, 1_000_000, now)
+    operation = uuid7()
+    terms = BidTerms(grade="tiny-chat", client_id="b1", steps=((450_000, 40),))
+    first, second = (
+        place_bid(organization_id=acme.id, terms=terms, operation_id=operation, now=now, actor=SYSTEM)
+        for _ in range(2)
+    )
+    assert first.id == second.id
+    assert Bid.objects.count() == 1

@@ -148,8 +148,8 @@ def test_what_was_not_benched_is_not_sold(plant: Plant, hyperion: Party, now: da
     Host.objects.filter(pk=plant.host.pk).update(region="us")
     with pytest.raises(InvalidInput, match="delivered from eu"):
         list_again(plant, now)
-    Host.objects.filter(pk=plant.host.pk).update(region="eu", engine={"context_tokens": 2_048})
-    with pytest.raises(InvalidInput, match="4096 tokens of context"):
+    Host.objects.filter(pk=plant.host.pk).update(region="eu", engine={"context_tokens": 1_024})
+    with pytest.raises(InvalidInput, match="2048 tokens of context"):
         list_again(plant, now)
     bare = services.create_host(
         organization_id=hyperion.id, name="x", region="eu", site="", now=now, actor=SYSTEM

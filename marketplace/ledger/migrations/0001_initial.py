@@ -108,6 +108,7 @@ class Migration(migrations.Migration):
                 (
                     "credit_account",
                     models.ForeignKey(
+                        db_index=False,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="ledger.ledgeraccount",
@@ -116,6 +117,7 @@ class Migration(migrations.Migration):
                 (
                     "debit_account",
                     models.ForeignKey(
+                        db_index=False,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="ledger.ledgeraccount",

@@ -62,7 +62,8 @@ def place_bid(
 ) -> Bid:
     """Record a bid and hold its worst case; `period_start` None makes it standing.
 
-    Placing the same terms under the same client id again gives the same bid; other terms are a Conflict.
+    The same operation, or the same terms under the same client id, again gives the same bid; other terms are a
+    Conflict.
     Raises InvalidInput, MarketClosed, NotFound (grade) or InsufficientFunds; then nothing is changed.
     """
     organization = Organization.objects.get(pk=organization_id)
@@ -128,6 +129,9 @@ def _record_bid(
     if terms.period_start is not None:
         _check_period(grade.id, terms.period_start, now)
     bid_id = derived_id(operation_id, "bid")
+    earlier = Bid.objects.filter(pk=bid_id).first()
+    if earlier is not None:
+        return earlier
     contract = open_spot_contract(
         id=derived_id(bid_id, "contract"),
         organization_id=organization.id,
