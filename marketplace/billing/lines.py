@@ -72,27 +72,44 @@ class Terms:
     period_end: datetime
 
 
-def shares_of(amount: int, numerators: Mapping[UUID, int], fee_ppm: int) -> dict[UUID, Share]:
+def shares_of(
+    amount: int, numerators: Mapping[UUID, int], fee_ppm: int, rates: Mapping[UUID, int] | None = None
+) -> dict[UUID, Share]:
     """`amount` over the offerings by numerator, each with its fee; offerings of nothing get no share.
 
-    Where no offering supplied anything there is nothing to pay, so `amount` must be 0.
+    With `rates` (each offering's own, micros per Mtok) by numerator x rate. Where no offering supplied anything
+    there is nothing to pay, so `amount` must be 0.
     """
     supplying = {offering: numerator for offering, numerator in numerators.items() if numerator}
     if not supplying:
         assert amount == 0, "an amount without a supplier"
         return {}
-    parts = split_gross(amount, supplying)
+    # A rate of 0 still earns a share of what the buyer pays when nobody else supplied.
+    weights = {
+        offering: numerator * max(1, rates[offering]) if rates else numerator
+        for offering, numerator in supplying.items()
+    }
+    parts = split_gross(amount, weights)
     return {
         offering: Share(numerator, parts[offering], fee_of(parts[offering], fee_ppm))
         for offering, numerator in supplying.items()
     }
 
 
-def usage_line(kind: str, terms: Terms, numerators: Mapping[UUID, int], fee_ppm: int) -> Line:
-    """Metered volume at its rate: summed first, rounded once (half to even), then split over who delivered."""
+def usage_line(
+    kind: str,
+    terms: Terms,
+    numerators: Mapping[UUID, int],
+    fee_ppm: int,
+    rates: Mapping[UUID, int] | None = None,
+) -> Line:
+    """Metered volume at its rate: summed first, rounded once (half to even), then split over who delivered.
+
+    `rates` by offering where each is paid in proportion to a rate of its own (committed, in arrears).
+    """
     numerator = sum(numerators.values())
     amount = price_of(numerator, terms.rate_micros_per_mtok)
-    return _line(kind, terms, numerator, amount, shares_of(amount, numerators, fee_ppm))
+    return _line(kind, terms, numerator, amount, shares_of(amount, numerators, fee_ppm, rates))
 
 
 def spot_lines(

@@ -100,14 +100,17 @@ def accept_quote(
 
 
 def mark_month_paid(*, entitlement_id: UUID, now: datetime) -> None:
-    """The month's price is paid: it may be delivered. A contract suspended for want of it is active again."""
+    """The month's price is paid: it may be delivered. A contract suspended for want of it is active again.
+
+    A month that is over was never delivered and will not be charged: it keeps nobody from the running one.
+    """
     with transaction.atomic():
         contract_id = Entitlement.objects.values_list("contract_id", flat=True).get(pk=entitlement_id)
         Contract.objects.select_for_update(no_key=True).get(pk=contract_id)
         if not Entitlement.objects.filter(pk=entitlement_id, paid_at__isnull=True).update(paid_at=now):
             return
         unpaid = Entitlement.objects.filter(
-            contract_id=contract_id, period_start__lte=now, paid_at__isnull=True
+            contract_id=contract_id, period_start__lte=now, period_end__gt=now, paid_at__isnull=True
         )
         if not unpaid.exists():
             Contract.objects.filter(pk=contract_id, status=Contract.Status.SUSPENDED).update(

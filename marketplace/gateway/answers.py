@@ -79,7 +79,8 @@ class Answer:
 
     def _collect_call(self, part: Mapping[str, Any]) -> None:
         call = self._tool_calls.setdefault(
-            int(part.get("index", 0)), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            int(part.get("index", 0)),
+            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
         )
         call["id"] = part.get("id") or call["id"]
         function = part.get("function") or {}

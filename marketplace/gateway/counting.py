@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Final
 
-_TEXT_FIELDS: Final = ("content", "text", "name", "arguments", "prompt", "input")
+_TEXT_FIELDS: Final = ("content", "text", "name", "arguments", "prompt", "input", "tool_calls", "function")
+# What templates write out as JSON.
+_WRITTEN_OUT: Final = ("tools", "response_format")
 
 
 @cache
@@ -20,7 +23,8 @@ def _encoding() -> Any:
 def count_input_tokens(body: Mapping[str, Any]) -> int:
     """o200k tokens of the request's texts. An estimate of the native count, flagged as such wherever it is used."""
     texts = _texts([body.get(name) for name in ("messages", "prompt", "input")])
-    return sum(_encoding().count(text) for text in texts)
+    written = [json.dumps(body[name], ensure_ascii=False) for name in _WRITTEN_OUT if name in body]
+    return sum(len(_encoding().encode_ordinary(text)) for text in (*texts, *written))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -391,7 +391,9 @@ class Delivery:
         if used + min(LOOKAHEAD_TOKENS, left) * meter.output_ppm <= attempt.amount_numerator:
             return True
         if attempt.amount_numerator >= meter.most_numerator:
-            return True  # All that the request can come to is held; what a host says beyond it is never billed.
+            return (
+                True  # All that the request can come to is held; what a host says beyond it is never billed.
+            )
         if not attempt.no_more:
             delta = min(EXTEND_OUTPUT_TOKENS, left) * meter.output_ppm
             outcome = await self._means.store.extend_hold(

@@ -54,8 +54,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise invalid(None, f"The body is not valid JSON: {str(error)[:120]}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise invalid(None, "The body must be a JSON object.", code="invalid_json")
-    # A NUL can only come as an escape: raw control characters are no JSON.
-    if b"\\u" in raw:
+    # A NUL can only come as an escape: raw control characters are no JSON. And depth takes as many brackets.
+    if b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check_text(value, "", 0)
     return value
 

@@ -124,6 +124,10 @@ def delivery_line(
 
     `delta` is the volume by offering that no charge of the month has yet.
     """
+    if month.settled_at is not None:
+        # The whole fee is paid out: a count that changes now moves volume, and no money into a finished month.
+        shares = {offering: Share(numerator, 0, 0) for offering, numerator in delta.items()}
+        return _delivery(kind, terms, delta, shares)
     shares = delivery_shares(
         delta,
         before=_delivered_before(contract, month),
@@ -132,6 +136,10 @@ def delivery_line(
         left_micros=_left_of(month),
         fee_ppm=fee_ppm,
     )
+    return _delivery(kind, terms, delta, shares)
+
+
+def _delivery(kind: ChargeKind, terms: Terms, delta: dict[UUID, int], shares: dict[UUID, Share]) -> Line:
     return Line(
         kind=kind,
         rate_id=terms.rate_id,

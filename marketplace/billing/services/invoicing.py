@@ -64,6 +64,8 @@ def issue_invoices(*, month_start: datetime, now: datetime, early: bool = False)
     what is charged so far is invoiced, and the month's later charges go to the next invoice.
     """
     month = calendar_month(month_start)
+    if now < month.start:
+        raise InvalidInput("the month has not begun", field="month_start")
     if now < month.end and not early:
         raise InvalidInput("the month is not over yet", field="month_start")
     issued = []

@@ -121,8 +121,18 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
         terms = Terms(
             rate_id, grade_id, rates[rate_id].micros_per_mtok, sources.period.start, sources.period.end
         )
-        lines.append(usage_line(kind, terms, numerators, fee_ppm))
+        lines.append(usage_line(kind, terms, numerators, fee_ppm, _own_rates(sources, terms, numerators)))
     return lines
+
+
+def _own_rates(sources: Sources, terms: Terms, offerings: Iterable[UUID]) -> dict[UUID, int] | None:
+    """Committed in arrears: each provider's own firm rate, the contract's where a stranger stood in."""
+    contract = sources.contract
+    if contract.kind != ContractKind.COMMITTED or terms.rate_id != contract.rate_id:
+        return None
+    firm = Allocation.objects.filter(contract=contract, period_start__isnull=True)
+    own = dict(firm.values_list("offering_id", "rate_micros_per_mtok"))
+    return {offering: own.get(offering, terms.rate_micros_per_mtok) for offering in offerings}
 
 
 def _award_lines(

@@ -43,6 +43,8 @@ def issue_statements(*, month_start: datetime, now: datetime, early: bool = Fals
     Raises InvalidInput (field month_start) while the month runs, unless `early`.
     """
     month = calendar_month(month_start)
+    if now < month.start:
+        raise InvalidInput("the month has not begun", field="month_start")
     if now < month.end and not early:
         raise InvalidInput("the month is not over yet", field="month_start")
     issued = []

@@ -34,7 +34,7 @@ def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
     stays closed for the operator to look at, and nothing is published.
     """
     with transaction.atomic():
-        auction = Auction.objects.select_for_update().get(pk=auction_id)
+        auction = _locked_auction(auction_id)
         if auction.status != Auction.Status.CLOSED:
             return False
         book = Book.from_json(auction.book or {})
@@ -52,6 +52,13 @@ def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
         if result.price is not None:
             _record_trades(auction, book, result, now)
     return True
+
+
+def _locked_auction(auction_id: UUID) -> Auction:
+    auction = Auction.objects.select_for_update().filter(pk=auction_id).first()
+    if auction is None:
+        raise NotFound("There is no such auction.")
+    return auction
 
 
 def _record_trades(auction: Auction, book: Book, result: Clearing, now: datetime) -> None:
@@ -105,7 +112,7 @@ def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
 def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
     """cleared -> published: awards become entitlements with a hold of their own, the unawarded share goes back."""
     with transaction.atomic():
-        auction = Auction.objects.select_for_update().get(pk=auction_id)
+        auction = _locked_auction(auction_id)
         if auction.status != Auction.Status.CLEARED:
             return False
         rate = None

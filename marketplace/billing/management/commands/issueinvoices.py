@@ -21,7 +21,8 @@ class Command(BaseCommand):
     help = (
         "Issue the invoices and the provider statements of one UTC calendar month, then pay out. Prints JSON: the "
         "invoices and statements issued now (running it again issues nothing new and prints empty lists). A month "
-        "that still runs is refused unless --early is given; its later charges then go to the next invoice. "
+        "that still runs is refused unless --early is given; its later charges then go to the next invoice. One that "
+        "has not begun is always refused. "
         "Exit code 1 when refused."
     )
 
@@ -51,7 +52,7 @@ class Command(BaseCommand):
 
 
 def _month_start(period: str) -> datetime:
-    if not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", period) or period < "1970-01":
+    if not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", period) or not "1970-01" <= period <= "9998-12":
         raise CommandError(f"--period: must be YYYY-MM, not {period!r}")
     year, month = period.split("-")
     return datetime(int(year), int(month), 1, tzinfo=UTC)

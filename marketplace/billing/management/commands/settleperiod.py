@@ -19,7 +19,7 @@ class Command(BaseCommand):
         "Charge the buyers, credit the providers and take the market's fee for one settlement period, or, without "
         "an argument, for every period that is due. Prints JSON: settled, waiting (with the reason: not_due, "
         "usage_pending, holds_open) and failed. Running it again changes nothing. Exit code 0 when everything asked "
-        "for is settled, 1 when something waits or failed."
+        "for is settled, 1 when something waits or failed, or the time is refused."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -38,7 +38,10 @@ class Command(BaseCommand):
             # Without a named period only failures are news: the running period always waits.
             ok = not result.failed
         else:
-            moment = _moment(at or settlement_start or "", "--at" if at else "--settlement-start")
+            text, option = (settlement_start, "--settlement-start") if at is None else (at, "--at")
+            moment = _moment(text or "", option)
+            if moment > now:
+                raise CommandError(f"{option}: the period has not begun")
             period = settlement_period(moment)
             if settlement_start is not None and moment != period.start:
                 raise CommandError(
@@ -54,9 +57,10 @@ class Command(BaseCommand):
 def _moment(text: str, option: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise CommandError(f"{option}: not an ISO 8601 time: {text!r}") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment
 
 
 def _report(result: SettlementResult) -> dict[str, Any]:
