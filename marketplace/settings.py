@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -135,7 +134,7 @@ TEMPLATES = [
     }
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-AUTH_USER_MODEL = "accounts.User" if find_spec("marketplace.accounts.models") else "auth.User"
+AUTH_USER_MODEL = "accounts.User"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
@@ -280,14 +279,6 @@ REST_FRAMEWORK: dict[str, Any] = {
     "URL_FORMAT_OVERRIDE": None,
     "COERCE_DECIMAL_TO_STRING": True,
 }
-for _module, _names in {
-    "marketplace.api.authentication": ("DEFAULT_AUTHENTICATION_CLASSES",),
-    "marketplace.api.pagination": ("DEFAULT_PAGINATION_CLASS", "PAGE_SIZE"),
-    "marketplace.api.errors": ("EXCEPTION_HANDLER",),
-}.items():
-    if find_spec(_module) is None:
-        for _name in _names:
-            del REST_FRAMEWORK[_name]
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Tokenyard",
     "DESCRIPTION": "Buy and sell inference capacity by the token.",

@@ -1,7 +1,5 @@
 """Every address of the market: health, the REST API of each room, the portal."""
 
-from importlib.util import find_spec
-
 from django.urls import URLPattern, URLResolver, include, path
 from drf_spectacular.views import SpectacularAPIView
 
@@ -21,17 +19,13 @@ API_ROOMS = (
 )
 
 
-def _found(modules: tuple[str, ...]) -> list[str]:
-    return [module for module in modules if find_spec(module) is not None]
-
-
 _api: list[URLPattern | URLResolver] = [path("schema", SpectacularAPIView.as_view(), name="api-schema")]
-_api += [path("", include(module)) for module in _found(tuple(f"{room}.api" for room in API_ROOMS))]
+_api += [path("", include(f"{room}.api")) for room in API_ROOMS]
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("healthz", health.alive, name="healthz"),
     path("readyz", health.ready, name="readyz"),
     path("metrics", health.metrics, name="metrics"),
     path("api/v1/", include(_api)),
+    path("", include("marketplace.portal.urls")),
 ]
-urlpatterns += [path("", include(module)) for module in _found(("marketplace.portal.urls",))]

@@ -131,6 +131,11 @@ def update_organization(
 
 def create_user(*, email: str, password: str, name: str, now: datetime) -> User:
     """A person who can sign in. Raises InvalidInput (email, password, name), Conflict for a known address."""
+    return _saved_user(_checked_user(email=email, password=password, name=name, now=now))
+
+
+def _checked_user(*, email: str, password: str, name: str, now: datetime) -> User:
+    """Not stored yet. Raises InvalidInput."""
     email = _text(email, field="email", least=3, most=254).lower()
     try:
         validate_email(email)
@@ -144,6 +149,11 @@ def create_user(*, email: str, password: str, name: str, now: datetime) -> User:
     except ValidationError as error:
         raise InvalidInput(" ".join(error.messages), field="password") from error
     user.set_password(password)
+    return user
+
+
+def _saved_user(user: User) -> User:
+    """Raises Conflict for a known address."""
     try:
         with transaction.atomic():
             user.save(force_insert=True)
@@ -196,9 +206,9 @@ def add_person(
 
     A person who signs in already keeps his own, so the answer does not tell whether the address was known.
     """
-    user = User.objects.filter(email=email.strip().lower()).first()
-    if user is None:
-        user = create_user(email=email, password=initial_password, name=name, now=now)
+    # Checked and hashed for a known address too: neither a refusal nor the time it takes tells which it is.
+    given = _checked_user(email=email, password=initial_password, name=name, now=now)
+    user = User.objects.filter(email=given.email).first() or _saved_user(given)
     return add_member(organization_id=organization_id, user_id=user.id, role=role, now=now, actor=actor)
 
 

@@ -16,10 +16,11 @@ from rest_framework.response import Response
 
 from marketplace import clock
 from marketplace.accounts.models import ApiKey, AuditEntry, Membership, Organization, OrganizationRole
-from marketplace.accounts.scopes import Scope
+from marketplace.accounts.scopes import Scope, scopes_allowed
 from marketplace.accounts.selectors import api_keys_of, audit_of, members_of
 from marketplace.accounts.services import (
     LEGAL_FIELDS,
+    ScopeNotAllowed,
     add_person,
     create_api_key,
     create_organization,
@@ -170,10 +171,18 @@ class MembersView(ApiView):
 
     @extend_schema(operation_id="add_member", request=MemberIn, responses={201: MemberOut})
     def post(self, request: Request) -> Response:
-        """Add a person by e-mail address; `name` and `initial_password` count for one who has no sign-in yet."""
-        member = add_person(
-            organization_id=self.organization_id, **self.parse(MemberIn), now=clock.now(), actor=self.actor
-        )
+        """Add a person by e-mail address; `name` and `initial_password` count for one who has no sign-in yet.
+
+        Who may change things in the portal may there make any key, so a key that adds such a person must itself
+        carry every scope of the organization; one with less adds viewers.
+        """
+        data = self.parse(MemberIn)
+        missing = [
+            scope for scope in scopes_allowed(self.organization.roles) if scope not in self.api_key.scopes
+        ]
+        if missing and data["role"] != Membership.Role.VIEWER:
+            raise ScopeNotAllowed(f"a key without the scope {missing[0]!r} adds viewers only", field="role")
+        member = add_person(organization_id=self.organization_id, **data, now=clock.now(), actor=self.actor)
         return Response(MemberOut(member).data, status=status.HTTP_201_CREATED)
 
 

@@ -18,6 +18,8 @@ from marketplace.api.parsing import printable
 MAX_MICROS: Final = 10**15
 MAX_LOTS: Final = 10**9
 PPM: Final = 10**6
+# Far enough from both ends of what a datetime can be, that adding a term or a period to it never overflows.
+_YEARS: Final = range(1970, 3000)
 _UUID_FORM: Final = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII
 )
@@ -116,7 +118,10 @@ class StrictChoiceField(serializers.ChoiceField):
 class TimestampField(serializers.DateTimeField):
     """RFC 3339 with an offset, converted to UTC; a time without an offset is refused, not guessed."""
 
-    default_error_messages = {"invalid": "must be a time with an offset, like 2026-03-10T12:00:00Z"}
+    default_error_messages = {
+        "invalid": "must be a time with an offset, like 2026-03-10T12:00:00Z",
+        "out_of_range": "must lie between the years 1970 and 2999",
+    }
 
     def to_internal_value(self, value: Any) -> datetime:
         parsed = None
@@ -128,6 +133,9 @@ class TimestampField(serializers.DateTimeField):
         if parsed is None or parsed.tzinfo is None:
             self.fail("invalid", format="")
         try:
-            return parsed.astimezone(UTC)
+            moment = parsed.astimezone(UTC)
         except OverflowError:
             self.fail("invalid", format="")
+        if moment.year not in _YEARS:
+            self.fail("out_of_range")
+        return moment

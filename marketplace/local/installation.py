@@ -9,11 +9,9 @@ from pathlib import Path
 
 from marketplace.local import postgres, redis
 from marketplace.local.environment import new_secret, new_signing_key, write_environment, write_private
-from marketplace.local.paths import CHECKOUT
-from marketplace.local.ports import LOOPBACK, USUAL, choose_ports, read_ports, write_ports
+from marketplace.local.ports import LOOPBACK, USUAL, choose_ports, port_variable, read_ports, write_ports
 
 DATABASE = "tokenyard"
-PORT_VARIABLE = "TOKENYARD_PORT_"
 # The demo lives fast: a delivery and a settlement every half minute. The shell's values win.
 DEMO_PROFILE: Mapping[str, str] = {
     "DELIVERY_PERIOD_S": "30",
@@ -99,7 +97,7 @@ def prepare_installation(directory: Path) -> Installation:
     theirs = ("DATABASE_URL", "DATABASE_OWNER_URL", "REDIS_URL")
     environment = {name: os.environ.get(name) or value for name, value in own.items()}
     environment |= {name: os.environ[name] for name in theirs if os.environ.get(name) and name not in own}
-    environment |= {PORT_VARIABLE + name.upper().replace("-", "_"): str(port) for name, port in ports.items()}
+    environment |= {port_variable(name): str(port) for name, port in ports.items()}
     write_environment(directory, environment)
     return Installation(directory, ports, passwords, environment, embeds_postgres, embeds_redis)
 
@@ -114,13 +112,6 @@ def _kept_secrets(file: Path) -> dict[str, str]:
     return complete
 
 
-def has_module(path: str) -> bool:
-    """Whether this checkout has the module, without importing anything."""
-    return (CHECKOUT / (path.replace(".", "/") + ".py")).is_file()
-
-
 def has_demo() -> bool:
     """Whether the demonstration's cast and traffic are wanted: TOKENYARD_DEMO=0 starts an empty market."""
-    if os.environ.get("TOKENYARD_DEMO") == "0":
-        return False
-    return any(CHECKOUT.glob("marketplace/**/management/commands/demo.py"))
+    return os.environ.get("TOKENYARD_DEMO") != "0"

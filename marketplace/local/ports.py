@@ -69,8 +69,8 @@ def write_ports(file: Path, ports: Mapping[str, int]) -> None:
 
 def chosen_ports() -> dict[str, int]:
     """The ports of the market that this process belongs to, as `make run` tells its programs."""
-    return {name: int(os.environ[variable_of(name)]) for name in USUAL if variable_of(name) in os.environ}
+    return {name: int(os.environ[port_variable(name)]) for name in USUAL if port_variable(name) in os.environ}
 
 
-def variable_of(name: str) -> str:
+def port_variable(name: str) -> str:
     return "TOKENYARD_PORT_" + name.upper().replace("-", "_")

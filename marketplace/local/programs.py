@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from marketplace.local import postgres, redis
-from marketplace.local.installation import Installation, has_demo, has_module
+from marketplace.local.installation import Installation, has_demo
 from marketplace.local.paths import CHECKOUT
 from marketplace.local.ports import LOOPBACK
 
@@ -61,53 +61,75 @@ def stores(installation: Installation) -> list[Program]:
 
 def market(installation: Installation) -> list[Program]:
     """Everything above the stores, in the order of their start."""
-    ports, directory = installation.ports, installation.directory
-    web = [PYTHON, "-m", "gunicorn", "marketplace.wsgi:application", "--bind", f"{LOOPBACK}:{ports['web']}"]
-    web += ["--worker-class", "gthread", "--workers", "1", "--threads", "8", "--no-control-socket"]
-    found = [
-        Program("web", web, needs=("postgres", "redis"), probe="web", stop_as_group=False),
+    found = [_web(installation), _gateway(installation), *_celery(installation)]
+    if has_demo():
+        found += [*_engines(installation), *_agents(installation)]
+        traffic = [PYTHON, str(CHECKOUT / "manage.py"), "demo", "--traffic"]
+        found.append(Program("demo", traffic, needs=("web", "gateway")))
+    return found
+
+
+def _web(installation: Installation) -> Program:
+    command = [PYTHON, "-m", "gunicorn", "marketplace.wsgi:application"]
+    command += [
+        "--bind",
+        f"{LOOPBACK}:{installation.ports['web']}",
+        "--worker-class",
+        "gthread",
+        "--workers",
+        "1",
     ]
-    if has_module("marketplace.gateway.asgi"):
-        gateway = [PYTHON, "-m", "uvicorn", "marketplace.gateway.asgi:application", "--host", LOOPBACK]
-        gateway += ["--port", str(ports["gateway"]), "--no-access-log", "--loop", "uvloop", "--workers", "1"]
-        found.append(Program("gateway", gateway, needs=("postgres",), probe="gateway", stop_wait_s=25))
+    command += ["--threads", "8", "--no-control-socket"]
+    return Program("web", command, needs=("postgres", "redis"), probe="web", stop_as_group=False)
+
+
+def _gateway(installation: Installation) -> Program:
+    command = [PYTHON, "-m", "uvicorn", "marketplace.gateway.asgi:application", "--host", LOOPBACK]
+    command += [
+        "--port",
+        str(installation.ports["gateway"]),
+        "--no-access-log",
+        "--loop",
+        "uvloop",
+        "--workers",
+        "1",
+    ]
+    return Program("gateway", command, needs=("postgres",), probe="gateway", stop_wait_s=25)
+
+
+def _celery(installation: Installation) -> list[Program]:
     celery = [PYTHON, "-m", "celery", "-A", "marketplace.celery"]
     worker = [*celery, "worker", "-Q", "ingest,market,billing,default", "--concurrency", "2", "-P", "prefork"]
     worker += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
-    beat = [
-        *celery,
-        "beat",
-        "--schedule",
-        str(directory / "beat-schedule"),
-        "--pidfile=",
-        "--loglevel",
-        "WARNING",
+    beat = [*celery, "beat", "--schedule", str(installation.directory / "beat-schedule"), "--pidfile="]
+    beat += ["--loglevel", "WARNING"]
+    needs = ("postgres", "redis")
+    return [
+        Program("worker", worker, needs=needs, stop_wait_s=60, stop_as_group=False),
+        Program("beat", beat, needs=needs),
     ]
-    stores_ready = ("postgres", "redis")
-    found.append(Program("worker", worker, needs=stores_ready, stop_wait_s=60, stop_as_group=False))
-    found.append(Program("beat", beat, needs=stores_ready))
-    if has_module("marketplace.local.engine"):
-        # Two hosts of different size.
-        for number, context, parallel in ((1, 16_384, 4), (2, 8_192, 2)):
-            name = f"engine-{number}"
-            engine = [PYTHON, "-m", "marketplace.local.engine", "--port", str(ports[name])]
-            engine += ["--model", str(directory / "models" / f"tiny-{number}.gguf")]
-            engine += ["--n-ctx", str(context), "--n-parallel", str(parallel)]
-            found.append(Program(name, engine, probe=name))
-    if has_module("providers.agent.__main__"):
-        for number in (1, 2):
-            configuration = directory / f"agent-{number}.toml"
-            if configuration.exists():
-                agent = [PYTHON, "-m", "providers.agent", "run", "--config", str(configuration)]
-                needs = ("web", f"engine-{number}")
-                found.append(
-                    Program(f"agent-{number}", agent, needs=needs, probe=f"agent-{number}", stop_wait_s=25)
-                )
-    if has_demo():
+
+
+def _engines(installation: Installation) -> list[Program]:
+    """Two hosts of different size."""
+    found = []
+    for number, context, parallel in ((1, 16_384, 4), (2, 8_192, 2)):
+        name = f"engine-{number}"
+        command = [PYTHON, "-m", "marketplace.local.engine", "--port", str(installation.ports[name])]
+        command += ["--model", str(installation.directory / "models" / f"tiny-{number}.gguf")]
+        command += ["--n-ctx", str(context), "--n-parallel", str(parallel)]
+        found.append(Program(name, command, probe=name))
+    return found
+
+
+def _agents(installation: Installation) -> list[Program]:
+    found = []
+    for number in (1, 2):
+        configuration = installation.directory / f"agent-{number}.toml"
+        command = [PYTHON, "-m", "providers.agent", "run", "--config", str(configuration)]
+        needs = ("web", f"engine-{number}")
         found.append(
-            Program(
-                "demo", [PYTHON, str(CHECKOUT / "manage.py"), "demo", "--traffic"], needs=("web", "gateway")
-            )
+            Program(f"agent-{number}", command, needs=needs, probe=f"agent-{number}", stop_wait_s=25)
         )
     return found
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import psycopg
 import redis
 
-from marketplace.local.installation import PORT_VARIABLE
-from marketplace.local.ports import LOOPBACK
+from marketplace.local.ports import LOOPBACK, port_variable
 from marketplace.local.postgres import CannotStart
 
 DEFAULT_TIMEOUT_S = 60
@@ -53,5 +52,5 @@ def wait_for(parts: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> N
 
 
 def _health_url(part: str) -> str:
-    port = os.environ[PORT_VARIABLE + part.upper().replace("-", "_")]
+    port = os.environ[port_variable(part)]
     return f"http://{LOOPBACK}:{port}{_HEALTH_PATHS[part.partition('-')[0]]}"

@@ -174,9 +174,14 @@ def test_arrears_when_the_dearer_host_served_more_still_conserves_money(
     charge = Charge.objects.get()
     assert (charge.kind, charge.amount_micros) == ("usage", 33_842)  # 77 x 439.5 = 33,841.5, to even
     assert money(zenith, "payable") + money(operator, "fees") == 33_842
-    # Late usage of the cheap host changes the shares; the runs together come to the totals of both.
+    # Late usage of the cheap host: the runs together come to the totals of both.
     assert contract.rate is not None
-    meter(contract, contract.rate, cheap, 0, start)
+    meter(contract, contract.rate, cheap, 3 * LOT, start)
+    settle_hour(start)
+    total = sum(charge.amount_micros for charge in Charge.objects.all())
+    assert total == 80 * 439_500 // 1000
+    assert money(zenith, "payable") + money(hyperion, "payable") + money(operator, "fees") == total
+    assert money(acme, "receivable") == -total
     assert_books_balance()
 
 
@@ -280,9 +285,7 @@ def test_a_month_never_paid_does_not_keep_the_next_paid_one_from_being_delivered
     assert_books_balance()
 
 
-def test_months_of_a_contract_from_31_january_meet_at_the_month_ends(
-    db: None, operator: Party
-) -> None:
+def test_months_of_a_contract_from_31_january_meet_at_the_month_ends(db: None, operator: Party) -> None:
     now = datetime(2026, 1, 31, 8, 0, tzinfo=UTC)
     acme, hyperion = make_party("Acme", ["buyer"], now), make_party("Hyperion", ["provider"], now)
     grade = make_grade(now)
@@ -361,5 +364,3 @@ def test_counts_that_shrink_within_the_month_go_back_to_deferred(
     settle_last_hour(Entitlement.objects.get())
     assert (money(acme, "deferred"), money(hyperion, "payable")) == (0, 4_750_000)
     assert_books_balance()
-
-

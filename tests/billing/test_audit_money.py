@@ -151,7 +151,9 @@ def test_a_refund_after_the_invoice_waits_as_a_credit_and_gives_its_tax_back(
     accrue(contract, may, gross_up(90_000, 200_000), may)
     meter(contract, rate, plant, 150 * LOT, may)
     settle_hour(may)
-    (invoice,) = issue_invoices(month_start=datetime(2026, 5, 1, tzinfo=UTC), now=datetime(2026, 6, 2, tzinfo=UTC))
+    (invoice,) = issue_invoices(
+        month_start=datetime(2026, 5, 1, tzinfo=UTC), now=datetime(2026, 6, 2, tzinfo=UTC)
+    )
     assert (invoice.subtotal_micros, invoice.tax_micros, invoice.total_micros) == (60_000, 12_000, 70_000)
     assert invoice.number == "TY-2026-000002"
     assert money(operator, "tax") == 24_000
@@ -195,14 +197,17 @@ def test_on_demand_over_two_settlement_periods_is_two_accruals_and_two_charges(
     settle_hour(now)
     assert (money(acme, "prepaid"), pending(acme)) == (FUNDS - 1_800, 3_000)
     settle_hour(now + HOUR)
-    charges = Charge.objects.order_by("period_start").values_list("period_start", "period_end", "amount_micros")
+    charges = Charge.objects.order_by("period_start").values_list(
+        "period_start", "period_end", "amount_micros"
+    )
     assert list(charges) == [(now, now + HOUR, 1_800), (now + HOUR, now + 2 * HOUR, 3_000)]
     assert pending(acme) == 0
     assert_books_balance()
 
 
 @pytest.mark.parametrize(
-    ("currency", "minor", "whole"), [("JPY", 1_000_000, 61_000_000), ("KWD", 1_000, 61_230_000), ("USD", 10_000, 61_230_000)]
+    ("currency", "minor", "whole"),
+    [("JPY", 1_000_000, 61_000_000), ("KWD", 1_000, 61_230_000), ("USD", 10_000, 61_230_000)],
 )
 def test_documents_and_payouts_are_in_whole_units_of_the_currency(
     acme: Party,
@@ -234,7 +239,9 @@ def test_documents_and_payouts_are_in_whole_units_of_the_currency(
         reference_rate_micros_per_mtok=61_230_000,
         now=now,
     )
-    plant = make_plant(hyperion, grade, now, list_rate=61_230_567, firm_rate=50_000_000, spot_floor=20_000_000)
+    plant = make_plant(
+        hyperion, grade, now, list_rate=61_230_567, firm_rate=50_000_000, spot_floor=20_000_000
+    )
     Provider.objects.filter(organization_id=hyperion.id).update(
         self_billing_consent_at=now, payout_destination="iban-1"
     )

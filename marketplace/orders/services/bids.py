@@ -220,8 +220,9 @@ def _check_period(grade_id: UUID, period_start: datetime, now: datetime) -> None
         .filter(grade_id=grade_id, period_start=period_start)
         .first()
     )
-    gate_at = period_start - timedelta(seconds=settings.DELIVERY_PERIOD_S) / 10
-    if now >= gate_at or (
+    # Compared from `now`: the year 1 has no moment before it.
+    gate_passed = now + timedelta(seconds=settings.DELIVERY_PERIOD_S) / 10 >= period_start
+    if gate_passed or (
         auction is not None and auction.status not in (Auction.Status.OPEN, Auction.Status.NO_CANCEL)
     ):
         raise MarketClosed("The gate of that period has closed.", field="period_start")

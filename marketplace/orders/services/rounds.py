@@ -6,7 +6,9 @@ do or resume it, and two at once do it once.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -15,18 +17,21 @@ from django.db import transaction
 from django.db.models import F, Sum
 
 from marketplace.contracts.models import Contract, Entitlement
-from marketplace.errors import NotFound
+from marketplace.errors import DomainError, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.services import InsufficientFunds, change_hold
 from marketplace.orders.book import Book, BookAsk, BookBid
 from marketplace.orders.models import Ask, Auction, Bid, Trade
 from marketplace.orders.services.bids import CAP_MULTIPLE, end_bid, worst_case_with_tax
 from marketplace.periods import delivery_period
+from pricing.clearing_reference import EnginesDisagree
 from pricing.models import Grade
 from pricing.selectors import grades_in_force
 from providers.models import Offering
 from providers.selectors import dependable_lots, listed_offerings, share_ppm_of, unsold_ppm
 from providers.services import CapacityGone, take_period_share
+
+logger = logging.getLogger(__name__)
 
 # The order of the phases: no-cancel from 80% of the preceding period, gate at 90%.
 NO_CANCEL_PPM = 800_000
@@ -133,7 +138,7 @@ def _close_period(period_start: datetime, now: datetime) -> int:
                 grade_id=auction.grade_id,
                 period_start=auction.period_start,
                 cap=CAP_MULTIPLE * auction.grade.reference_rate_micros_per_mtok,
-                bids=[] if missed else _snapshot_bids(auction),
+                bids=[] if missed else _snapshot_bids(auction, now),
                 asks=asks.get(auction.id, []),
                 missed=missed,
             )
@@ -148,15 +153,17 @@ def _latest_clearing(auction: Auction) -> datetime:
     return auction.period_start + (auction.period_end - auction.period_start) / 10
 
 
-def _snapshot_bids(auction: Auction) -> list[BookBid]:
+def _snapshot_bids(auction: Auction, now: datetime) -> list[BookBid]:
     bids = (
         Bid.objects.select_for_update(of=("self",))
         .filter(grade_id=auction.grade_id, status=Bid.Status.OPEN, skip_reason="")
         .exclude(standing=False, period_start__gt=auction.period_start)
         .exclude(standing=False, period_start__lt=auction.period_start)
-        .order_by("pk")
+        .select_related("organization", "ledger_hold")
+        .order_by("ledger_hold__account_id", "pk")
         .prefetch_related("steps")
     )
+    covered = [bid for bid in bids if _is_covered(bid, now)]
     return [
         BookBid(
             id=bid.id,
@@ -166,8 +173,19 @@ def _snapshot_bids(auction: Auction) -> list[BookBid]:
             min_fill_lots=bid.min_fill_lots,
             all_or_none=bid.all_or_none,
         )
-        for bid in bids
+        for bid in sorted(covered, key=lambda bid: bid.id)
     ]
+
+
+def _is_covered(bid: Bid, now: datetime) -> bool:
+    """Whether the bid's hold is whole at the gate. An award published after this book was opened has taken its part."""
+    assert bid.ledger_hold is not None
+    steps = [(step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()]
+    if bid.ledger_hold.amount_micros >= worst_case_with_tax(steps, bid.organization.tax_ppm):
+        return True
+    _top_up_hold(bid, now)
+    bid.refresh_from_db(fields=["skip_reason"])
+    return not bid.skip_reason
 
 
 def _take_supply(auctions: list[Auction], now: datetime) -> dict[UUID, list[BookAsk]]:
@@ -223,7 +241,10 @@ def _take_supply(auctions: list[Auction], now: datetime) -> dict[UUID, list[Book
 
 
 def advance_auctions(*, now: datetime) -> dict[str, int]:
-    """Do everything that is due, in order; safe to call from any number of workers at any time."""
+    """Do everything that is due, in order; safe to call from any number of workers at any time.
+
+    An auction that cannot be cleared or published stays where it is, is logged, and holds up no other.
+    """
     from marketplace.orders.services.clearing import clear_auction, publish_auction
 
     done = {"no_cancel": enter_no_cancel(now=now), "closed": close_due_auctions(now=now)}
@@ -231,7 +252,7 @@ def advance_auctions(*, now: datetime) -> dict[str, int]:
         due = (
             Auction.objects.filter(status=status).order_by("period_start", "pk").values_list("pk", flat=True)
         )
-        done[step.__name__] = sum(step(auction_id=pk, now=now) for pk in list(due))
+        done[step.__name__] = sum(_try(step, pk, now) for pk in list(due))
     done["opened"] = len(open_auctions(now=now))
     done["delivered"] = Auction.objects.filter(status=Auction.Status.PUBLISHED, period_end__lte=now).update(
         status=Auction.Status.DELIVERED
@@ -239,6 +260,14 @@ def advance_auctions(*, now: datetime) -> dict[str, int]:
     done["settled"] = _settle_delivered()
     done["expired"] = _expire_single_bids(now)
     return done
+
+
+def _try(step: Callable[..., bool], auction_id: UUID, now: datetime) -> bool:
+    try:
+        return step(auction_id=auction_id, now=now)
+    except (DomainError, EnginesDisagree):
+        logger.exception("auction stuck", extra={"auction_id": str(auction_id), "step": step.__name__})
+        return False
 
 
 def _settle_delivered() -> int:
