@@ -166,7 +166,9 @@ def take_period_share(*, host_id: UUID, period_start: datetime, share_ppm: int) 
     assert share_ppm > 0
     assert delivery_period(period_start).start == period_start, "a delivery period begins on its grid"
     sold = _change_period(host_id, period_start, share_ppm)
-    if sold is None and _make_periods([host_id], [period_start]):
+    if sold is None:
+        # Whether we made the row or somebody else did at the same moment: now it is there to be taken from.
+        _make_periods([host_id], [period_start])
         sold = _change_period(host_id, period_start, share_ppm)
     if sold is None:
         raise CapacityGone("The host has not that much unsold in this period.")

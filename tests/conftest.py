@@ -53,6 +53,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.pluginmanager.register(_TellWorkers())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for whole markets begins first, so that the other worker has the rest to do meanwhile."""
+    slow = ("scenarios/", "faults/", "marketplace/test_local.py", "portal/test_browser.py")
+    items.sort(
+        key=lambda item: next((place for place, part in enumerate(slow) if part in item.nodeid), len(slow))
+    )
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and _FOLDER in config.stash:
         stop_services(config.stash[_FOLDER])

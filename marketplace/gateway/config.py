@@ -14,6 +14,8 @@ from psycopg.conninfo import make_conninfo
 # Below the five seconds within which a revocation must hold.
 CACHE_S: Final = 4.0
 CONNECT_TIMEOUT_S: Final = 3.0
+# Four megabytes over a slow line; who needs longer only keeps a connection.
+BODY_TIMEOUT_S: Final = 60
 MAX_ATTEMPTS: Final = 3
 # An answer larger than this is nothing an engine makes of max_output_tokens.
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, TypeVar
 
+from marketplace.gateway.config import BODY_TIMEOUT_S
 from marketplace.gateway.errors import ApiError
 from marketplace.gateway.parsing import MAX_BODY_BYTES
 
@@ -35,7 +36,16 @@ class Exchange:
         self.bytes_out = 0
 
     async def read_body(self) -> bytes:
-        """The whole body. Raises ApiError 413, ClientGone."""
+        """The whole body. Raises ApiError 408 for one that does not come to its end, 413, ClientGone."""
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await self._read_body()
+        except TimeoutError:
+            message = f"The body did not arrive within {BODY_TIMEOUT_S} seconds."
+            # Closed, or the connection would stay for the rest of the body.
+            raise ApiError(408, "request_timeout", message, headers={"connection": "close"}) from None
+
+    async def _read_body(self) -> bytes:
         too_large = ApiError(
             413, "request_too_large", f"The body must not be larger than {MAX_BODY_BYTES} bytes."
         )

@@ -18,7 +18,7 @@ QUOTE = {
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59Z"])
 def test_every_time_is_refused_by_its_field(acme: Party, grade: Any, moment: str) -> None:
-    idempotent = {"HTTP_IDEMPOTENCY_KEY": moment}
+    idempotent: dict[str, Any] = {"HTTP_IDEMPOTENCY_KEY": moment}
     answers = {
         "since": acme.api.get("/api/v1/usage", {"since": moment, "until": "2026-01-01T00:00:00Z"}),
         "until": acme.api.get("/api/v1/usage", {"until": moment}),

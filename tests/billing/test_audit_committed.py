@@ -250,13 +250,23 @@ def test_a_month_that_cannot_be_paid_suspends_and_a_top_up_revives(
     assert contract.status == "suspended"
     at = second.period_start + timedelta(minutes=10)
     beat(plant, at)
-    asked = {"organization_id": acme.id, "grade_ids": [grade.id], "numerators": [LOT]}
-    assert open_hold(id=uuid7(), contract_id=contract.id, now=at, **asked).outcome == "contract_suspended"
+
+    def request() -> str:
+        return open_hold(
+            id=uuid7(),
+            organization_id=acme.id,
+            grade_ids=[grade.id],
+            numerators=[LOT],
+            contract_id=contract.id,
+            now=at,
+        ).outcome
+
+    assert request() == "contract_suspended"
     fund(acme, 5_000_000, at)
     assert charge_committed_months(now=at).charged == [second.id]
     contract.refresh_from_db()
     assert contract.status == "active"
-    assert open_hold(id=uuid7(), contract_id=contract.id, now=at, **asked).outcome == "ok"
+    assert request() == "ok"
     assert (money(acme, "prepaid"), money(acme, "deferred")) == (0, 10_000_000)
     assert_books_balance()
 

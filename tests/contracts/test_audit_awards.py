@@ -97,6 +97,7 @@ def test_a_bid_whose_hold_is_awarded_whole_wins_again_and_again(
     # At the floor, so that the award costs exactly what the bid holds.
     bid = bid_of(acme, now, steps=((200_000, 60),))
     worst = 12_000
+    assert bid.ledger_hold_id is not None
     for number in range(2):
         auction = run_round(plant, now + PERIOD * number)
         assert (auction.status, auction.quantity_lots) == ("published", 60)
