@@ -7,7 +7,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
+from django.core.cache import caches
 from django.db import connections
 from pytest_django import DjangoDbBlocker
 
@@ -130,6 +131,8 @@ def django_db_setup(
     # Everything that speaks Redis reads the settings late: caches, the broker, the readiness probe.
     settings.REDIS_URL = settings.CELERY_BROKER_URL = services.redis_url
     settings.CACHES["default"]["LOCATION"] = services.redis_url
+    with suppress(AttributeError):  # none was made yet
+        del caches["default"]
     yield
     with django_db_blocker.unblock():
         connections.close_all()

@@ -11,6 +11,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST
 
+from marketplace.accounts.throttling import may_sign_in, note_wrong_sign_in
 from marketplace.portal.access import PortalRequest, choose_organization, public, seat_of
 from marketplace.portal.forms import SignInForm
 
@@ -26,9 +27,11 @@ def sign_in(request: PortalRequest) -> HttpResponse:
         return render(request, "portal/sign_in.html", {"form": SignInForm(), "next": wanted})
     form = SignInForm(request.POST)
     if form.is_valid():
-        user = authenticate(
-            request, username=form.cleaned_data["email"].strip(), password=form.cleaned_data["password"]
-        )
+        email, ip = form.cleaned_data["email"].strip(), request.META.get("REMOTE_ADDR", "")
+        if not may_sign_in(email=email, ip=ip):
+            form.add_error(None, "Too many wrong attempts. Wait five minutes, then try again.")
+            return render(request, "portal/sign_in.html", {"form": form, "next": wanted}, status=429)
+        user = authenticate(request, username=email, password=form.cleaned_data["password"])
         if user is not None:
             login(request, user)
             seat = seat_of(request)
@@ -38,6 +41,7 @@ def sign_in(request: PortalRequest) -> HttpResponse:
             if own:
                 return redirect(wanted)
             return redirect(seat.home if seat else "market")
+        note_wrong_sign_in(email=email, ip=ip)
         form.add_error(None, "E-mail address and password do not belong together.")
     return render(request, "portal/sign_in.html", {"form": form, "next": wanted}, status=422)
 
