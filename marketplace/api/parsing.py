@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import IO, Any, Final, NoReturn
+from typing import IO, Any, Final
 
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
@@ -33,9 +33,10 @@ class StrictJSONParser(BaseParser):
 
 
 def parse_json(body: bytes) -> Any:
-    """The value. Raises ParseError (400): not JSON; ValidationError (422): a field that is not text, named."""
+    """The value. Raises ParseError (400): not JSON; ValidationError (422): a field that is not text,
+    or NaN or Infinity, named."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
+        value = json.loads(body.decode("utf-8"), parse_constant=_Constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ParseError("The body is not UTF-8.") from error
     except RecursionError as error:
@@ -43,7 +44,7 @@ def parse_json(body: bytes) -> Any:
     except ValueError as error:
         # Python also refuses integers of more than 4,300 digits here.
         raise ParseError(f"The body is not JSON: {str(error)[:120]}.") from error
-    _check_text(value, "", 0)
+    _check_value(value, "", 0)
     return value
 
 
@@ -52,8 +53,11 @@ def printable(name: str) -> str:
     return name.encode("ascii", "backslashreplace").decode()[:80].replace("\x00", "\\x00")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
+class _Constant:
+    """NaN or Infinity where a value stands: kept until it can be refused by the name of its field."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -63,9 +67,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_text(value: Any, path: str, depth: int) -> None:
+def _check_value(value: Any, path: str, depth: int) -> None:
     if depth > _MOST_DEPTH:
         raise ParseError("The body is nested too deeply.")
+    if isinstance(value, _Constant):
+        detail = ErrorDetail(f"{value.name} is not a number in JSON", code="not_a_number")
+        raise ValidationError({path or "non_field_errors": [detail]})
     if isinstance(value, str):
         if not _is_text(value):
             detail = ErrorDetail("must not contain NUL or half of a surrogate pair", code="not_text")
@@ -73,11 +80,11 @@ def _check_text(value: Any, path: str, depth: int) -> None:
     elif isinstance(value, dict):
         for name, inner in value.items():
             step = f"{path}.{printable(name)}" if path else printable(name)
-            _check_text(name, step, depth + 1)
-            _check_text(inner, step, depth + 1)
+            _check_value(name, step, depth + 1)
+            _check_value(inner, step, depth + 1)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _check_text(inner, f"{path}.{index}" if path else str(index), depth + 1)
+            _check_value(inner, f"{path}.{index}" if path else str(index), depth + 1)
 
 
 def _is_text(value: str) -> bool:

@@ -47,6 +47,9 @@ pytestmark = pytest.mark.urls("tests.api.probe")
         ('{"steps": {}}', "steps"),
         ('"text"', ""),
         ("null", ""),
+        ('{"amount_micros": NaN}', "amount_micros"),
+        ('{"amount_micros": Infinity}', "amount_micros"),
+        ('{"steps": [{"lots": -Infinity}]}', "steps.0.lots"),
     ],
 )
 def test_bad_values_are_422_and_name_the_field(acme: Party, body: str, field: str) -> None:
@@ -59,16 +62,13 @@ def test_bad_values_are_422_and_name_the_field(acme: Party, body: str, field: st
     "body",
     [
         b"{",
-        b'{"amount_micros": NaN}',
-        b'{"amount_micros": Infinity}',
-        b'{"amount_micros": -Infinity}',
         b'{"amount_micros": 1, "amount_micros": 2}',
         b'{"note": "\xff"}',
         b'{"amount_micros": ' + b"9" * 5_000 + b"}",
         b'{"steps": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"steps": ' + b"[" * 40 + b"]" * 40 + b"}",
     ],
-    ids=["open", "nan", "inf", "-inf", "twice", "utf8", "digits", "deep", "nested"],
+    ids=["open", "twice", "utf8", "digits", "deep", "nested"],
 )
 def test_what_is_not_strict_json_is_400(acme: Party, body: bytes) -> None:
     answer = acme.api.post("/api/v1/parse", body, content_type="application/json")
