@@ -1,4 +1,4 @@
-"""One generation: hold, dispatch, carry, capture.
+"""One generation: hold, dispatch, carry; `settling` captures.
 
 A request has attempts at different hosts, each with a hold of its own, before the first byte only; at most one is
 captured. Whatever happens after dispatch, the hold ends captured or voided, or, where the gateway cannot know what was
@@ -10,77 +10,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import aiohttp
 import msgspec
-import psycopg
-from psycopg_pool import PoolTimeout
 
 from marketplace.contracts.holds import Opened
 from marketplace.gateway import metrics, upstream
 from marketplace.gateway.answers import Answer, has_output
-from marketplace.gateway.config import (
-    EXTEND_OUTPUT_TOKENS,
-    FIRST_OUTPUT_TOKENS,
-    LOOKAHEAD_TOKENS,
-    MAX_ANSWER_BYTES,
-    MAX_ATTEMPTS,
-    Config,
-)
-from marketplace.gateway.counting import count_input_tokens
+from marketplace.gateway.attempts import Attempt, HostFailed, Means
+from marketplace.gateway.config import FIRST_OUTPUT_TOKENS, MAX_ANSWER_BYTES, MAX_ATTEMPTS
 from marketplace.gateway.errors import ApiError, invalid, timed_out, upstream_failed
 from marketplace.gateway.exchange import ClientGone, Exchange
 from marketplace.gateway.parsing import EMBEDDINGS, Asked
 from marketplace.gateway.refusals import rate_limit_headers, refusal_of
-from marketplace.gateway.store import Caller, GradeVersion, Model, Store
+from marketplace.gateway.settling import Settling
+from marketplace.gateway.store import Caller, GradeVersion, Model
 from marketplace.gateway.usage import UsageMeter, finish_of
 from marketplace.ids import uuid7
 from metering.usage import Finish, Flag
 from pricing.rating import worst_case_numerator
-from pricing.units import OUTPUT_BUCKETS
 from providers.wire import DONE, DeliveryKey, SseParser, SseTooLong, encode_delivery_key
+
+__all__ = ["Delivery", "Means"]
 
 logger = logging.getLogger(__name__)
 
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _REFUSED_BY_REQUEST: Final = frozenset({400, 404, 413, 422})
-_CAPTURE_RETRIES_S: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
 _decode: Final = msgspec.json.Decoder().decode
-
-
-class HostFailed(Exception):
-    """The host, or the way to it, failed."""
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One dispatched attempt with its open hold; `amount_numerator` grows with extensions."""
-
-    number: int
-    hold_id: UUID
-    opened: Opened
-    grade: GradeVersion
-    meter: UsageMeter
-    limit: int
-    amount_numerator: int
-    response: aiohttp.ClientResponse
-    first: bytes
-    first_byte_ms: int
-    no_more: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What every delivery of this process shares."""
-
-    config: Config
-    store: Store
-    client: aiohttp.ClientSession
-    source_id: UUID
 
 
 class Delivery:
@@ -104,12 +64,21 @@ class Delivery:
         self._asked = asked
         self._model = model
         self._contract_id = contract_id
-        self._bytes_in = bytes_in
         self._occurred_at = occurred_at
         self._started = time.monotonic()
         # Market time: the event's id is this one, and its time must lie with its period.
         self.generation_id = uuid7(occurred_at)
         self._embeddings = asked.path == EMBEDDINGS
+        self._settling = Settling(
+            means,
+            exchange,
+            caller=caller,
+            asked=asked,
+            request_id=self.generation_id,
+            bytes_in=bytes_in,
+            occurred_at=occurred_at,
+            started=self._started,
+        )
 
     async def serve(self) -> None:
         """Answers the exchange. Raises ApiError (nothing was sent yet) or ClientGone."""
@@ -157,11 +126,11 @@ class Delivery:
             except HostFailed as error:
                 metrics.ATTEMPTS.labels("failed").inc()
                 logger.warning("attempt failed", extra={"host_id": str(opened.host_id), "reason": str(error)})
-                await self._void(hold_id)
+                await self._settling.void(hold_id)
                 assert opened.offering_id is not None
                 exclude.append(opened.offering_id)
             except ApiError:
-                await self._void(hold_id)
+                await self._settling.void(hold_id)
                 raise
         raise upstream_failed()
 
@@ -289,7 +258,7 @@ class Delivery:
         watch.add_done_callback(hang_up)
         finish, flags = await self._carry(attempt, answer)
         watch.remove_done_callback(hang_up)
-        settled = await self._settle(attempt, finish, flags)
+        settled = await self._settling.settle(attempt, finish, flags)
         if self._exchange.gone:
             raise ClientGone
         if not settled or finish in (Finish.ERROR, Finish.TIMEOUT):
@@ -323,7 +292,7 @@ class Delivery:
                         await self._exchange.write(out, more=True)
                     if ended or meter.finish is not None:
                         pass  # Only usage can follow; nothing more is generated.
-                    elif not await self._covered(attempt):
+                    elif not await self._settling.covered(attempt):
                         attempt.response.close()
                         await self._cut(attempt, answer)
                         return Finish.BUDGET, {Flag.CUT_BUDGET}
@@ -341,7 +310,7 @@ class Delivery:
             return Finish.ERROR, {Flag.UPSTREAM_FAILED}
         except asyncio.CancelledError:
             # The process is stopping: what was carried is captured all the same.
-            await asyncio.shield(self._settle(attempt, Finish.CLIENT_GONE, {Flag.CLIENT_GONE}))
+            await asyncio.shield(self._settling.settle(attempt, Finish.CLIENT_GONE, {Flag.CLIENT_GONE}))
             raise
         if self._exchange.gone and meter.finish is None:
             return Finish.CLIENT_GONE, {Flag.CLIENT_GONE}
@@ -382,30 +351,6 @@ class Delivery:
                     answer.collect(choice)
         return b"".join(out), False
 
-    async def _covered(self, attempt: Attempt) -> bool:
-        """Whether the hold covers the next tokens, extending it where it does not. False: cut the stream now."""
-        meter = attempt.meter
-        used = meter.bound()
-        made = sum(meter.counts().get(bucket, 0) for bucket in OUTPUT_BUCKETS) or meter.generated_chunks
-        left = max(1, attempt.limit - made)
-        if used + min(LOOKAHEAD_TOKENS, left) * meter.output_ppm <= attempt.amount_numerator:
-            return True
-        if attempt.amount_numerator >= meter.most_numerator:
-            return (
-                True  # All that the request can come to is held; what a host says beyond it is never billed.
-            )
-        if not attempt.no_more:
-            delta = min(EXTEND_OUTPUT_TOKENS, left) * meter.output_ppm
-            outcome = await self._means.store.extend_hold(
-                id=attempt.hold_id, delta_numerator=delta, now=await self._means.store.now()
-            )
-            metrics.HOLDS.labels(f"extend_{outcome}").inc()
-            if outcome == "ok":
-                attempt.amount_numerator += delta
-                return True
-            attempt.no_more = True
-        return used + meter.output_ppm <= attempt.amount_numerator
-
     async def _cut(self, attempt: Attempt, answer: Answer) -> None:
         if self._asked.stream:
             if not self._exchange.started:
@@ -435,10 +380,10 @@ class Delivery:
             if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
                 raise HostFailed("no embeddings in the answer")
         except (TimeoutError, aiohttp.ClientError, OSError, HostFailed, msgspec.DecodeError):
-            await self._void(attempt.hold_id)
+            await self._settling.void(attempt.hold_id)
             raise upstream_failed() from None
         attempt.meter.feed(whole)
-        await self._settle(attempt, Finish.NONE, set())
+        await self._settling.settle(attempt, Finish.NONE, set())
         usage = attempt.meter.usage_object(opened=attempt.opened, generation_id=self.generation_id)
         body = {"object": "list", "data": whole["data"], "model": self._asked.model, "usage": usage}
         await self._exchange.answer(200, msgspec.json.encode(body), self._headers(attempt.opened))
@@ -449,86 +394,3 @@ class Delivery:
             "x-request-id": str(self.generation_id),
             "x-tokenyard-contract": str(opened.contract_id),
         } | rate_limit_headers(opened)
-
-    # Settling the hold -----------------------------------------------------------------------------------------------
-
-    async def _settle(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
-        """Captures or voids, also when the caller's task is cancelled meanwhile. True when the hold is captured."""
-        return await asyncio.shield(asyncio.ensure_future(self._end_hold(attempt, finish, flags)))
-
-    async def _end_hold(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
-        meter = attempt.meter
-        meter.flags |= flags
-        if meter.generated_chunks == 0 and finish in (Finish.ERROR, Finish.TIMEOUT):
-            await self._void(attempt.hold_id)
-            return False
-        if not meter.reported:
-            if meter.generated_chunks == 0 and finish is Finish.CLIENT_GONE:
-                # Nobody here knows how far the engine came; the agent does, and the sweeper takes its word.
-                metrics.HOLDS.labels("left_to_sweeper").inc()
-                return False
-            meter.estimate(await asyncio.to_thread(count_input_tokens, self._asked.body))
-        meter.cut_to_bounds()
-        if meter.numerator() > attempt.amount_numerator:
-            await self._cover_or_cap(attempt)
-        started = time.monotonic()
-        captured = await self._capture(attempt, finish)
-        metrics.CAPTURE_SECONDS.observe(time.monotonic() - started)
-        metrics.ATTEMPTS.labels("delivered").inc()
-        for bucket, count in meter.counts().items():
-            metrics.TOKENS.labels(bucket.value).inc(count)
-        return captured
-
-    async def _cover_or_cap(self, attempt: Attempt) -> None:
-        excess = attempt.meter.numerator() - attempt.amount_numerator
-        outcome = "closed"
-        if not attempt.no_more:
-            outcome = await self._means.store.extend_hold(
-                id=attempt.hold_id, delta_numerator=excess, now=await self._means.store.now()
-            )
-        if outcome == "ok":
-            attempt.amount_numerator += excess
-        else:
-            attempt.meter.cap(attempt.amount_numerator)
-
-    async def _capture(self, attempt: Attempt, finish: Finish) -> bool:
-        numerator = attempt.meter.numerator()
-        event = attempt.meter.event(
-            hold_id=attempt.hold_id,
-            request_id=self.generation_id,
-            attempt=attempt.number,
-            opened=attempt.opened,
-            api_key_id=self._caller.api_key_id,
-            occurred_at=self._occurred_at,
-            finish=finish,
-            bytes_in=self._bytes_in,
-            bytes_out=self._exchange.bytes_out,
-            first_byte_ms=attempt.first_byte_ms,
-            duration_ms=round((time.monotonic() - self._started) * 1000),
-        )
-        for pause_s in (*_CAPTURE_RETRIES_S, None):
-            try:
-                captured = await self._means.store.capture_hold(
-                    id=attempt.hold_id,
-                    numerator=numerator,
-                    event=event,
-                    source_id=self._means.source_id,
-                    now=await self._means.store.now(),
-                )
-            except (psycopg.OperationalError, PoolTimeout):
-                if pause_s is None:
-                    # The hold stays open, and the sweeper captures the agent's count.
-                    logger.exception("capture failed", extra={"hold_id": str(attempt.hold_id)})
-                    return False
-                await asyncio.sleep(pause_s)
-                continue
-            metrics.HOLDS.labels(f"capture_{captured.outcome}").inc()
-            return captured.outcome in ("ok", "captured")
-        return False
-
-    async def _void(self, hold_id: UUID) -> None:
-        """Gives the hold back; where the database does not answer, the sweeper will."""
-        try:
-            await self._means.store.void_hold(id=hold_id, now=await self._means.store.now())
-        except (psycopg.OperationalError, PoolTimeout):
-            logger.exception("void failed", extra={"hold_id": str(hold_id)})

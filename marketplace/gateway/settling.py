@@ -1,0 +1,160 @@
+"""An attempt's hold after dispatch: it covers what comes next, and ends captured or voided.
+
+Where the gateway cannot know what was used, the hold stays for the sweeper, which captures the agent's signed count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from marketplace.gateway import metrics
+from marketplace.gateway.attempts import Attempt, Means
+from marketplace.gateway.config import EXTEND_OUTPUT_TOKENS, LOOKAHEAD_TOKENS
+from marketplace.gateway.counting import count_input_tokens
+from marketplace.gateway.exchange import Exchange
+from marketplace.gateway.parsing import Asked
+from marketplace.gateway.store import Caller
+from metering.usage import Finish, Flag
+from pricing.units import OUTPUT_BUCKETS
+
+logger = logging.getLogger(__name__)
+
+_CAPTURE_RETRIES_S: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+
+class Settling:
+    """The holds of one request. `started` is on the monotonic clock; `occurred_at` is admission, in market time."""
+
+    def __init__(
+        self,
+        means: Means,
+        exchange: Exchange,
+        *,
+        caller: Caller,
+        asked: Asked,
+        request_id: UUID,
+        bytes_in: int,
+        occurred_at: datetime,
+        started: float,
+    ) -> None:
+        self._means = means
+        self._exchange = exchange
+        self._caller = caller
+        self._asked = asked
+        self._request_id = request_id
+        self._bytes_in = bytes_in
+        self._occurred_at = occurred_at
+        self._started = started
+
+    async def covered(self, attempt: Attempt) -> bool:
+        """Whether the hold covers the next tokens, extending it where it does not. False: cut the stream now."""
+        meter = attempt.meter
+        used = meter.bound()
+        made = sum(meter.counts().get(bucket, 0) for bucket in OUTPUT_BUCKETS) or meter.generated_chunks
+        left = max(1, attempt.limit - made)
+        if used + min(LOOKAHEAD_TOKENS, left) * meter.output_ppm <= attempt.amount_numerator:
+            return True
+        if attempt.amount_numerator >= meter.most_numerator:
+            return (
+                True  # All that the request can come to is held; what a host says beyond it is never billed.
+            )
+        if not attempt.no_more:
+            delta = min(EXTEND_OUTPUT_TOKENS, left) * meter.output_ppm
+            outcome = await self._means.store.extend_hold(
+                id=attempt.hold_id, delta_numerator=delta, now=await self._means.store.now()
+            )
+            metrics.HOLDS.labels(f"extend_{outcome}").inc()
+            if outcome == "ok":
+                attempt.amount_numerator += delta
+                return True
+            attempt.no_more = True
+        return used + meter.output_ppm <= attempt.amount_numerator
+
+    async def settle(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
+        """Captures or voids, also when the caller's task is cancelled meanwhile. True when the hold is captured."""
+        return await asyncio.shield(asyncio.ensure_future(self._end_hold(attempt, finish, flags)))
+
+    async def _end_hold(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
+        meter = attempt.meter
+        meter.flags |= flags
+        if meter.generated_chunks == 0 and finish in (Finish.ERROR, Finish.TIMEOUT):
+            await self.void(attempt.hold_id)
+            return False
+        if not meter.reported:
+            if meter.generated_chunks == 0 and finish is Finish.CLIENT_GONE:
+                # Nobody here knows how far the engine came; the agent does, and the sweeper takes its word.
+                metrics.HOLDS.labels("left_to_sweeper").inc()
+                return False
+            meter.estimate(await asyncio.to_thread(count_input_tokens, self._asked.body))
+        meter.cut_to_bounds()
+        if meter.numerator() > attempt.amount_numerator:
+            await self._cover_or_cap(attempt)
+        started = time.monotonic()
+        captured = await self._capture(attempt, finish)
+        metrics.CAPTURE_SECONDS.observe(time.monotonic() - started)
+        metrics.ATTEMPTS.labels("delivered").inc()
+        for bucket, count in meter.counts().items():
+            metrics.TOKENS.labels(bucket.value).inc(count)
+        return captured
+
+    async def _cover_or_cap(self, attempt: Attempt) -> None:
+        excess = attempt.meter.numerator() - attempt.amount_numerator
+        outcome = "closed"
+        if not attempt.no_more:
+            outcome = await self._means.store.extend_hold(
+                id=attempt.hold_id, delta_numerator=excess, now=await self._means.store.now()
+            )
+        if outcome == "ok":
+            attempt.amount_numerator += excess
+        else:
+            attempt.meter.cap(attempt.amount_numerator)
+
+    async def _capture(self, attempt: Attempt, finish: Finish) -> bool:
+        numerator = attempt.meter.numerator()
+        event = attempt.meter.event(
+            hold_id=attempt.hold_id,
+            request_id=self._request_id,
+            attempt=attempt.number,
+            opened=attempt.opened,
+            api_key_id=self._caller.api_key_id,
+            occurred_at=self._occurred_at,
+            finish=finish,
+            bytes_in=self._bytes_in,
+            bytes_out=self._exchange.bytes_out,
+            first_byte_ms=attempt.first_byte_ms,
+            duration_ms=round((time.monotonic() - self._started) * 1000),
+        )
+        for pause_s in (*_CAPTURE_RETRIES_S, None):
+            try:
+                captured = await self._means.store.capture_hold(
+                    id=attempt.hold_id,
+                    numerator=numerator,
+                    event=event,
+                    source_id=self._means.source_id,
+                    now=await self._means.store.now(),
+                )
+            except (psycopg.OperationalError, PoolTimeout):
+                if pause_s is None:
+                    # The hold stays open, and the sweeper captures the agent's count.
+                    logger.exception("capture failed", extra={"hold_id": str(attempt.hold_id)})
+                    return False
+                await asyncio.sleep(pause_s)
+                continue
+            metrics.HOLDS.labels(f"capture_{captured.outcome}").inc()
+            return captured.outcome in ("ok", "captured")
+        return False
+
+    async def void(self, hold_id: UUID) -> None:
+        """Gives the hold back; where the database does not answer, the sweeper will."""
+        try:
+            await self._means.store.void_hold(id=hold_id, now=await self._means.store.now())
+        except (psycopg.OperationalError, PoolTimeout):
+            logger.exception("void failed", extra={"hold_id": str(hold_id)})
