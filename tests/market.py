@@ -34,7 +34,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 MODEL = "tiny-chat"
 REDIS_PASSWORD = "for-tests-on-loopback"
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 90
 # As the demonstration, but faster still: what matters is that several periods pass.
 PROFILE = {
     "DELIVERY_PERIOD_S": "10",

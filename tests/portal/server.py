@@ -15,7 +15,7 @@ import requests
 from marketplace.local.ports import any_free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 90
 
 
 @dataclass(frozen=True)
