@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -72,6 +73,13 @@ class Plant:
     host: Host
     offering: Offering
     private_key: Ed25519PrivateKey
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _plant, (self.host, self.offering, self.private_key.private_bytes_raw())
+
+
+def _plant(host: Host, offering: Offering, private_key: bytes) -> Plant:
+    return Plant(host, offering, Ed25519PrivateKey.from_private_bytes(private_key))
 
 
 def make_party(name: str, roles: list[str], now: datetime) -> Party:

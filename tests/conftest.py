@@ -20,7 +20,7 @@ from django.core.cache import caches
 from django.db import connections
 from pytest_django import DjangoDbBlocker
 
-from tests.database import Services, services_of, stop_services
+from tests.database import TEMPLATE, Services, services_of, stop_services
 
 pytest_plugins = ("tests.cast", "tests.engine", "tests.house", "tests.market")
 
@@ -65,6 +65,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput") and _FOLDER in config.stash:
         stop_services(config.stash[_FOLDER])
+
+
+@pytest.fixture(scope="session")
+def session_folder(pytestconfig: pytest.Config) -> Path:
+    """Shared by all workers of this test session, gone after it."""
+    return pytestconfig.stash[_FOLDER]
 
 
 @pytest.fixture(scope="session")
@@ -146,12 +152,12 @@ def worker_name() -> str:
 
 @contextmanager
 def own_database(
-    services: Services, blocker: DjangoDbBlocker, worker_name: str, name: str
+    services: Services, blocker: DjangoDbBlocker, worker_name: str, name: str, *, template: str = TEMPLATE
 ) -> Iterator[TestDatabase]:
     """A fresh copy that Django works on inside the block."""
     shared = _database(services, f"tests_{worker_name}")
     own = _database(services, f"tests_{worker_name}_{name}")
-    services.clone(own.name)
+    services.clone(own.name, template=template)
     with blocker.unblock():
         _point_django_at(own)
         try:

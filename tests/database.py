@@ -62,10 +62,10 @@ class Services:
             postgres.SUPERUSER, _PASSWORD, port=self.postgres_port, database=database
         )
 
-    def clone(self, database: str) -> None:
-        """A fresh, migrated database of this name."""
+    def clone(self, database: str, *, template: str = TEMPLATE) -> None:
+        """A fresh, migrated database of this name, or a copy of another that nobody is connected to."""
         self.drop(database)
-        self._execute("CREATE DATABASE {} TEMPLATE {} OWNER {}", database, TEMPLATE, postgres.OWNER_ROLE)
+        self._execute("CREATE DATABASE {} TEMPLATE {} OWNER {}", database, template, postgres.OWNER_ROLE)
 
     def drop(self, database: str) -> None:
         """Drop it with whoever is still connected."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from fcntl import LOCK_EX, flock
 from functools import cached_property
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 import time_machine
 from django.apps import apps
-from django.db import models
+from django.db import connections, models
 from django.urls import URLPattern, URLResolver, get_resolver
 from pytest_django import DjangoDbBlocker
 from rest_framework.test import APIClient
@@ -42,6 +45,7 @@ ROOMS = (
     "orders",
     "billing",
 )
+TEMPLATE = "tokenyard_house"
 NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC) + HOURS_BEHIND * HOUR + timedelta(minutes=2)
 
 
@@ -169,11 +173,25 @@ def make_house(database: TestDatabase) -> House:
 
 @pytest.fixture(scope="module")
 def house(
-    services: Services, django_db_setup: None, django_db_blocker: DjangoDbBlocker, worker_name: str
+    services: Services,
+    session_folder: Path,
+    django_db_setup: None,
+    django_db_blocker: DjangoDbBlocker,
+    worker_name: str,
 ) -> Iterator[House]:
-    """Not together with `db` in one module. The wall clock stands at NOW."""
-    with (
-        time_machine.travel(NOW, tick=False),
-        own_database(services, django_db_blocker, worker_name, "house") as database,
-    ):
-        yield make_house(database)
+    """Not together with `db` in one module. The wall clock stands at NOW.
+
+    Built once per session, by whichever worker comes first; every module has a copy of its own.
+    """
+    kept = session_folder / "house.pickle"
+    with time_machine.travel(NOW, tick=False):
+        with (session_folder / "house.lock").open("w") as lock:
+            flock(lock, LOCK_EX)
+            if not kept.exists():
+                with own_database(services, django_db_blocker, worker_name, "first_house") as first:
+                    made = make_house(first)
+                    connections.close_all()
+                    services.clone(TEMPLATE, template=first.name)
+                kept.write_bytes(pickle.dumps(made))
+        with own_database(services, django_db_blocker, worker_name, "house", template=TEMPLATE) as database:
+            yield replace(pickle.loads(kept.read_bytes()), database=database)  # noqa: S301 - our own file
