@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django.db import IntegrityError, connection, transaction
 from django.db.models import Exists, OuterRef
+from psycopg import Binary, Cursor
 
 from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
 from metering.ingesting import ingest_batches, retry_failed_batches
@@ -156,28 +157,49 @@ def accept_batch(*, source: MeterSource, body: bytes, now: datetime) -> UsageBat
     return _accept_numbered(source, header, body.partition(b"\n")[2], now)
 
 
+_ACCEPT_SQL: Final = """
+INSERT INTO metering_usagebatch (
+    id, source_id, sequence_from, sequence_to, previous_digest, digest, chain, body, body_bytes, status, attempts,
+    accepted_events, duplicate_events, exceptions, error, received_at
+) VALUES (
+    uuidv7(), %s, %s, %s, %s, %s, %s, %b, %s, 'pending', 0, 0, 0, '[]', '', %s
+)
+RETURNING id
+"""
+
+
 @transaction.atomic
 def _accept_numbered(source: MeterSource, header: BatchHeader, lines: bytes, now: datetime) -> UsageBatch:
     # One batch of a source at a time, or two could both take themselves for the next one.
     locked = MeterSource.objects.select_for_update(no_key=True).get(pk=source.pk)
-    known = UsageBatch.objects.filter(
-        source=locked, sequence_from=header.sequence_from, digest=header.digest
-    ).first()
+    known = (
+        UsageBatch.objects.defer("body")
+        .filter(source=locked, sequence_from=header.sequence_from, digest=header.digest)
+        .first()
+    )
     if known is not None:
         return known
     if locked.status != MeterSource.Status.ACTIVE:
         raise SourceClosed("The host was enrolled again since; this meter sends no more.")
-    batch = UsageBatch.objects.create(
-        source=locked,
-        sequence_from=header.sequence_from,
-        sequence_to=header.sequence_to,
-        previous_digest=header.previous_digest,
-        digest=header.digest,
-        chain=_link(locked, header),
-        body=lines,
-        body_bytes=len(lines),
-        received_at=now,
-    )
+    # Not Django's cursor: it would send a megabyte of body as two of text, for the server to read again.
+    with Cursor(connection.connection) as cursor:
+        cursor.execute(
+            _ACCEPT_SQL,
+            [
+                locked.pk,
+                header.sequence_from,
+                header.sequence_to,
+                header.previous_digest,
+                header.digest,
+                _link(locked, header),
+                Binary(lines),
+                len(lines),
+                now,
+            ],
+        )
+        row = cursor.fetchone()
+    assert row is not None, "an INSERT ... RETURNING returns its row"
+    batch = UsageBatch.objects.defer("body").get(pk=row[0])
     if header.sequence_to >= locked.next_sequence:
         locked.next_sequence = header.sequence_to + 1
         locked.last_digest = header.digest

@@ -88,6 +88,48 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     first_byte_ms: Count | None = None
 
 
+class LeanCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """An event's buckets in the order of `Bucket`; null is not reported."""
+
+    uncached_input: Count | None = None
+    cache_read: Count | None = None
+    cache_write: Count | None = None
+    output: Count | None = None
+    reasoning: Count | None = None
+    image_input: Count | None = None
+    audio_input: Count | None = None
+    audio_output: Count | None = None
+
+
+class LeanEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A `UsageEvent` whose ids and period are still text: nearly three times as fast to read.
+
+    Every line that `decode_event` takes is one of these, with the same values. The reverse holds once the text is
+    proved, which ingestion does once for the many events that share it.
+    """
+
+    id: str
+    sequence: Sequenced
+    request_id: str
+    attempt: Ordinal
+    part: Ordinal
+    contract_id: str
+    offering_id: str
+    grade_id: str
+    rate_id: str
+    period_start: str
+    occurred_at: Moment
+    buckets: LeanCounts
+    finish: Finish
+    bytes_in: Count
+    bytes_out: Count
+    duration_ms: Count
+    api_key_id: str | None = None
+    flags: tuple[Flag, ...] = ()
+    recount_o200k: Count | None = None
+    first_byte_ms: Count | None = None
+
+
 class BatchHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """First line of a batch. `digest` chains `previous_digest` (GENESIS_DIGEST for the first) and the event
     lines.
@@ -111,6 +153,7 @@ class UsageError(ValueError):
 
 
 _event_decoder = msgspec.json.Decoder(UsageEvent)
+_lean_decoder = msgspec.json.Decoder(LeanEvent)
 _header_decoder = msgspec.json.Decoder(BatchHeader)
 _encoder = msgspec.json.Encoder(order="sorted")
 
@@ -127,18 +170,35 @@ def decode_event(line: bytes) -> UsageEvent:
         raise UsageError("event", "not UTF-8") from None
 
 
+def decode_lean(lines: Sequence[bytes]) -> list[LeanEvent | UsageError]:
+    """Each line's event with its ids and period unproved, or what `decode_event` says is wrong with the line."""
+    decode = _lean_decoder.decode
+    if max(map(len, lines), default=0) <= MAX_EVENT_BYTES:
+        try:
+            return [decode(line) for line in lines]
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass  # Some line is bad: find out which.
+    return [_decode_lean(line) for line in lines]
+
+
+def _decode_lean(line: bytes) -> LeanEvent | UsageError:
+    if len(line) <= MAX_EVENT_BYTES:
+        try:
+            return _lean_decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+    try:
+        decode_event(line)
+    except UsageError as error:
+        return error
+    raise AssertionError("whatever decode_event takes is lean, too")
+
+
 def encode_event(event: UsageEvent) -> bytes:
     """Canonical JSON: keys sorted, times in UTC, buckets that were not reported left out, flags sorted and
     unique.
     """
     return _encoder.encode(_canonical(event))
-
-
-def digest_event(event: UsageEvent) -> bytes:
-    """SHA-256 of the canonical form without the sequence: the same facts sent again under a new number are
-    the same.
-    """
-    return sha256(_encoder.encode(msgspec.structs.replace(_canonical(event), sequence=1))).digest()
 
 
 def digest_batch(previous_digest: str, body: bytes) -> str:

@@ -5,17 +5,19 @@ Pure but for `load_facts`: the clock and what the market knows are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import RFC_4122, UUID
 
+import msgspec
 from django.db import connection
 
 from marketplace.ids import uuid7_time_ms
 from metering.models import MeterKind
-from metering.usage import UsageEvent
+from metering.staging import microseconds
+from metering.usage import Moment, UsageEvent
 from pricing.models import GradeBucket, Rate
 from pricing.units import Bucket
 
@@ -27,8 +29,8 @@ SKEW: Final = timedelta(minutes=10)
 _LONGEST_PERIOD: Final = timedelta(hours=1)
 # A thousand million standard tokens in one request: beyond any context. Bounds what one liar can do to a sum.
 MAX_EVENT_NUMERATOR: Final = 10**15
-_MAX_INT4: Final = 2**31 - 1
-_MILLISECOND: Final = timedelta(milliseconds=1)
+MAX_DURATION_MS: Final = 2**31 - 1  # A column of four bytes.
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class Problem(NamedTuple):
@@ -43,6 +45,27 @@ class Point(NamedTuple):
     grade_id: UUID
     valid_from: datetime
     valid_until: datetime | None
+
+
+class Terms(NamedTuple):
+    """What the many events of one contract, period and key have in common."""
+
+    contract_id: UUID
+    offering_id: UUID
+    grade_id: UUID
+    rate_id: UUID
+    period_start: Moment
+    api_key_id: UUID | None
+
+
+class Supply(NamedTuple):
+    """What an event of some terms must keep to (`find_supply`): the bounds of `occurred_at` in microseconds since
+    2000, and a weight per bucket, beyond any count where the grade has none.
+    """
+
+    first_us: int
+    until_us: int
+    standard_ppm: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +85,34 @@ class Window:
     last: datetime
     first_ms: int
     last_ms: int
+    # How ids of the window begin: the first that does, the first after it that does not.
+    first_id: bytes
+    until_id: bytes
 
     @classmethod
     def at(cls, now: datetime) -> Window:
         first, last = now - RETENTION, now + SKEW
-        return cls(first, last, int(first.timestamp() * 1000), int(last.timestamp() * 1000))
+        first_ms, last_ms = int(first.timestamp() * 1000), int(last.timestamp() * 1000)
+        return cls(first, last, first_ms, last_ms, first_ms.to_bytes(6), (last_ms + 1).to_bytes(6))
 
 
-def load_facts(events: Iterable[UsageEvent]) -> Facts:
-    """Three queries, however many events."""
+def read_terms(texts: tuple[str, str, str, str, str, str | None]) -> Terms | None:
+    """The texts in the order of `Terms`, read as strictly as `decode_event` reads them; None when it would refuse."""
+    try:
+        return msgspec.convert(texts, Terms)
+    except msgspec.ValidationError:
+        return None
+
+
+def load_facts(named: Iterable[Terms]) -> Facts:
+    """Three queries, however many terms."""
     pairs: set[tuple[UUID, UUID]] = set()
     grade_ids: set[UUID] = set()
     rate_ids: set[UUID] = set()
-    for event in events:
-        pairs.add((event.contract_id, event.offering_id))
-        grade_ids.add(event.grade_id)
-        rate_ids.add(event.rate_id)
+    for terms in named:
+        pairs.add((terms.contract_id, terms.offering_id))
+        grade_ids.add(terms.grade_id)
+        rate_ids.add(terms.rate_id)
     if not pairs:
         return Facts({}, {}, frozenset())
     contracts, offerings = zip(*pairs, strict=True)
@@ -96,6 +131,34 @@ def load_facts(events: Iterable[UsageEvent]) -> Facts:
         standard_ppm.setdefault(grade_id, {})[Bucket(bucket)] = ppm
     rates = frozenset(Rate.objects.filter(pk__in=rate_ids).values_list("pk", flat=True))
     return Facts(points, standard_ppm, rates)
+
+
+def find_supply(
+    terms: Terms, *, kind: str, host_id: UUID | None, facts: Facts, window: Window
+) -> Supply | None:
+    """The rules of `find_problem` and `numerator_of` as far as terms alone decide; None where these break one.
+
+    So an event that keeps to its supply, to the window's ids and to `MAX_EVENT_NUMERATOR` has no problem.
+    """
+    point = facts.points.get((terms.contract_id, terms.offering_id))
+    if point is None or (kind == MeterKind.AGENT and point.host_id != host_id):
+        return None
+    start = terms.period_start
+    if (
+        terms.grade_id != point.grade_id
+        or terms.rate_id not in facts.rates
+        or start.microsecond
+        or not window.first - timedelta(days=1) <= start <= window.last + timedelta(days=1)
+    ):
+        return None
+    # Half-open; the window's last moment is part of it.
+    first = max(window.first, point.valid_from - SKEW, start - SKEW)
+    until = min(window.last + _MICROSECOND, start + _LONGEST_PERIOD + SKEW)
+    if point.valid_until is not None:
+        until = min(until, point.valid_until + SKEW)
+    ppm = facts.standard_ppm.get(terms.grade_id, {})
+    weights = tuple(ppm.get(bucket, MAX_EVENT_NUMERATOR + 1) for bucket in Bucket)
+    return Supply(microseconds(first), microseconds(until), weights)
 
 
 def find_problem(
@@ -128,15 +191,16 @@ def _find_time_problem(event: UsageEvent, point: Point, window: Window) -> Probl
     if at < point.valid_from - SKEW or (point.valid_until is not None and at >= point.valid_until + SKEW):
         return Problem("occurred_at", "lies outside the time in which this offering supplies the contract")
     start = event.period_start
-    if start.microsecond or not start - SKEW <= at < start + _LONGEST_PERIOD + SKEW:
+    # A difference cannot overflow, whatever the year.
+    if start.microsecond or not -SKEW <= at - start < _LONGEST_PERIOD + SKEW:
         return Problem("period_start", "is not the start of the delivery period of occurred_at")
     return None
 
 
 def _find_size_problem(event: UsageEvent) -> Problem | None:
-    if event.duration_ms > _MAX_INT4:
+    if event.duration_ms > MAX_DURATION_MS:
         return Problem("duration_ms", "is longer than any request")
-    if event.first_byte_ms is not None and event.first_byte_ms > _MAX_INT4:
+    if event.first_byte_ms is not None and event.first_byte_ms > MAX_DURATION_MS:
         return Problem("first_byte_ms", "is longer than any request")
     return None
 
@@ -158,4 +222,13 @@ def numerator_of(event: UsageEvent, standard_ppm: Mapping[Bucket, int]) -> int |
         numerator += tokens * ppm
     if numerator > MAX_EVENT_NUMERATOR:
         return Problem("buckets", "are more than any request can be")
+    return numerator
+
+
+def weigh(counts: Sequence[int | None], standard_ppm: Sequence[int]) -> int:
+    """The numerator of counts in the order of `Bucket`; beyond `MAX_EVENT_NUMERATOR` for one without weight."""
+    numerator = 0
+    for tokens, ppm in zip(counts, standard_ppm, strict=True):
+        if tokens:
+            numerator += tokens * ppm
     return numerator

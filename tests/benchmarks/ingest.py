@@ -18,16 +18,29 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from random import randrange
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 from django.db import connections
+from msgspec.structs import astuple
 
 from marketplace.local.ports import any_free_port
 from metering.models import UsageBatch, UsageEvent, UsageRollup
-from metering.staging import COLUMN_TYPES, COLUMNS, HEADER, TRAILER, pack_row
-from metering.usage import decode_lines
+from metering.staging import (
+    COLUMN_TYPES,
+    COLUMNS,
+    HEADER,
+    TRAILER,
+    microseconds,
+    pack_content,
+    pack_owner,
+    pack_row,
+    pack_terms,
+)
+from metering.usage import LeanEvent, decode_event, decode_lean
+from pricing.units import Bucket
 from providers.wire import sign_request
 from tests.metering.meters import make_meters
 
@@ -53,7 +66,7 @@ def run() -> Iterator[dict[str, Any]]:
     meters = make_meters(datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
     bodies, previous = [], "0" * 64
     for number in range(BATCHES):
-        events = [meters.event() for _ in range(EVENTS_PER_BATCH)]
+        events = [meters.event(buckets=_counts()) for _ in range(EVENTS_PER_BATCH)]
         body = meters.sent(events, first=1 + number * EVENTS_PER_BATCH, previous_digest=previous)
         previous = json.loads(body.partition(b"\n")[0])["digest"]
         bodies.append(body)
@@ -74,6 +87,15 @@ def run() -> Iterator[dict[str, Any]]:
     connections.close_all()
     value, floor = total / seconds, _floor(bodies)
     yield {"name": "ingest", "value": value, "unit": "events/s", "floor": floor, "ratio": value / floor}
+
+
+def _counts() -> dict[Bucket, int | None]:
+    """Different for every event, so that nothing is gained from having seen the same before."""
+    return {
+        Bucket.UNCACHED_INPUT: randrange(20_000),
+        Bucket.CACHE_READ: randrange(100_000),
+        Bucket.OUTPUT: randrange(8_000),
+    }
 
 
 def _signed(meters: Any, url: str, body: bytes) -> dict[str, str]:
@@ -141,17 +163,7 @@ def _floor(bodies: list[bytes]) -> float:
     """Rows a second of COPY + INSERT ... ON CONFLICT DO NOTHING, rows packed beforehand, keyed as the real table."""
     names = ", ".join(COLUMNS)
     types = ", ".join(f"{name} {kind}" for name, kind in zip(COLUMNS, COLUMN_TYPES, strict=True))
-    batches = []
-    for number, body in enumerate(bodies):
-        lines = body.splitlines()[1:]
-        events = decode_lines(lines, sequence_from=1 + number * EVENTS_PER_BATCH)
-        identity = uuid4().bytes
-        packed = [
-            pack_row(event, source_id=identity, batch_id=identity, numerator=1, content_digest=identity)
-            for event in events
-            if not isinstance(event, Exception)
-        ]
-        batches.append(HEADER + b"".join(packed) + TRAILER)
+    batches = [HEADER + b"".join(_packed(body)) + TRAILER for body in bodies]
     with psycopg.connect(os.environ["DATABASE_OWNER_URL"]) as connection:
         connection.execute("CREATE TABLE benchmark_floor (LIKE metering_usageevent INCLUDING INDEXES)")
         connection.execute(f"CREATE TEMP TABLE benchmark_staging ({types}) ON COMMIT DELETE ROWS")
@@ -168,3 +180,28 @@ def _floor(bodies: list[bytes]) -> float:
                 assert cursor.rowcount == EVENTS_PER_BATCH
             connection.commit()
         return BATCHES * EVENTS_PER_BATCH / (time.perf_counter() - start)
+
+
+def _packed(body: bytes) -> Iterator[bytes]:
+    owner = pack_owner(source_id=uuid4(), batch_id=uuid4())
+    for line in body.splitlines()[1:]:
+        event = decode_event(line)
+        (lean,) = decode_lean([line])
+        assert isinstance(lean, LeanEvent)
+        terms = pack_terms(
+            contract_id=event.contract_id,
+            offering_id=event.offering_id,
+            grade_id=event.grade_id,
+            rate_id=event.rate_id,
+            period_start=event.period_start,
+            api_key_id=event.api_key_id,
+        )
+        content = pack_content(
+            lean,
+            terms=terms,
+            event_id=event.id.bytes,
+            request_id=event.request_id.bytes,
+            occurred_us=microseconds(event.occurred_at),
+            counts=astuple(lean.buckets),
+        )
+        yield pack_row(owner, 1, content)

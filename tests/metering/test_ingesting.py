@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -18,9 +18,9 @@ from metering.models import UsageBatch, UsageEvent, UsageRollup
 from metering.selectors import inbox_state, pending_before
 from metering.services import accept_batch, register_source, revive_batch
 from metering.staging import FLAG_BITS, flags_of
-from metering.usage import Flag, digest_event, encode_event
+from metering.usage import GENESIS_DIGEST, Finish, Flag, encode_batch, encode_event
 from pricing.units import Bucket
-from tests.metering.meters import API_KEY_ID, Meters, rollups, totals
+from tests.metering.meters import API_KEY_ID, COUNTS, Meters, rollups, totals
 
 # 12 x 0.25 + 30 x 1.0 standard tokens (weights 1 and 4, kappa 0.25), in millionths.
 NUMERATOR = 12 * 250_000 + 30 * 1_000_000
@@ -55,7 +55,7 @@ def test_an_event_is_stored_as_it_was_reported_and_summed(meters: Meters, now: d
     assert (stored.recount_o200k_tokens, stored.first_byte_ms, stored.duration_ms) == (31, 12, 40)
     assert (stored.bytes_in, stored.bytes_out, stored.finish) == (120, 4_000, "stop")
     assert flags_of(stored.flags) == [Flag.CAPPED, Flag.CLIENT_GONE]
-    assert bytes(stored.content_digest) == digest_event(event)[:16]
+    assert len(stored.content_digest) == 16
     assert {
         (row.bucket, row.events, row.native_tokens, row.numerator, row.api_key_id, row.meter)
         for row in UsageRollup.objects.all()
@@ -147,6 +147,117 @@ def test_a_new_sequence_number_does_not_make_the_same_facts_new(meters: Meters, 
     drain(now)
     batch.refresh_from_db()
     assert (batch.accepted_events, batch.duplicate_events) == (0, 1)
+
+
+def _written_otherwise(event: Any) -> bytes:
+    """The same facts in another hand: order of keys, offset, forms of an id, a repeated flag, a null bucket."""
+    line = json.loads(encode_event(event))
+    east = timezone(timedelta(hours=2))
+    line |= {
+        "id": line["id"].replace("-", ""),
+        "request_id": line["request_id"].upper(),
+        "contract_id": line["contract_id"].upper(),
+        "occurred_at": event.occurred_at.astimezone(east).isoformat(),
+        "period_start": event.period_start.astimezone(east).isoformat(),
+        "flags": line["flags"] * 2,
+        "buckets": dict(reversed(line["buckets"].items())) | {"reasoning": None},
+    }
+    return json.dumps(dict(reversed(line.items()))).encode() + b"\n"
+
+
+def test_the_same_facts_written_otherwise_are_a_duplicate(meters: Meters, now: datetime) -> None:
+    event = meters.event(flags=(Flag.CLIENT_GONE,))
+    body = _written_otherwise(event) + meters.lines([event])
+    batch = accept_batch(source=meters.gateway, body=body, now=now)
+    drain(now)
+    batch.refresh_from_db()
+    assert (batch.accepted_events, batch.duplicate_events, batch.exceptions) == (1, 1, [])
+    stored = UsageEvent.objects.get()
+    assert (stored.id, stored.request_id, stored.occurred_at) == (
+        event.id,
+        event.request_id,
+        event.occurred_at,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"request_id": uuid7()},
+        {"attempt": 1},
+        {"part": 1},
+        {"occurred_at_us": 1},
+        {"buckets": {**COUNTS, Bucket.REASONING: 0}},
+        {"finish": Finish.LENGTH},
+        {"bytes_in": 121},
+        {"bytes_out": 4_001},
+        {"duration_ms": 41},
+        {"api_key_id": API_KEY_ID},
+        {"flags": (Flag.CAPPED,)},
+        {"recount_o200k": 1},
+        {"first_byte_ms": 1},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_fact_is_part_of_the_content(meters: Meters, now: datetime, changes: dict[str, Any]) -> None:
+    event = meters.event()
+    if us := changes.get("occurred_at_us"):
+        changes = {"occurred_at": event.occurred_at + timedelta(microseconds=us)}
+    batch = meters.report([event, replace(event, **changes)])
+    drain(now)
+    batch.refresh_from_db()
+    assert (batch.accepted_events, [row["result"] for row in batch.exceptions]) == (1, ["conflict"])
+
+
+@pytest.mark.parametrize(
+    "field", ["id", "request_id", "contract_id", "rate_id", "api_key_id", "period_start"]
+)
+@pytest.mark.parametrize("damage", ["dashes", "spaces", "letters", "short", "empty"])
+def test_a_text_that_is_no_id_or_time_is_quarantined_by_name_and_spoils_nothing_else(
+    meters: Meters, now: datetime, field: str, damage: str
+) -> None:
+    line = json.loads(encode_event(meters.event(api_key_id=API_KEY_ID)))
+    text = line[field]
+    line[field] = {
+        # As many characters, and as many digits, as an id has.
+        "dashes": text[:7] + "-" + text[7] + text[9:],
+        "spaces": text.replace("-", " "),
+        "letters": "x" + text[1:],
+        "short": text[:-1],
+        "empty": "",
+    }[damage]
+    good = meters.lines([meters.event()])
+    body = good + json.dumps(line).encode() + b"\n" + meters.lines([meters.event()])
+    batch = accept_batch(source=meters.gateway, body=body, now=now)
+    drain(now)
+    batch.refresh_from_db()
+    assert (batch.status, batch.accepted_events) == ("stored", 2)
+    assert [(row["index"], row["id"], row["field"]) for row in batch.exceptions] == [(1, None, field)]
+
+
+@pytest.mark.parametrize("start", ["0001-01-01T00:00:00Z", "9999-12-31T23:00:00Z"])
+def test_a_period_at_the_ends_of_the_calendar_is_quarantined(
+    meters: Meters, now: datetime, start: str
+) -> None:
+    line = json.loads(encode_event(meters.event())) | {"period_start": start}
+    body = json.dumps(line).encode() + b"\n" + meters.lines([meters.event()])
+    batch = accept_batch(source=meters.gateway, body=body, now=now)
+    drain(now)
+    batch.refresh_from_db()
+    assert (batch.status, batch.accepted_events) == ("stored", 1)
+    assert [row["field"] for row in batch.exceptions] == ["period_start"]
+
+
+def test_an_event_out_of_its_place_in_a_numbered_batch_is_quarantined(meters: Meters, now: datetime) -> None:
+    lines = [encode_event(meters.event(sequence=number)) for number in (1, 3, 3)]
+    body = encode_batch(
+        source_id=meters.agent.id, sequence_from=1, previous_digest=GENESIS_DIGEST, lines=lines
+    )
+    batch = accept_batch(source=meters.agent, body=body, now=now)
+    drain(now)
+    batch.refresh_from_db()
+    assert batch.accepted_events == 2
+    assert [(row["index"], row["field"]) for row in batch.exceptions] == [(1, "sequence")]
 
 
 def _quarantine_cases(now: datetime) -> dict[str, tuple[dict[str, Any], str]]:
