@@ -252,7 +252,7 @@ _HINTS_S: dict[str, int] = {
     "marketplace.orders.tasks.advance_auctions": 2,
     "marketplace.contracts.tasks.sweep_holds": 10,
     "marketplace.contracts.tasks.advance_contracts": 5,
-    "marketplace.billing.tasks.settle_due_periods": 5,
+    "marketplace.billing.tasks.settle_due_periods": 2,
     "marketplace.billing.tasks.issue_due_invoices": 60,
     "providers.tasks.open_capacity": 10,
     "providers.tasks.check_heartbeats": 10,

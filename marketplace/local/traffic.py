@@ -23,7 +23,7 @@ from django.conf import settings
 from marketplace.local import demo
 
 PAUSE_S = 0.7
-REPORT_EVERY_S = 10
+REPORT_EVERY_S = 5
 TIMEOUT_S = 30
 # One spot award covers some of the requests; the rest is served on demand.
 BID_STEPS = [(450_000, 8), (300_000, 8)]
