@@ -165,8 +165,11 @@ def take_period_share(*, host_id: UUID, period_start: datetime, share_ppm: int) 
     """
     assert share_ppm > 0
     assert delivery_period(period_start).start == period_start, "a delivery period begins on its grid"
+    before = transaction.savepoint()
     sold = _change_period(host_id, period_start, share_ppm)
     if sold is None:
+        # An UPDATE that waited and then did not match keeps the row locked; hours are locked before periods.
+        transaction.savepoint_rollback(before)
         # Whether we made the row or somebody else did at the same moment: now it is there to be taken from.
         _make_periods([host_id], [period_start])
         sold = _change_period(host_id, period_start, share_ppm)
