@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import F, Sum
 
 from marketplace.contracts.models import Contract, Entitlement
-from marketplace.errors import DomainError, NotFound
+from marketplace.errors import DomainError
 from marketplace.ids import derived_id
 from marketplace.ledger.services import InsufficientFunds, change_hold
 from marketplace.orders.book import Book, BookAsk, BookBid
@@ -304,10 +304,3 @@ def _expire_single_bids(now: datetime) -> int:
                 end_bid(bid, status=Bid.Status.EXPIRED, now=now)
                 expired += 1
     return expired
-
-
-def find_auction(auction_id: UUID) -> Auction:
-    auction = Auction.objects.filter(pk=auction_id).first()
-    if auction is None:
-        raise NotFound("There is no such auction.")
-    return auction
