@@ -10,12 +10,22 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from pricing.adapters.anthropic import adapt_anthropic
-from pricing.adapters.base import BucketCounts, Raw, Unprovable
+from pricing.adapters.base import MAX_COUNT, BucketCounts, Raw, Unprovable
 from pricing.adapters.engines import adapt_llamacpp, adapt_ollama, adapt_sglang, adapt_vllm
+from pricing.adapters.evidence import MAX_EVIDENCE_BYTES, evidence_of
 from pricing.adapters.gemini import adapt_gemini
 from pricing.adapters.openai import adapt_chat, adapt_responses
 
-__all__ = ["SOURCES", "BucketCounts", "UnknownSource", "Unprovable", "adapt", "collect_usage"]
+__all__ = [
+    "MAX_EVIDENCE_BYTES",
+    "SOURCES",
+    "BucketCounts",
+    "UnknownSource",
+    "Unprovable",
+    "adapt",
+    "collect_usage",
+    "evidence_of",
+]
 
 
 class UnknownSource(ValueError):
@@ -55,7 +65,13 @@ def adapt(source: str, raw: Mapping[str, object], *, cache_write_requested: bool
         raise UnknownSource(f"source: {source!r:.60} is not one of {', '.join(sorted(SOURCES))}")
     if not isinstance(raw, Mapping):
         raise Unprovable("usage", f"must be an object, not {type(raw).__name__}")
-    return adapter(raw, cache_write_requested=cache_write_requested)
+    shapeless = raw.get("usage")
+    if shapeless is not None:
+        raise Unprovable("usage", f"must be an object, not {type(shapeless).__name__}")
+    counts = adapter(raw, cache_write_requested=cache_write_requested)
+    if counts.total_tokens > MAX_COUNT:  # Parts that lie outside each other may each be within bounds.
+        raise Unprovable("usage", "adds up to more than 2**53")
+    return counts
 
 
 def collect_usage(
@@ -65,34 +81,41 @@ def collect_usage(
     `adapt` takes.
 
     Usage is taken from any chunk, with choices or without, and the last one wins. Returns `previous` when
-    the chunk carries none.
+    the chunk carries none. Usage that is no object is kept for `adapt` to refuse.
     """
     if source == "ollama":
         return chunk if chunk.get("done") is True else previous
     if source == "gemini":
-        found = chunk.get("usageMetadata")
-        return found if isinstance(found, Mapping) else previous
+        found = _usage_in(chunk, "usageMetadata")
+        return previous if found is None else found
     if source == "anthropic":
         message = chunk.get("message")
-        carrier = message if isinstance(message, Mapping) else chunk
-        found = carrier.get("usage")
-        if not isinstance(found, Mapping):
+        found = _usage_in(message if isinstance(message, Mapping) else chunk)
+        if found is None:
             return previous
         # message_start tells the input, message_delta the running output and only sometimes the input again.
         return {**(previous or {}), **{name: value for name, value in found.items() if value is not None}}
     if source == "openai_responses":
         response = chunk.get("response")
-        carrier = response if isinstance(response, Mapping) else chunk
-        found = carrier.get("usage")
-        return found if isinstance(found, Mapping) else previous
-    found = chunk.get("usage")
-    usage = found if isinstance(found, Mapping) else None
+        found = _usage_in(response if isinstance(response, Mapping) else chunk)
+        return previous if found is None else found
+    found = _usage_in(chunk)
     if source == "llamacpp":
         timings = chunk.get("timings")
-        if isinstance(timings, Mapping):
+        if timings is not None:
             # Running timings outdate a usage object seen earlier.
-            return {**(usage or {}), "timings": timings}
-        return usage if usage is not None else previous
-    if source == "sglang" and usage is not None and isinstance(chunk.get("sglext"), Mapping):
-        return {**usage, "sglext": chunk["sglext"]}
-    return usage if usage is not None else previous
+            return {**(found or {}), "timings": timings}
+    if source == "sglang":
+        extension = chunk.get("sglext")
+        usage = previous if found is None else found
+        # Only beside usage: alone it measures nothing.
+        if isinstance(extension, Mapping) and usage is not None:
+            return {**usage, "sglext": extension}
+    return previous if found is None else found
+
+
+def _usage_in(carrier: Mapping[str, object], name: str = "usage") -> Mapping[str, object] | None:
+    found = carrier.get(name)
+    if found is None or isinstance(found, Mapping):
+        return found
+    return {"usage": found}

@@ -87,10 +87,10 @@ def read_count(raw: Raw, name: str, *, parent: str = "") -> int | None:
     return value
 
 
-def require_count(raw: Raw, name: str) -> int:
-    count = read_count(raw, name)
+def require_count(raw: Raw, name: str, *, parent: str = "") -> int:
+    count = read_count(raw, name, parent=parent)
     if count is None:
-        raise Unprovable(name, "is not reported")
+        raise Unprovable(f"{parent}.{name}" if parent else name, "is not reported")
     return count
 
 
@@ -124,6 +124,12 @@ def expect(field: str, found: int, expected: int, meaning: str) -> None:
         raise Unprovable(field, f"is {found}, but {meaning} is {expected}")
 
 
+def refuse_tokens(raw: Raw, name: str, *, parent: str, kind: str) -> None:
+    """Raises Unprovable when tokens were counted for which the market has no bucket."""
+    if read_count(raw, name, parent=parent):
+        raise Unprovable(f"{parent}.{name}" if parent else name, f"there is no bucket for {kind}")
+
+
 def take(parent_field: str, whole: int, parts: Mapping[str, int | None]) -> int:
     """What is left of `whole` after its reported parts. Raises Unprovable when the parts exceed the whole."""
     left = whole - sum(part or 0 for part in parts.values())
@@ -142,14 +148,15 @@ def split_input(
     image: int | None,
     audio: int | None,
     cache_write_requested: bool,
+    apart: bool = False,
 ) -> dict[str, int | None]:
-    """Disjoint input buckets of a whole that contains all of them.
+    """Disjoint input buckets of a whole that contains all of them. `field` is the name of the whole.
 
     Cache writes count as such only where the buyer asked for them; else they stay in uncached input.
-    Cached tokens beside image or audio tokens may be the same tokens, and no source says, so that is
-    refused.
+    Cached tokens beside image or audio tokens may be the same tokens, so that is refused unless the source told
+    them `apart`: then `image` and `audio` are without what was cached.
     """
-    if (cache_read or (cache_write and cache_write_requested)) and (image or audio):
+    if not apart and (cache_read or (cache_write and cache_write_requested)) and (image or audio):
         raise Unprovable(
             field, "cached tokens may overlap image or audio tokens, which the source does not tell apart"
         )

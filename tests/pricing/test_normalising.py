@@ -9,83 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pricing.normalising import SOURCES, BucketCounts, UnknownSource, Unprovable, adapt, collect_usage
+from pricing.normalising import SOURCES, BucketCounts, UnknownSource, Unprovable, adapt
 from pricing.units import Bucket
-
-OPENAI_CHAT: dict[str, Any] = {
-    "prompt_tokens": 1000,
-    "completion_tokens": 300,
-    "total_tokens": 1300,
-    "prompt_tokens_details": {"cached_tokens": 400, "cache_write_tokens": 100, "audio_tokens": 0},
-    "completion_tokens_details": {
-        "reasoning_tokens": 200,
-        "audio_tokens": 0,
-        "accepted_prediction_tokens": 0,
-        "rejected_prediction_tokens": 10,
-    },
-}
-OPENAI_RESPONSES: dict[str, Any] = {
-    "input_tokens": 1000,
-    "output_tokens": 300,
-    "total_tokens": 1300,
-    "input_tokens_details": {
-        "cached_tokens": 400,
-        "cache_write_tokens": 100,
-        "cache_write_tokens_details": {"ttl_30m_tokens": 60, "ttl_12h_tokens": 40},
-    },
-    "output_tokens_details": {"reasoning_tokens": 200},
-}
-ANTHROPIC: dict[str, Any] = {
-    "input_tokens": 500,
-    "cache_read_input_tokens": 400,
-    "cache_creation_input_tokens": 100,
-    "cache_creation": {"ephemeral_5m_input_tokens": 60, "ephemeral_1h_input_tokens": 40},
-    "output_tokens": 300,
-}
-GEMINI: dict[str, Any] = {
-    "promptTokenCount": 1000,
-    "cachedContentTokenCount": 400,
-    "candidatesTokenCount": 100,
-    "thoughtsTokenCount": 200,
-    "toolUsePromptTokenCount": 50,
-    "totalTokenCount": 1350,
-}
-VLLM: dict[str, Any] = {
-    "prompt_tokens": 248,
-    "completion_tokens": 32,
-    "total_tokens": 280,
-    "prompt_tokens_details": {"cached_tokens": 240, "created_cache_tokens": 8, "multimodal_tokens": {}},
-    "completion_tokens_details": {"reasoning_tokens": 12},
-}
-VLLM_WITHOUT_DETAILS: dict[str, Any] = {
-    "prompt_tokens": 248,
-    "completion_tokens": 32,
-    "total_tokens": 280,
-    "prompt_tokens_details": None,
-    "completion_tokens_details": None,
-}
-SGLANG: dict[str, Any] = {
-    "prompt_tokens": 248,
-    "completion_tokens": 32,
-    "total_tokens": 280,
-    "reasoning_tokens": 12,
-    "prompt_tokens_details": {"cached_tokens": 240},
-    "sglext": {"cached_tokens_details": {"device": 200, "host": 40, "storage": 0}},
-}
-LLAMACPP: dict[str, Any] = {
-    "prompt_tokens": 248,
-    "completion_tokens": 32,
-    "total_tokens": 280,
-    "prompt_tokens_details": {"cached_tokens": 247},
-    "timings": {"cache_n": 247, "prompt_n": 1, "predicted_n": 32, "prompt_ms": 1.5, "predicted_ms": 40.25},
-}
-OLLAMA: dict[str, Any] = {
-    "done": True,
-    "prompt_eval_count": 248,
-    "prompt_eval_cached_count": 247,
-    "eval_count": 32,
-    "eval_duration": 10**9,
-}
+from tests.pricing.samples import (
+    ANTHROPIC,
+    GEMINI,
+    LLAMACPP,
+    OLLAMA,
+    OPENAI_CHAT,
+    OPENAI_RESPONSES,
+    SGLANG,
+    VLLM,
+    VLLM_WITHOUT_DETAILS,
+)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +110,15 @@ def test_additive_cached_count_is_told_from_a_subset_by_the_total() -> None:
     raw = {"prompt_tokens": 100, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 70}}
     assert adapt("openai_chat", {**raw, "total_tokens": 105}).uncached_input == 30
     assert adapt("openai_chat", {**raw, "total_tokens": 175}).uncached_input == 100
+
+
+def test_what_is_only_broken_down_is_added_up() -> None:
+    anthropic = {**ANTHROPIC, "cache_creation_input_tokens": None}
+    assert adapt("anthropic", anthropic, cache_write_requested=True).cache_write == 100
+    details = {**OPENAI_RESPONSES["input_tokens_details"], "cache_write_tokens": None}
+    responses = {**OPENAI_RESPONSES, "input_tokens_details": details}
+    assert adapt("openai_responses", responses, cache_write_requested=True).cache_write == 100
+    assert adapt("sglang", {**SGLANG, "prompt_tokens_details": None}).cache_read == 240
 
 
 def test_a_total_that_fits_two_readings_proves_nothing() -> None:
@@ -320,9 +265,37 @@ def test_ollama_without_a_cached_count_reports_none() -> None:
             {**LLAMACPP, "prompt_tokens_details": {"cached_tokens": 1}},
             "prompt_tokens_details.cached_tokens",
         ),
-        ("llamacpp", {"timings": {"cache_n": 1}}, "prompt_n"),
+        ("llamacpp", {"timings": {"cache_n": 1}}, "timings.prompt_n"),
         ("ollama", {**OLLAMA, "done": False}, "done"),
-        ("ollama", {**OLLAMA, "prompt_eval_cached_count": 249}, "prompt_tokens"),
+        ("ollama", {**OLLAMA, "prompt_eval_cached_count": 249}, "prompt_eval_count"),
+        (
+            "openai_chat",
+            {**OPENAI_CHAT, "prompt_cache_hit_tokens": 400, "prompt_cache_miss_tokens": 599},
+            "prompt_tokens",
+        ),
+        (
+            "openai_chat",
+            {**VLLM_WITHOUT_DETAILS, "prompt_tokens_details": {"text_tokens": 240}},
+            "prompt_tokens_details.text_tokens",
+        ),
+        (
+            "openai_chat",
+            {**VLLM_WITHOUT_DETAILS, "completion_tokens_details": {"text_tokens": 30, "audio_tokens": 3}},
+            "completion_tokens_details.text_tokens",
+        ),
+        (
+            "openai_chat",
+            {**VLLM_WITHOUT_DETAILS, "completion_tokens_details": {"image_tokens": 30}},
+            "completion_tokens_details.image_tokens",
+        ),
+        (
+            "openai_responses",
+            {**OPENAI_RESPONSES, "input_tokens_details": {"video_tokens": 1}},
+            "input_tokens_details.video_tokens",
+        ),
+        ("anthropic", {"input_tokens": 2**53, "output_tokens": 1}, "usage"),
+        ("llamacpp", {"timings": {"cache_n": 2**53, "prompt_n": 1, "predicted_n": 0}}, "usage"),
+        ("llamacpp", {**LLAMACPP, "timings": [247, 1, 32]}, "timings"),
         ("tgi", {}, "prompt_tokens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -404,48 +377,6 @@ def test_every_source_tells_the_same_truth(uncached: int, cached: int, output: i
         "output_tokens_details": {"reasoning_tokens": thought},
     }
     assert adapt("anthropic", anthropic) == truth
-
-
-def test_usage_is_taken_from_any_chunk_and_the_last_one_wins() -> None:
-    running = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
-    final = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-    usage = collect_usage("vllm", None, {"choices": [{"delta": {}}], "usage": running})
-    usage = collect_usage("vllm", usage, {"choices": [{"delta": {}}], "usage": None})
-    assert usage == running
-    assert collect_usage("vllm", usage, {"choices": [], "usage": final}) == final
-
-
-def test_anthropic_stream_joins_its_opening_and_its_last_event() -> None:
-    usage = collect_usage(
-        "anthropic", None, {"type": "message_start", "message": {"usage": {**ANTHROPIC, "output_tokens": 1}}}
-    )
-    usage = collect_usage("anthropic", usage, {"type": "content_block_delta"})
-    usage = collect_usage("anthropic", usage, {"type": "message_delta", "usage": {"output_tokens": 300}})
-    assert usage is not None
-    assert adapt("anthropic", usage) == adapt("anthropic", ANTHROPIC)
-
-
-def test_other_streams_end_in_what_their_adapter_reads() -> None:
-    timings = LLAMACPP["timings"]
-    early = {"cache_n": 247, "prompt_n": 1, "predicted_n": 3}
-    cut = collect_usage("llamacpp", None, {"choices": [{}], "timings": early})
-    assert cut is not None
-    assert adapt("llamacpp", cut).output == 3
-    wire = {name: value for name, value in LLAMACPP.items() if name != "timings"}
-    whole = collect_usage("llamacpp", cut, {"choices": [], "usage": wire, "timings": timings})
-    assert whole == LLAMACPP
-    assert collect_usage("llamacpp", cut, {"choices": [], "usage": wire}) == wire
-    assert collect_usage("llamacpp", whole, {"choices": []}) == LLAMACPP
-
-    assert collect_usage("ollama", None, {"done": False}) is None
-    assert collect_usage("ollama", None, OLLAMA) == OLLAMA
-    assert collect_usage("gemini", None, {"usageMetadata": GEMINI}) == GEMINI
-    assert (
-        collect_usage("openai_responses", None, {"response": {"usage": OPENAI_RESPONSES}}) == OPENAI_RESPONSES
-    )
-    extra = SGLANG["sglext"]
-    plain = {name: value for name, value in SGLANG.items() if name != "sglext"}
-    assert collect_usage("sglang", None, {"usage": plain, "sglext": extra}) == SGLANG
 
 
 def test_counts_travel_as_json() -> None:
