@@ -65,6 +65,6 @@ COMPILE := $(PYTHON) -m uv pip compile --universal --python-version 3.11 --gener
 
 # requirements.lock is for a checkout; the image and an inference host take only their own part.
 lock: env
-	$(COMPILE) --extra agent --extra server --extra dev -o requirements.lock
+	$(COMPILE) --extra agent --extra server --extra dev --extra calibrate -o requirements.lock
 	$(COMPILE) --extra server --constraint requirements.lock -o requirements-server.lock
 	$(COMPILE) --extra agent --constraint requirements.lock -o requirements-agent.lock

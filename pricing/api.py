@@ -1,4 +1,4 @@
-"""REST of grades: public to read, the operator's to publish."""
+"""REST of grades, public to read, the operator's to publish; and of measured tokenizers, public."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from rest_framework.response import Response
 
 from marketplace import clock
 from marketplace.accounts.scopes import Scope
+from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
     MicrosPerMtokField,
     PpmField,
     StrictIntegerField,
     StrictSerializer,
     TextField,
+    UuidField,
 )
 from marketplace.api.views import ApiView, PublicView
 from marketplace.errors import NotFound
 from pricing import selectors
-from pricing.models import Grade
+from pricing.models import CalibrationClass, Grade, TokenizerCalibration
 from pricing.services import (
     MAX_CONTEXT_TOKENS,
     MAX_KAPPA_PPM,
@@ -47,6 +49,59 @@ class BucketOut(serializers.Serializer[Any]):
     )
 
 
+class SpreadOut(serializers.ModelSerializer[TokenizerCalibration]):
+    """Kappa of the corpus' classes, by nearest rank."""
+
+    class Meta:
+        model = TokenizerCalibration
+        fields = ("least_ppm", "p10_ppm", "median_ppm", "p90_ppm", "most_ppm")
+
+
+class CalibrationClassOut(serializers.ModelSerializer[CalibrationClass]):
+    """The same texts, counted by the tokenizer (`native_tokens`) and by o200k_base."""
+
+    class Meta:
+        model = CalibrationClass
+        fields = ("name", "weight", "texts", "utf8_bytes", "native_tokens", "o200k_tokens", "kappa_ppm")
+
+
+class CalibrationOut(serializers.ModelSerializer[TokenizerCalibration]):
+    spread = SpreadOut(source="*")
+    classes = serializers.SerializerMethodField()
+
+    class Meta:
+        model = TokenizerCalibration
+        fields = (
+            "id",
+            "tokenizer",
+            "version",
+            "tokenizer_digest",
+            "made_by",
+            "corpus",
+            "corpus_digest",
+            "kappa_ppm",
+            "spread",
+            "classes",
+            "created_at",
+        )
+
+    @extend_schema_field(CalibrationClassOut(many=True))
+    def get_classes(self, calibration: TokenizerCalibration) -> Any:
+        # Sorted here: ordering in the database would undo the prefetch.
+        rows = sorted(calibration.classes.all(), key=lambda row: row.name)
+        return CalibrationClassOut(rows, many=True).data
+
+
+class GradeCalibrationOut(serializers.ModelSerializer[TokenizerCalibration]):
+    """Where the kappa of a grade was measured, and how far it spreads."""
+
+    spread = SpreadOut(source="*")
+
+    class Meta:
+        model = TokenizerCalibration
+        fields = ("id", "tokenizer", "version", "corpus", "kappa_ppm", "spread")
+
+
 class GradeOut(serializers.ModelSerializer[Grade]):
     slug = serializers.CharField(source="family.slug")
     title = serializers.CharField(source="family.title")
@@ -60,6 +115,7 @@ class GradeOut(serializers.ModelSerializer[Grade]):
     reference_rate_per_mtok = serializers.SerializerMethodField(
         help_text="the reference rate as a decimal string"
     )
+    calibration = GradeCalibrationOut(allow_null=True)
     buckets = serializers.SerializerMethodField()
 
     class Meta:
@@ -76,6 +132,7 @@ class GradeOut(serializers.ModelSerializer[Grade]):
             "service_class",
             "currency",
             "tokenizer_digest",
+            "calibration",
             "max_request_s",
             "max_output_tokens",
             "template_overhead_tokens",
@@ -128,7 +185,15 @@ class GradeIn(StrictSerializer):
     tokenizer_digest = TextField(max_length=80)
     weights_ppm = WeightsIn()
     kappa_ppm = KappaIn(
-        help_text="o200k tokens per token of the grade's tokenizer; a bucket left out has 1.0"
+        required=False,
+        default=dict,
+        help_text="o200k tokens per token of the grade's tokenizer; a bucket left out has 1.0",
+    )
+    calibration_id = UuidField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="a calibration of this tokenizer, by its digest: kappa of all text buckets comes from it",
     )
     max_request_s = StrictIntegerField(min_value=1, max_value=MAX_REQUEST_S)
     max_output_tokens = StrictIntegerField(min_value=1, max_value=MAX_CONTEXT_TOKENS)
@@ -181,6 +246,15 @@ class GradeView(PublicView):
         return Response(GradeOut(_find(grade_id)).data)
 
 
+class CalibrationsView(PublicView):
+    pagination_class = CursorPagination
+
+    @extend_schema(operation_id="tokenizers_list", auth=[], responses=CalibrationOut(many=True))
+    def get(self, request: Request) -> Response:
+        """Every measurement of a tokenizer against o200k_base, newest first, with its counts per content class."""
+        return self.page(selectors.calibrations(), CalibrationOut)
+
+
 def _find(grade_id: UUID) -> Grade:
     grade = selectors.find_grade(grade_id)
     if grade is None:
@@ -191,4 +265,5 @@ def _find(grade_id: UUID) -> Grade:
 urlpatterns = [
     path("grades", GradesView.as_view(), name="api-grades"),
     path("grades/<uuid:grade_id>", GradeView.as_view(), name="api-grade"),
+    path("tokenizers", CalibrationsView.as_view(), name="api-tokenizers"),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.contrib.postgres.fields import DateTimeRangeField
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 
 from marketplace.ids import uuid7
 
@@ -26,6 +26,83 @@ class GradeFamily(models.Model):
         return self.slug
 
 
+class TokenizerCalibration(models.Model):
+    """Kappa of a tokenizer, measured on a corpus: append-only, a new measurement is a new version.
+
+    `kappa_ppm` is of the whole mix; the other figures are the spread over its classes, by nearest rank.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tokenizer = models.CharField(max_length=64)
+    version = models.PositiveIntegerField()
+    tokenizer_digest = models.CharField(max_length=64)
+    corpus = models.CharField(max_length=64)
+    corpus_digest = models.CharField(max_length=64)
+    made_by = models.CharField(max_length=64)
+    kappa_ppm = models.BigIntegerField()
+    least_ppm = models.BigIntegerField()
+    p10_ppm = models.BigIntegerField()
+    median_ppm = models.BigIntegerField()
+    p90_ppm = models.BigIntegerField()
+    most_ppm = models.BigIntegerField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tokenizer", "version"], name="pricing_calibration_version_unique"
+            ),
+            models.UniqueConstraint(
+                fields=["tokenizer", "tokenizer_digest", "corpus_digest"],
+                name="pricing_calibration_measured_once",
+            ),
+            models.CheckConstraint(
+                condition=Q(least_ppm__gt=0)
+                & Q(p10_ppm__gte=F("least_ppm"))
+                & Q(median_ppm__gte=F("p10_ppm"))
+                & Q(p90_ppm__gte=F("median_ppm"))
+                & Q(most_ppm__gte=F("p90_ppm"))
+                & Q(kappa_ppm__gte=F("least_ppm"))
+                & Q(kappa_ppm__lte=F("most_ppm")),
+                name="pricing_calibration_spread_ordered",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tokenizer}@{self.version}"
+
+
+class CalibrationClass(models.Model):
+    """One content class of a calibration: the same texts, counted by the tokenizer and by o200k_base."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    calibration = models.ForeignKey(TokenizerCalibration, on_delete=models.PROTECT, related_name="classes")
+    name = models.CharField(max_length=32)
+    # How often the class counts in the mix.
+    weight = models.PositiveIntegerField()
+    texts = models.PositiveIntegerField()
+    utf8_bytes = models.BigIntegerField()
+    native_tokens = models.BigIntegerField()
+    o200k_tokens = models.BigIntegerField()
+    kappa_ppm = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["calibration", "name"], name="pricing_calibrationclass_name_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(weight__gt=0)
+                & Q(texts__gt=0)
+                & Q(utf8_bytes__gt=0)
+                & Q(native_tokens__gt=0)
+                & Q(o200k_tokens__gt=0)
+                & Q(kappa_ppm__gt=0),
+                name="pricing_calibrationclass_positive",
+            ),
+        ]
+
+
 class Grade(models.Model):
     """One version of a grade: weights, kappa, tokenizer and request time, fixed for the life of every contract on it.
 
@@ -38,6 +115,10 @@ class Grade(models.Model):
     version = models.PositiveIntegerField()
     currency = models.CharField(max_length=3)
     tokenizer_digest = models.CharField(max_length=80)
+    # Where the kappa of its text buckets was measured; null where the operator named figures of his own.
+    calibration = models.ForeignKey(
+        TokenizerCalibration, on_delete=models.PROTECT, null=True, related_name="+"
+    )
     max_request_s = models.PositiveIntegerField()
     max_output_tokens = models.BigIntegerField()
     template_overhead_tokens = models.BigIntegerField()

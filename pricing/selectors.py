@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from pricing.models import Grade, GradeBucket, Rate
+from pricing.models import Grade, GradeBucket, Rate, TokenizerCalibration
 from pricing.rating import PlainPrice, plain_prices
 from pricing.units import Bucket
 
@@ -17,7 +17,7 @@ def grades_in_force(at: datetime) -> QuerySet[Grade]:
     """The version in force of every grade at `at`, with family and buckets, by slug."""
     return (
         Grade.objects.filter(valid_during__contains=at)
-        .select_related("family")
+        .select_related("family", "calibration")
         .prefetch_related("buckets")
         .order_by("family__slug")
     )
@@ -34,7 +34,12 @@ def grade_in_force(*, slug: str | None = None, model: str | None = None, at: dat
 
 def find_grade(grade_id: UUID) -> Grade | None:
     """One grade version, in force or not, with family and buckets."""
-    return Grade.objects.select_related("family").prefetch_related("buckets").filter(pk=grade_id).first()
+    return (
+        Grade.objects.select_related("family", "calibration")
+        .prefetch_related("buckets")
+        .filter(pk=grade_id)
+        .first()
+    )
 
 
 def buckets_of(grade_id: UUID) -> dict[Bucket, GradeBucket]:
@@ -67,4 +72,18 @@ def rate_of(*, source_id: UUID, kind: str, at: datetime) -> Rate | None:
         Rate.objects.filter(source_id=source_id, kind=kind, valid_from__lte=at)
         .order_by("-valid_from", "-pk")
         .first()
+    )
+
+
+def calibrations() -> QuerySet[TokenizerCalibration]:
+    """Every measurement that was ever kept, with its classes, newest first."""
+    return TokenizerCalibration.objects.prefetch_related("classes").order_by("-pk")
+
+
+def calibrations_in_force() -> QuerySet[TokenizerCalibration]:
+    """The last version of every tokenizer, with its classes, by name."""
+    return (
+        TokenizerCalibration.objects.order_by("tokenizer", "-version")
+        .distinct("tokenizer")
+        .prefetch_related("classes")
     )

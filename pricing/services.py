@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
@@ -12,8 +16,9 @@ from django.db import IntegrityError, transaction
 
 from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.errors import Conflict, InvalidInput, NotFound
-from pricing.models import Grade, GradeBucket, GradeFamily, Rate
-from pricing.rating import standard_ppm
+from pricing.calibrating import MAX_WEIGHT, ClassCounts, kappa_of, spread_of
+from pricing.models import CalibrationClass, Grade, GradeBucket, GradeFamily, Rate, TokenizerCalibration
+from pricing.rating import TEXT_INPUT_BUCKETS, TEXT_OUTPUT_BUCKETS, standard_ppm
 from pricing.units import CURRENCY_EXPONENTS, PPM, Bucket
 
 # Micros per Mtok: a million currency units for a million standard tokens is beyond any price, and a rate at this
@@ -24,6 +29,12 @@ MAX_KAPPA_PPM: Final = 100 * PPM
 MAX_CONTEXT_TOKENS: Final = 10**8
 MAX_REQUEST_S: Final = 3_600
 MIN_SLUG_LENGTH: Final = 2
+MAX_CALIBRATION_NAME_LENGTH: Final = 64
+MAX_CALIBRATION_COUNT: Final = 10**12
+# What `calibrate --dry-run` printed for each tokenizer on the public mix (docs/tokenizers.md).
+KNOWN_CALIBRATIONS: Final = Path(__file__).with_name("known_calibrations.jsonl")
+_CALIBRATION_NAMES: Final = ("tokenizer", "tokenizer_digest", "made_by", "corpus", "corpus_digest")
+_SHA256_HEX: Final = re.compile("[0-9a-f]{64}")
 
 _TEXT_LENGTHS: Final = {
     "slug": 64,
@@ -61,19 +72,22 @@ def publish_grade(
     currency: str,
     tokenizer_digest: str,
     weights_ppm: Mapping[Bucket, int],
-    kappa_ppm: Mapping[Bucket, int],
+    kappa_ppm: Mapping[Bucket, int] = MappingProxyType({}),
     max_request_s: int,
     max_output_tokens: int,
     template_overhead_tokens: int,
     spot_minimum_take_ppm: int,
     reference_rate_micros_per_mtok: int,
     now: datetime,
+    calibration_id: UUID | None = None,
     actor: Actor = SYSTEM,
     organization_id: UUID | None = None,
 ) -> Grade:
     """Put a grade, or a new version of it, in force from `now` on; the version before ends at `now`.
 
-    A bucket is priced when it has a weight; a missing kappa is 1.0. Contracts on older versions keep theirs.
+    A bucket is priced when it has a weight; a missing kappa is 1.0. With `calibration_id`, a measurement of this very
+    tokenizer, the text buckets have its kappa and `kappa_ppm` names none of them. Contracts on older versions keep
+    theirs.
     `organization_id` is the operator's, for the audit trail. Raises InvalidInput naming the field, or Conflict: the
     slug stands for another good, the model name is taken, or a version begins at this moment or later.
     """
@@ -98,6 +112,11 @@ def publish_grade(
         "reference_rate_micros_per_mtok", reference_rate_micros_per_mtok, 1, MAX_RATE_MICROS_PER_MTOK
     )
     _check_buckets(weights_ppm, kappa_ppm)
+    if calibration_id is not None:
+        kappa_ppm = {
+            **kappa_ppm,
+            **_calibrated_kappa(calibration_id, tokenizer_digest, weights_ppm, kappa_ppm),
+        }
 
     family = _family(slug=slug, terms=family_terms, now=now)
     latest = family.versions.order_by("-version").first()
@@ -108,6 +127,7 @@ def publish_grade(
         version=latest.version + 1 if latest is not None else 1,
         currency=currency,
         tokenizer_digest=tokenizer_digest,
+        calibration_id=calibration_id,
         max_request_s=max_request_s,
         max_output_tokens=max_output_tokens,
         template_overhead_tokens=template_overhead_tokens,
@@ -136,6 +156,121 @@ def publish_grade(
         now=now,
     )
     return grade
+
+
+def _calibrated_kappa(
+    calibration_id: UUID,
+    tokenizer_digest: str,
+    weights_ppm: Mapping[Bucket, int],
+    kappa_ppm: Mapping[Bucket, int],
+) -> dict[Bucket, int]:
+    """Kappa of every text bucket that has a weight, as it was measured for the tokenizer of this digest."""
+    calibration = TokenizerCalibration.objects.filter(pk=calibration_id).first()
+    if calibration is None:
+        raise NotFound("There is no such calibration.", field="calibration_id")
+    if calibration.tokenizer_digest != tokenizer_digest.removeprefix("sha256:"):
+        raise InvalidInput(
+            f"The calibration is of another tokenizer: sha256:{calibration.tokenizer_digest}.",
+            field="tokenizer_digest",
+        )
+    text: dict[Bucket, int] = {
+        bucket: calibration.kappa_ppm
+        for bucket in (*TEXT_INPUT_BUCKETS, *TEXT_OUTPUT_BUCKETS)
+        if bucket in weights_ppm
+    }
+    for bucket in kappa_ppm:
+        if bucket in text:
+            raise InvalidInput("The calibration says it.", field=f"kappa_ppm.{bucket.value}")
+    return text
+
+
+@transaction.atomic
+def record_calibration(
+    *,
+    tokenizer: str,
+    tokenizer_digest: str,
+    made_by: str,
+    corpus: str,
+    corpus_digest: str,
+    classes: Sequence[ClassCounts],
+    now: datetime,
+) -> tuple[TokenizerCalibration, bool]:
+    """Keep a measurement as the tokenizer's next version, and whether it is new.
+
+    The same vocabulary measured on the same corpus is the version that stands already. Digests are SHA-256 in hex.
+    Raises InvalidInput naming the field, or Conflict: another version was recorded at the same moment.
+    """
+    for field, text in {"tokenizer": tokenizer, "corpus": corpus, "made_by": made_by}.items():
+        if not text.strip() or not text.isprintable() or len(text) > MAX_CALIBRATION_NAME_LENGTH:
+            raise InvalidInput(
+                f"It must be 1 to {MAX_CALIBRATION_NAME_LENGTH} printable characters.", field=field
+            )
+    for field, digest in {"tokenizer_digest": tokenizer_digest, "corpus_digest": corpus_digest}.items():
+        if not _SHA256_HEX.fullmatch(digest):
+            raise InvalidInput("It must be a SHA-256 in hex.", field=field)
+    if not classes:
+        raise InvalidInput("There must be one at least.", field="classes")
+    for one in classes:
+        _check_range(f"classes.{one.name}.weight", one.weight, 1, MAX_WEIGHT)
+        _check_range(f"classes.{one.name}.native_tokens", one.native_tokens, 1, MAX_CALIBRATION_COUNT)
+        _check_range(f"classes.{one.name}.o200k_tokens", one.o200k_tokens, 1, MAX_CALIBRATION_COUNT)
+        _check_range(f"classes.{one.name}.kappa_ppm", one.kappa_ppm, 1, MAX_KAPPA_PPM)
+    known = TokenizerCalibration.objects.filter(
+        tokenizer=tokenizer, tokenizer_digest=tokenizer_digest, corpus_digest=corpus_digest
+    ).first()
+    if known is not None:
+        return known, False
+    latest = TokenizerCalibration.objects.filter(tokenizer=tokenizer).order_by("-version").first()
+    spread = spread_of(classes)
+    try:
+        with transaction.atomic():
+            made = TokenizerCalibration.objects.create(
+                tokenizer=tokenizer,
+                version=latest.version + 1 if latest is not None else 1,
+                tokenizer_digest=tokenizer_digest,
+                corpus=corpus,
+                corpus_digest=corpus_digest,
+                made_by=made_by,
+                kappa_ppm=kappa_of(classes),
+                least_ppm=spread.least_ppm,
+                p10_ppm=spread.p10_ppm,
+                median_ppm=spread.median_ppm,
+                p90_ppm=spread.p90_ppm,
+                most_ppm=spread.most_ppm,
+                created_at=now,
+            )
+    except IntegrityError as error:
+        raise Conflict(
+            "Another version was recorded at this moment; try again.", field="tokenizer"
+        ) from error
+    CalibrationClass.objects.bulk_create(
+        CalibrationClass(
+            calibration=made,
+            name=one.name,
+            weight=one.weight,
+            texts=one.texts,
+            utf8_bytes=one.utf8_bytes,
+            native_tokens=one.native_tokens,
+            o200k_tokens=one.o200k_tokens,
+            kappa_ppm=one.kappa_ppm,
+        )
+        for one in classes
+    )
+    return made, True
+
+
+def publish_known_calibrations(*, now: datetime) -> list[TokenizerCalibration]:
+    """Record the measurements that come with this software. Doing it again changes nothing."""
+    made = []
+    for line in KNOWN_CALIBRATIONS.read_text().splitlines():
+        shipped = json.loads(line)
+        # What follows from the counts is computed again, not believed.
+        counts = [
+            ClassCounts(**{name: one[name] for name in ClassCounts.__slots__}) for one in shipped["classes"]
+        ]
+        terms = {name: shipped[name] for name in _CALIBRATION_NAMES}
+        made.append(record_calibration(**terms, classes=counts, now=now)[0])
+    return made
 
 
 @transaction.atomic

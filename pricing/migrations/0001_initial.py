@@ -36,6 +36,97 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name="TokenizerCalibration",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("tokenizer", models.CharField(max_length=64)),
+                ("version", models.PositiveIntegerField()),
+                ("tokenizer_digest", models.CharField(max_length=64)),
+                ("corpus", models.CharField(max_length=64)),
+                ("corpus_digest", models.CharField(max_length=64)),
+                ("made_by", models.CharField(max_length=64)),
+                ("kappa_ppm", models.BigIntegerField()),
+                ("least_ppm", models.BigIntegerField()),
+                ("p10_ppm", models.BigIntegerField()),
+                ("median_ppm", models.BigIntegerField()),
+                ("p90_ppm", models.BigIntegerField()),
+                ("most_ppm", models.BigIntegerField()),
+                ("created_at", models.DateTimeField()),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("tokenizer", "version"), name="pricing_calibration_version_unique"
+                    ),
+                    models.UniqueConstraint(
+                        fields=("tokenizer", "tokenizer_digest", "corpus_digest"),
+                        name="pricing_calibration_measured_once",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("least_ppm__gt", 0),
+                            ("p10_ppm__gte", models.F("least_ppm")),
+                            ("median_ppm__gte", models.F("p10_ppm")),
+                            ("p90_ppm__gte", models.F("median_ppm")),
+                            ("most_ppm__gte", models.F("p90_ppm")),
+                            ("kappa_ppm__gte", models.F("least_ppm")),
+                            ("kappa_ppm__lte", models.F("most_ppm")),
+                        ),
+                        name="pricing_calibration_spread_ordered",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="CalibrationClass",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("name", models.CharField(max_length=32)),
+                ("weight", models.PositiveIntegerField()),
+                ("texts", models.PositiveIntegerField()),
+                ("utf8_bytes", models.BigIntegerField()),
+                ("native_tokens", models.BigIntegerField()),
+                ("o200k_tokens", models.BigIntegerField()),
+                ("kappa_ppm", models.BigIntegerField()),
+                (
+                    "calibration",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="classes",
+                        to="pricing.tokenizercalibration",
+                    ),
+                ),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("calibration", "name"), name="pricing_calibrationclass_name_unique"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("weight__gt", 0),
+                            ("texts__gt", 0),
+                            ("utf8_bytes__gt", 0),
+                            ("native_tokens__gt", 0),
+                            ("o200k_tokens__gt", 0),
+                            ("kappa_ppm__gt", 0),
+                        ),
+                        name="pricing_calibrationclass_positive",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="Grade",
             fields=[
                 (
@@ -47,6 +138,15 @@ class Migration(migrations.Migration):
                 ("version", models.PositiveIntegerField()),
                 ("currency", models.CharField(max_length=3)),
                 ("tokenizer_digest", models.CharField(max_length=80)),
+                (
+                    "calibration",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="pricing.tokenizercalibration",
+                    ),
+                ),
                 ("max_request_s", models.PositiveIntegerField()),
                 ("max_output_tokens", models.BigIntegerField()),
                 ("template_overhead_tokens", models.BigIntegerField()),

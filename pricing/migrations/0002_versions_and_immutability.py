@@ -4,7 +4,7 @@ from pathlib import Path
 
 from django.db import migrations
 
-from marketplace.accounts.append_only import take_from_app
+from marketplace.accounts.append_only import append_only, take_from_app
 
 _SQL = Path(__file__).parent.parent / "sql"
 _UNDO = """
@@ -34,4 +34,6 @@ class Migration(migrations.Migration):
         take_from_app("pricing_grade", ["DELETE", "TRUNCATE"]),
         take_from_app("pricing_gradebucket", ["UPDATE", "DELETE", "TRUNCATE"]),
         take_from_app("pricing_rate", ["UPDATE", "DELETE", "TRUNCATE"]),
+        *append_only("pricing_tokenizercalibration"),
+        *append_only("pricing_calibrationclass"),
     )
