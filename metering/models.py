@@ -16,7 +16,10 @@ class MeterKind(models.TextChoices):
 
 
 class MeterSource(models.Model):
-    """A registered meter. Meter kind and host come from here, never from a payload. Gateway meters have no key."""
+    """A registered meter. Meter kind and host come from here, never from a payload. Gateway meters have no key.
+
+    An editor is the market's own source of edited events (amendments, backfills) of one kind; it has no key either.
+    """
 
     class Status(models.TextChoices):
         ACTIVE = "active"
@@ -24,6 +27,7 @@ class MeterSource(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     kind = models.CharField(max_length=8, choices=MeterKind.choices)
+    is_editor = models.BooleanField(default=False)
     host_id = models.UUIDField(null=True)
     public_key = models.BinaryField(max_length=32, null=True)
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.ACTIVE)
@@ -31,12 +35,17 @@ class MeterSource(models.Model):
     dependable_numerator_per_s = models.BigIntegerField(null=True)
     next_sequence = models.BigIntegerField(default=1)
     last_digest = models.CharField(max_length=64, blank=True)
+    # Since when event numbers are missing; then all up to `complete_until` have come, or are known to be lost.
+    gap_since = models.DateTimeField(null=True)
+    complete_until = models.BigIntegerField(default=0)
     created_at = models.DateTimeField()
 
     class Meta:
         constraints = [
             models.CheckConstraint(
-                condition=Q(kind="gateway") | (Q(host_id__isnull=False) & Q(public_key__isnull=False)),
+                condition=Q(kind="gateway")
+                | Q(is_editor=True)
+                | (Q(host_id__isnull=False) & Q(public_key__isnull=False)),
                 name="metering_source_host_meters_have_key",
             ),
             models.UniqueConstraint(
@@ -46,9 +55,17 @@ class MeterSource(models.Model):
             ),
             models.UniqueConstraint(
                 fields=["kind"],
-                condition=Q(status="active", kind="gateway"),
+                condition=Q(status="active", kind="gateway", is_editor=False),
                 name="metering_source_one_gateway",
             ),
+            models.UniqueConstraint(
+                fields=["kind"], condition=Q(is_editor=True), name="metering_source_one_editor"
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["gap_since"], condition=Q(gap_since__isnull=False), name="metering_source_with_gap"
+            )
         ]
 
 
@@ -118,6 +135,8 @@ class UsageBatch(models.Model):
     duplicate_events = models.IntegerField(default=0)
     # Per event that is not plainly accepted or duplicate: [{"index", "id", "result", "field", "reason"}].
     exceptions = models.JSONField(default=list)
+    # Runs of duplicates: [[first index, last index]]. What is in neither was accepted.
+    duplicates = models.JSONField(default=list, db_default=models.Value([], models.JSONField()))
     error = models.TextField(blank=True)
     received_at = models.DateTimeField()
     stored_at = models.DateTimeField(null=True)
@@ -176,7 +195,6 @@ class UsageEvent(models.Model):
     bytes_out = models.BigIntegerField()
     first_byte_ms = models.IntegerField(null=True)
     duration_ms = models.IntegerField(null=True)
-    content_digest = models.BinaryField(max_length=16)
 
     class Meta:
         managed = False
@@ -186,8 +204,10 @@ class UsageEvent(models.Model):
 class UsageRollup(models.Model):
     """Exact integer sums of stored events; charges are computed from these only. Hours and days are derived."""
 
+    # The order of the key is that of reading: a contract's usage from .. until is one range of its index, and what is
+    # asked for by equality comes before it.
     pk = models.CompositePrimaryKey(
-        "contract_id", "rate_id", "api_key_id", "offering_id", "bucket", "meter", "period_start"
+        "contract_id", "meter", "period_start", "rate_id", "api_key_id", "offering_id", "bucket"
     )
     contract_id = models.UUIDField()
     rate_id = models.UUIDField()
@@ -201,19 +221,103 @@ class UsageRollup(models.Model):
     events = models.BigIntegerField()
     native_tokens = models.BigIntegerField()
     numerator = models.BigIntegerField()
+    # The part of `events` and `numerator` that is estimated: nobody reported it, or another meter did.
+    estimated_events = models.BigIntegerField(default=0)
+    estimated_numerator = models.BigIntegerField(default=0)
+    # In rows of output: native output and reasoning tokens of events with a recount, and what they came to in o200k.
+    recounted_tokens = models.BigIntegerField(default=0)
+    recount_o200k_tokens = models.BigIntegerField(default=0)
 
     class Meta:
         constraints = [
             models.CheckConstraint(
-                condition=Q(events__gte=0) & Q(native_tokens__gte=0) & Q(numerator__gte=0),
+                condition=Q(events__gte=0)
+                & Q(native_tokens__gte=0)
+                & Q(numerator__gte=0)
+                & Q(estimated_events__range=(0, F("events")))
+                & Q(estimated_numerator__range=(0, F("numerator")))
+                & Q(recounted_tokens__gte=0)
+                & Q(recount_o200k_tokens__gte=0),
                 name="metering_rollup_not_negative",
             ),
         ]
-        indexes = [models.Index(fields=["period_start"], name="metering_rollup_by_period")]
+        indexes = [
+            models.Index(fields=["period_start"], name="metering_rollup_by_period"),
+            # A provider reads by what he offers.
+            models.Index(fields=["offering_id", "period_start"], name="metering_rollup_by_offering"),
+            # The few that are estimated, to be replaced.
+            models.Index(
+                fields=["period_start"], condition=Q(estimated_events__gt=0), name="metering_rollup_estimated"
+            ),
+        ]
+
+
+class UsageCorrection(models.Model):
+    """Why a stored event no longer counts, or counts otherwise. Append-only; an event is corrected once.
+
+    Whoever corrects a correction targets its replacement. Roll-ups hold every stored event that is no target.
+    """
+
+    class Kind(models.TextChoices):
+        AMEND = "amend"
+        VOID = "void"
+        BACKFILL = "backfill"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    kind = models.CharField(max_length=8, choices=Kind.choices)
+    # Of a backfill null: nothing was there.
+    target_id = models.UUIDField(null=True)
+    target_source = models.ForeignKey(MeterSource, on_delete=models.PROTECT, null=True, related_name="+")
+    # Of a void null: nothing takes its place.
+    replacement_id = models.UUIDField(null=True)
+    replacement_source = models.ForeignKey(MeterSource, on_delete=models.PROTECT, null=True, related_name="+")
+    reason = models.CharField(max_length=500)
+    actor = models.CharField(max_length=100)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["target_id", "target_source"], name="metering_correction_once_per_event"
+            ),
+            models.UniqueConstraint(
+                fields=["replacement_id", "replacement_source"], name="metering_correction_by_replacement"
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    kind="amend",
+                    target_id__isnull=False,
+                    target_source__isnull=False,
+                    replacement_id__isnull=False,
+                    replacement_source__isnull=False,
+                )
+                | Q(
+                    kind="void",
+                    target_id__isnull=False,
+                    target_source__isnull=False,
+                    replacement_id__isnull=True,
+                    replacement_source__isnull=True,
+                )
+                | Q(
+                    kind="backfill",
+                    target_id__isnull=True,
+                    target_source__isnull=True,
+                    replacement_id__isnull=False,
+                    replacement_source__isnull=False,
+                ),
+                name="metering_correction_complete",
+            ),
+            models.CheckConstraint(
+                condition=~Q(reason="") & ~Q(actor=""), name="metering_correction_explained"
+            ),
+        ]
 
 
 class RegisterRead(models.Model):
-    """The running counters of an engine at a moment (smart-meter terms), as the host's agent relayed them."""
+    """The running counters of an engine at a moment (smart-meter terms), as the host's agent relayed them.
+
+    `input_tokens` includes what came from the cache. Differences are `metering.registers.register_delta`'s.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     host_id = models.UUIDField()
@@ -223,6 +327,9 @@ class RegisterRead(models.Model):
     cache_read_tokens = models.BigIntegerField(null=True)
     output_tokens = models.BigIntegerField(null=True)
     energy_millijoules = models.BigIntegerField(null=True)
+    # What the agent's own benches have used since its first start: nobody's usage, but in the counters above.
+    bench_input_tokens = models.BigIntegerField(default=0)
+    bench_output_tokens = models.BigIntegerField(default=0)
 
     class Meta:
         indexes = [models.Index(fields=["host_id", "-read_at"], name="metering_register_by_host")]
@@ -233,24 +340,159 @@ class RegisterRead(models.Model):
         ]
 
 
+class Reconciliation(models.Model):
+    """What comparing a host's meters for one settlement period came to. Compared anew when their sums change."""
+
+    class Outcome(models.TextChoices):
+        AGREED = "agreed"
+        DISPUTED = "disputed"
+        # The agent reported nothing: the period is estimated from the gateway.
+        ESTIMATED = "estimated"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host_id = models.UUIDField()
+    settlement_start = models.DateTimeField()
+    outcome = models.CharField(max_length=9, choices=Outcome.choices)
+    gateway_numerator = models.BigIntegerField()
+    agent_numerator = models.BigIntegerField()
+    # Of all roll-ups compared: other sums have another one.
+    usage_digest = models.BigIntegerField()
+    reconciled_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["host_id", "settlement_start"], name="metering_reconciliation_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(gateway_numerator__gte=0) & Q(agent_numerator__gte=0),
+                name="metering_reconciliation_not_negative",
+            ),
+        ]
+        indexes = [models.Index(fields=["settlement_start"], name="metering_reconciled_by_start")]
+
+
+class MeterFinding(models.Model):
+    """What validation noticed about a host's meters in a settlement period: a fact to look at, without a ruling."""
+
+    class Kind(models.TextChoices):
+        CLOCK_SKEW = "clock_skew"
+        SEQUENCE_GAP = "sequence_gap"
+        IMPOSSIBLE_RATE = "impossible_rate"
+        REGISTER_LESS = "register_less"
+        REGISTER_MORE = "register_more"
+        AGENT_MISSING = "agent_missing"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host_id = models.UUIDField()
+    settlement_start = models.DateTimeField()
+    kind = models.CharField(max_length=16, choices=Kind.choices)
+    evidence = models.JSONField(default=dict)
+    found_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["host_id", "settlement_start", "kind"], name="metering_finding_unique"
+            ),
+        ]
+
+
 class Discrepancy(models.Model):
-    """Where the meters of a host disagree beyond tolerance in a settlement period, with the evidence for both sides."""
+    """Where the witnesses of a host disagree beyond tolerance in a settlement period, with what each of them saw.
+
+    Open until the provider accepts the lower count, the operator rules, or ten days are over.
+    """
+
+    class Kind(models.TextChoices):
+        COUNTS = "counts"
+        RECOUNT = "recount"
 
     class Status(models.TextChoices):
         OPEN = "open"
         ACCEPTED = "accepted"
         RESOLVED = "resolved"
 
+    class Ruling(models.TextChoices):
+        LOWER = "lower"
+        HIGHER = "higher"
+        NUMBERS = "numbers"
+        # Nobody ruled: late usage made the meters agree.
+        AGREED = "agreed"
+
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     host_id = models.UUIDField()
     settlement_start = models.DateTimeField()
+    kind = models.CharField(max_length=8, choices=Kind.choices, default=Kind.COUNTS)
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.OPEN)
     evidence = models.JSONField(default=dict)
+    ruling = models.CharField(max_length=8, choices=Ruling.choices, blank=True)
+    reason = models.CharField(max_length=500, blank=True)
+    closed_by = models.CharField(max_length=100, blank=True)
+    closed_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField()
 
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["host_id", "settlement_start"], name="metering_discrepancy_unique"
+                fields=["host_id", "settlement_start", "kind"], name="metering_discrepancy_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(status="open", ruling="", closed_at__isnull=True)
+                | (~Q(status="open") & ~Q(ruling="") & ~Q(reason="") & Q(closed_at__isnull=False)),
+                name="metering_discrepancy_closed_by_ruling",
             ),
         ]
+        indexes = [
+            models.Index(fields=["created_at"], condition=Q(status="open"), name="metering_discrepancy_open")
+        ]
+
+
+class DisputedUsage(models.Model):
+    """The part of a contract's usage that a discrepancy keeps from being billed: for now while it is open, for good
+    once it is closed. `withheld_numerator` is what billing takes off the gateway's count."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    discrepancy = models.ForeignKey(Discrepancy, on_delete=models.PROTECT, related_name="usage")
+    contract_id = models.UUIDField()
+    rate_id = models.UUIDField()
+    offering_id = models.UUIDField()
+    period_start = models.DateTimeField()
+    gateway_numerator = models.BigIntegerField()
+    # Of the witness who saw least.
+    lower_numerator = models.BigIntegerField()
+    withheld_numerator = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["discrepancy", "contract_id", "rate_id", "offering_id", "period_start"],
+                name="metering_disputed_unique",
+            ),
+            models.CheckConstraint(
+                condition=Q(lower_numerator__gte=0)
+                & Q(withheld_numerator__gte=0)
+                & Q(withheld_numerator__lte=F("gateway_numerator") - F("lower_numerator")),
+                name="metering_disputed_within_counts",
+            ),
+        ]
+        indexes = [models.Index(fields=["contract_id", "period_start"], name="metering_disputed_by_contract")]
+
+
+class RecountBaseline(models.Model):
+    """The o200k tokens that a million native tokens of a grade version's output come to, as the operator knows better
+    than its kappa says. Append-only: the latest counts."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    baseline_ppm = models.BigIntegerField()
+    reason = models.CharField(max_length=500)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(baseline_ppm__gt=0) & ~Q(reason=""), name="metering_recount_baseline_positive"
+            ),
+        ]
+        indexes = [models.Index(fields=["grade", "-id"], name="metering_recount_baseline_last")]

@@ -1,28 +1,71 @@
-"""Three witnesses of a host in a settlement period: gateway, agent, engine registers. Tolerance 0.5%."""
+"""Three witnesses of a host in a settlement period: gateway, agent, engine registers. Tolerance 0.5%.
+
+What is billed is what the gateway carried. Where another witness saw less, beyond tolerance, the lower count settles
+and the rest waits for a ruling (`disputing`). A period that the agent reported nothing of is estimated from the
+gateway: a missing count is not a lower one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
-from django.db.models import QuerySet, Sum
+from django.db import transaction
+from django.db.models import Q, Sum
 
-from metering.models import Discrepancy, MeterKind, RegisterRead, UsageRollup
-from pricing.units import Bucket
+from metering.disputing import open_discrepancy, settle_agreement
+from metering.estimating import check_meters
+from metering.models import Discrepancy, MeterKind, Reconciliation
+from metering.witnesses import (
+    TOLERANCE_PPM,
+    Cell,
+    Counted,
+    Register,
+    Seen,
+    Withheld,
+    agent_is_complete,
+    agent_sources,
+    digest_of,
+    load_register,
+    load_rollups,
+    lower_by_agent,
+    lower_by_register,
+    pair_requests,
+    reported,
+    seen_by,
+    stale_periods,
+    unfinished_at,
+    within,
+)
+from pricing.units import PPM
 
-TOLERANCE_PPM = 5_000
-_INPUT = (Bucket.UNCACHED_INPUT, Bucket.CACHE_READ, Bucket.CACHE_WRITE)
-_OUTPUT = (Bucket.OUTPUT, Bucket.REASONING)
+Outcome = Reconciliation.Outcome
+# What is not agreed yet is looked at again this often, for as long: a gap may be filled, a host may come back.
+_LOOK_AGAIN: Final = timedelta(minutes=5)
+_LOOK_AGAIN_FOR: Final = timedelta(days=1)
+# Over which a host's share of reconciled usage is published.
+PUBLISHED_OVER: Final = timedelta(days=30)
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Native tokens that one witness saw; None where it cannot tell."""
+def periods_to_reconcile(
+    hosts: Mapping[UUID, UUID], *, since: datetime, until: datetime, period_s: int, now: datetime
+) -> list[tuple[UUID, datetime]]:
+    """(host, settlement start) of usage in `[since, until)` whose meters were not compared as they are now.
 
-    input_tokens: int | None
-    output_tokens: int | None
+    `hosts` is by offering. Also what did not agree and was compared more than five minutes ago, for a day.
+    """
+    found = stale_periods(hosts, since=since, until=until, period_s=period_s)
+    again = Reconciliation.objects.filter(
+        ~Q(outcome=Outcome.AGREED),
+        settlement_start__gte=max(since, now - _LOOK_AGAIN_FOR),
+        settlement_start__lt=until,
+        reconciled_at__lte=now - _LOOK_AGAIN,
+        host_id__in=set(hosts.values()),
+    )
+    return sorted({*found, *again.values_list("host_id", "settlement_start")}, key=lambda one: one[::-1])
 
 
 def reconcile_host(
@@ -32,80 +75,141 @@ def reconcile_host(
     settlement_start: datetime,
     settlement_end: datetime,
     now: datetime,
+    clock_skew_ms: int | None = None,
 ) -> Discrepancy | None:
     """Compare what gateway, agent and engine counted; beyond tolerance a Discrepancy with all three is opened.
 
-    The engine's registers also count benches and health probes, so they only convict when they saw less.
+    An engine also counts what is nobody's request (its own benches are taken off), so it only convicts when it saw
+    less. `clock_skew_ms` is what the host's heartbeats say of its clock (ahead of the market's, null unknown), for
+    validation. Doing it again with the same usage changes nothing. Returns the period's discrepancy; None where all
+    agree.
     """
-    rollups = UsageRollup.objects.filter(
-        offering_id__in=offering_ids, period_start__gte=settlement_start, period_start__lt=settlement_end
-    )
-    gateway = _counted(rollups, MeterKind.GATEWAY)
-    agent = _counted(rollups, MeterKind.AGENT)
-    engine = _register_delta(host_id, settlement_start, settlement_end)
-    disputed = [
-        name
-        for name in ("input_tokens", "output_tokens")
-        if not _within(getattr(gateway, name), getattr(agent, name))
-        or not _not_less(getattr(engine, name), getattr(gateway, name))
-    ]
-    if not disputed:
-        return None
-    evidence = {
+    # Before the sums: what changes in between has another digest, and is compared again.
+    digest = digest_of(offering_ids, settlement_start, settlement_end)
+    seen = seen_by(load_rollups(offering_ids, settlement_start, settlement_end))
+    gateway, agent = seen[MeterKind.GATEWAY], seen[MeterKind.AGENT]
+    register = load_register(host_id, settlement_start, settlement_end)
+    over = _over_when_read(gateway, register)
+    engine_saw_less = _less(over, register.counted)
+    evidence: dict[str, Any] = {
         "tolerance_ppm": TOLERANCE_PPM,
-        "disputed": disputed,
-        "gateway": asdict(gateway),
-        "agent": asdict(agent),
-        "engine": asdict(engine),
+        "gateway": asdict(gateway.counted),
+        "agent": asdict(agent.counted if agent.events else Counted(None, None)),
+        "engine": asdict(register.counted),
     }
-    discrepancy, created = Discrepancy.objects.get_or_create(
-        host_id=host_id, settlement_start=settlement_start, defaults={"evidence": evidence, "created_at": now}
-    )
-    if not created and discrepancy.evidence != evidence:
-        # Late usage changes what is disputed, but never what somebody has already ruled on.
-        Discrepancy.objects.filter(pk=discrepancy.pk, status=Discrepancy.Status.OPEN).update(
-            evidence=evidence
+    agent_differs: list[str] = []
+    withheld: dict[Cell, Withheld] = {}
+    if agent.events and _differing(gateway.counted, agent.counted):
+        pairs = pair_requests(gateway.cells)
+        is_complete = agent_is_complete(
+            agent_sources(host_id), offering_ids, settlement_start, settlement_end
         )
-        discrepancy.refresh_from_db()
+        agent_differs = _differing(
+            reported(gateway, pairs.values(), MeterKind.GATEWAY),
+            reported(agent, pairs.values(), MeterKind.AGENT),
+        )
+        evidence["agent_is_complete"] = is_complete
+        evidence["agent_missing_events"] = sum(pair.missing_events for pair in pairs.values())
+        if agent_differs:
+            withheld = lower_by_agent(gateway, agent, pairs, is_complete=is_complete)
+    if engine_saw_less:
+        withheld = lower_by_register(gateway, over, register.counted, withheld)
+    evidence["disputed"] = [name for name in _DIRECTIONS if name in agent_differs or name in engine_saw_less]
+    with transaction.atomic():
+        check_meters(
+            host_id=host_id,
+            gateway=gateway,
+            agent=agent,
+            register=register,
+            engine_saw_less=engine_saw_less,
+            clock_skew_ms=clock_skew_ms,
+            settlement_start=settlement_start,
+            settlement_end=settlement_end,
+            now=now,
+        )
+        discrepancy = None
+        outcome = Outcome.AGREED if agent.events or not gateway.events else Outcome.ESTIMATED
+        if evidence["disputed"]:
+            discrepancy = open_discrepancy(
+                host_id=host_id,
+                settlement_start=settlement_start,
+                kind=Discrepancy.Kind.COUNTS,
+                evidence=evidence,
+                withheld=withheld,
+                now=now,
+            )
+            upheld = discrepancy.ruling == Discrepancy.Ruling.HIGHER
+            outcome = Outcome.AGREED if upheld else Outcome.DISPUTED
+        else:
+            settle_agreement(host_id=host_id, settlement_start=settlement_start, now=now)
+        Reconciliation.objects.update_or_create(
+            host_id=host_id,
+            settlement_start=settlement_start,
+            defaults={
+                "outcome": outcome,
+                "gateway_numerator": gateway.numerator,
+                "agent_numerator": agent.numerator,
+                "usage_digest": digest,
+                "reconciled_at": now,
+            },
+        )
     return discrepancy
 
 
-def _counted(rollups: QuerySet[UsageRollup], meter: MeterKind) -> Counted:
-    sums = dict(
-        rollups.filter(meter=meter).values_list("bucket").annotate(total=Sum("native_tokens")).order_by()
+_DIRECTIONS: Final = ("input_tokens", "output_tokens")
+
+
+def _differing(gateway: Counted, agent: Counted) -> list[str]:
+    return [name for name in _DIRECTIONS if not within(getattr(gateway, name), getattr(agent, name))]
+
+
+def _over_when_read(gateway: Seen, register: Register) -> Counted:
+    """What the engine must have counted: the gateway's requests that were over at the register's last read."""
+    if register.read_until is None or not _less(gateway.counted, register.counted):
+        return gateway.counted
+    running = unfinished_at(gateway.cells, register.read_until)
+    assert running.input_tokens is not None
+    assert running.output_tokens is not None
+    return Counted(gateway.input_tokens - running.input_tokens, gateway.output_tokens - running.output_tokens)
+
+
+def _less(metered: Counted, register: Counted) -> list[str]:
+    found = []
+    for name in _DIRECTIONS:
+        carried, counted = getattr(metered, name), getattr(register, name)
+        if counted is not None and counted < carried and not within(counted, carried):
+            found.append(name)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of a host's usage of the last 30 days, as the gateway carried it, what lies in periods whose meters agreed."""
+
+    settled_numerator: int
+    agreed_numerator: int
+
+
+def reconciled_shares(host_ids: Sequence[UUID], *, now: datetime) -> dict[UUID, Share]:
+    """By host; hosts without usage in reconciled periods are left out."""
+    rows = (
+        Reconciliation.objects.filter(
+            host_id__in=list(host_ids), settlement_start__gte=now - PUBLISHED_OVER, settlement_start__lte=now
+        )
+        .values("host_id")
+        .annotate(
+            settled=Sum("gateway_numerator"),
+            agreed=Sum("gateway_numerator", filter=Q(outcome=Outcome.AGREED)),
+        )
+        .order_by()
     )
-    return Counted(sum(sums.get(b.value, 0) for b in _INPUT), sum(sums.get(b.value, 0) for b in _OUTPUT))
+    return {
+        row["host_id"]: Share(int(row["settled"]), int(row["agreed"] or 0)) for row in rows if row["settled"]
+    }
 
 
-def _register_delta(host_id: UUID, start: datetime, end: datetime) -> Counted:
-    """Counters over the reads that enclose the period; None when the engine restarted inside it or was not read.
-
-    A restart starts the counters anew: what ran between its last read and the restart is known to nobody.
-    """
-    reads = RegisterRead.objects.filter(host_id=host_id)
-    before = reads.filter(read_at__lte=start).order_by("-read_at").first()
-    after = reads.filter(read_at__gte=end).order_by("read_at").first()
-    if before is None or after is None:
-        return Counted(None, None)
-    between = reads.filter(read_at__gt=before.read_at, read_at__lt=after.read_at)
-    if before.boot_id != after.boot_id or between.exclude(boot_id=before.boot_id).exists():
-        return Counted(None, None)
-    return Counted(
-        _delta(before.input_tokens, after.input_tokens), _delta(before.output_tokens, after.output_tokens)
-    )
-
-
-def _delta(before: int | None, after: int | None) -> int | None:
-    if before is None or after is None or after < before:
-        return None
-    return after - before
-
-
-def _within(first: int, second: int) -> bool:
-    return abs(first - second) * 1_000_000 <= TOLERANCE_PPM * max(first, second)
-
-
-def _not_less(register: int | None, metered: int | None) -> bool:
-    if register is None or metered is None:
-        return True
-    return register >= metered or _within(register, metered)
+def reconciliation_ppm(host_ids: Sequence[UUID], *, now: datetime) -> int | None:
+    """The published share of these hosts together; None without usage."""
+    shares = reconciled_shares(host_ids, now=now).values()
+    settled = sum(share.settled_numerator for share in shares)
+    return PPM * sum(share.agreed_numerator for share in shares) // settled if settled else None

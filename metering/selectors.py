@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal
 from uuid import UUID
 
+from django.conf import settings
 from django.db import connection
 from django.db.models import Count, Max, Min, Q, QuerySet, Sum
 
 from marketplace.errors import NotFound
-from metering.models import Discrepancy, MeterKind, MeterSource, UsageBatch, UsageEvent, UsageRollup
+from metering.models import (
+    Discrepancy,
+    MeterKind,
+    MeterPoint,
+    MeterSource,
+    RegisterRead,
+    UsageBatch,
+    UsageRollup,
+)
+from pricing.units import Bucket
 
 Slice = Literal["period", "hour", "day"]
 _SLICES: Final[Mapping[Slice, str]] = {
@@ -30,19 +40,6 @@ class InboxState:
 
 
 @dataclass(frozen=True, slots=True)
-class UsageRow:
-    """Exact sums of one slice of time, contract, key and bucket; `api_key_id` is null where the meter knows none."""
-
-    start: datetime
-    contract_id: UUID
-    api_key_id: UUID | None
-    bucket: str
-    events: int
-    native_tokens: int
-    numerator: int
-
-
-@dataclass(frozen=True, slots=True)
 class UsageSummary:
     """What a contract used: `requests` is the most events that any one bucket of the same roll-up has."""
 
@@ -55,6 +52,17 @@ def pending_before(at: datetime) -> bool:
     """Whether usage that the gateway handed in up to `at` still waits in the inbox. A dead batch waits for nobody."""
     return UsageBatch.objects.filter(
         status=UsageBatch.Status.PENDING, source__kind=MeterKind.GATEWAY, received_at__lte=at
+    ).exists()
+
+
+def agents_pending_before(contract_id: UUID, at: datetime) -> bool:
+    """Whether usage handed in up to `at` by hosts that may supply the contract still waits in the inbox."""
+    hosts = MeterPoint.objects.filter(contract_id=contract_id).values("host_id")
+    return UsageBatch.objects.filter(
+        status=UsageBatch.Status.PENDING,
+        source__kind=MeterKind.AGENT,
+        source__host_id__in=hosts,
+        received_at__lte=at,
     ).exists()
 
 
@@ -79,45 +87,6 @@ def rollups_of(
     ).order_by("period_start", "rate_id", "offering_id", "bucket")
 
 
-def usage_rows(
-    contract_ids: Sequence[UUID],
-    *,
-    since: datetime,
-    until: datetime,
-    slice_by: Slice = "hour",
-    api_key_id: UUID | None = None,
-    limit: int = 1_000,
-    meter: str = MeterKind.GATEWAY,
-) -> list[UsageRow]:
-    """Sums of these contracts by slice of time (UTC), contract, key and token bucket in `[since, until)`, newest first.
-
-    Days and hours are derived from the delivery periods, never stored.
-    """
-    if not contract_ids:
-        return []
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""SELECT {_SLICES[slice_by]}, contract_id,
-                       nullif(api_key_id, '00000000-0000-0000-0000-000000000000'), bucket,
-                       sum(events)::bigint, sum(native_tokens)::bigint,
-                       sum(numerator)::bigint
-                  FROM metering_usagerollup
-                 WHERE contract_id = ANY (%(contracts)s) AND meter = %(meter)s
-                   AND period_start >= %(since)s AND period_start < %(until)s
-                   AND (%(key)s::uuid IS NULL OR api_key_id = %(key)s)
-                 GROUP BY 1, 2, 3, 4 ORDER BY 1 DESC, 2, 3, 4 LIMIT %(limit)s""",  # noqa: S608
-            {
-                "contracts": list(contract_ids),
-                "meter": meter,
-                "since": since,
-                "until": until,
-                "key": api_key_id,
-                "limit": limit,
-            },
-        )
-        return [UsageRow(*row) for row in cursor.fetchall()]
-
-
 def usage_summary(
     contract_ids: Sequence[UUID], *, since: datetime, until: datetime, meter: str = MeterKind.GATEWAY
 ) -> UsageSummary:
@@ -139,26 +108,21 @@ def usage_summary(
     return UsageSummary(sum(row["most"] for row in per_key), tokens, numerator)
 
 
-def event_of_request(request_id: UUID, contract_ids: Sequence[UUID]) -> UsageEvent | None:
-    """The gateway's event of one request, if one of these contracts paid for it."""
-    return (
-        UsageEvent.objects.filter(
-            request_id=request_id, contract_id__in=contract_ids, source__kind=MeterKind.GATEWAY
-        )
-        .order_by("id")
-        .first()
-    )
-
-
-def find_batch(batch_id: UUID, *, host_id: UUID | None = None) -> UsageBatch:
+def find_batch(batch_id: UUID, *, host_id: UUID | None = None, with_body: bool = False) -> UsageBatch:
     """Raises NotFound, also for a batch of another host than `host_id` (None: of any)."""
-    batches = UsageBatch.objects.filter(pk=batch_id).defer("body")
+    batches = UsageBatch.objects.filter(pk=batch_id)
+    if not with_body:
+        batches = batches.defer("body")
     if host_id is not None:
         batches = batches.filter(source__host_id=host_id)
     batch = batches.first()
     if batch is None:
         raise NotFound("There is no such batch.")
     return batch
+
+
+def batches_with_status(status: str) -> QuerySet[UsageBatch]:
+    return UsageBatch.objects.filter(status=status).defer("body")
 
 
 def find_signing_source(key_id: UUID) -> MeterSource | None:
@@ -169,18 +133,45 @@ def find_signing_source(key_id: UUID) -> MeterSource | None:
 
 
 def sequence_gaps(source: MeterSource) -> list[tuple[int, int]]:
-    """Runs of event numbers that never came, as (first, last): a gap is recorded, not refused."""
+    """Runs of event numbers that never came, as (first, last): a gap is recorded, not refused.
+
+    Nothing is read of a source without a gap, and of others only the batches since its first one.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """SELECT expected, sequence_from - 1 FROM (
-                   SELECT sequence_from, coalesce(max(sequence_to) OVER (
-                       ORDER BY sequence_from, sequence_to ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-                   ), 0) + 1 AS expected
-                     FROM metering_usagebatch WHERE source_id = %s AND sequence_from IS NOT NULL
+                   SELECT b.sequence_from, coalesce(max(b.sequence_to) OVER (
+                       ORDER BY b.sequence_from, b.sequence_to ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                   ), s.complete_until) + 1 AS expected
+                     FROM metering_metersource s JOIN metering_usagebatch b ON b.source_id = s.id
+                    WHERE s.id = %s AND s.gap_since IS NOT NULL AND b.sequence_to > s.complete_until
                ) AS ordered WHERE sequence_from > expected ORDER BY 1""",
             [source.pk],
         )
         return [(first, last) for first, last in cursor.fetchall()]
+
+
+def sources_with_gaps() -> QuerySet[MeterSource]:
+    """Meters of which event numbers are missing, the longest waiting first."""
+    return MeterSource.objects.filter(gap_since__isnull=False).order_by("gap_since", "pk")
+
+
+def overdue_gaps(now: datetime) -> QuerySet[MeterSource]:
+    """Those of `sources_with_gaps` whose usage should have come long ago: the alarm."""
+    return sources_with_gaps().filter(gap_since__lte=now - timedelta(seconds=settings.METERING_GAP_ALARM_S))
+
+
+def register_reads(host_id: UUID, *, since: datetime, until: datetime) -> list[RegisterRead]:
+    """The host's reads from the last one at or before `since` to the first one at or after `until`, in order of time.
+
+    Where the host was not read before or after, they begin or end with what there is.
+    """
+    reads = RegisterRead.objects.filter(host_id=host_id)
+    before = reads.filter(read_at__lte=since).order_by("-read_at", "-pk").first()
+    after = reads.filter(read_at__gte=until).order_by("read_at", "pk").first()
+    reads = reads.filter(read_at__gt=since) if before is None else reads.filter(read_at__gte=before.read_at)
+    reads = reads.filter(read_at__lte=after.read_at) if after is not None else reads.filter(read_at__lt=until)
+    return list(reads.order_by("read_at", "pk"))
 
 
 def open_discrepancies() -> QuerySet[Discrepancy]:
@@ -199,3 +190,30 @@ def usage_over_time(
             [list(contract_ids), since, until],
         )
         return list(cursor.fetchall())
+
+
+@dataclass(frozen=True, slots=True)
+class RecountSums:
+    """Native output, reasoning included, of events that carry a recount, and what it came to in o200k tokens."""
+
+    grade_id: UUID
+    recounted_tokens: int
+    recount_o200k_tokens: int
+
+
+def recounts_of(contract_ids: Sequence[UUID], *, since: datetime, until: datetime) -> list[RecountSums]:
+    """By grade version, of these contracts' delivery periods that begin in `[since, until)`, as the gateway metered."""
+    rows = (
+        UsageRollup.objects.filter(
+            contract_id__in=list(contract_ids),
+            bucket=Bucket.OUTPUT.value,
+            meter=MeterKind.GATEWAY,
+            period_start__gte=since,
+            period_start__lt=until,
+            recounted_tokens__gt=0,
+        )
+        .values_list("grade_id")
+        .annotate(native=Sum("recounted_tokens"), o200k=Sum("recount_o200k_tokens"))
+        .order_by("grade_id")
+    )
+    return [RecountSums(grade_id, int(native), int(o200k)) for grade_id, native, o200k in rows]

@@ -8,44 +8,61 @@ from typing import Final
 from uuid import UUID
 
 from django.db import IntegrityError, connection, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, F, OuterRef
 from psycopg import Binary, Cursor
 
 from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
-from metering.ingesting import ingest_batches, retry_failed_batches
+from metering.coding import pack_lines
+from metering.correcting import amend_event, backfill_event, void_event
+from metering.disputing import accept_discrepancy, close_overdue_discrepancies, resolve_discrepancy
+from metering.estimating import replace_estimates
+from metering.gaps import accept_gap, close_filled_gaps
+from metering.ingesting import count_killed_attempts, ingest_batches, retry_failed_batches
+from metering.intake import BatchRefused, check_text, read_ndjson
 from metering.models import MeterKind, MeterPoint, MeterSource, RegisterRead, SignatureNonce, UsageBatch
+from metering.pressure import InboxFull, check_inbox
 from metering.reconciling import reconcile_host
-from metering.usage import GENESIS_DIGEST, BatchHeader, UsageError, split_batch
-from metering.validating import RETENTION
+from metering.recounts import check_recounts, set_recount_baseline
+from metering.usage import GENESIS_DIGEST, BatchHeader, UnreadBatch
 
 __all__ = [
     "BatchRefused",
+    "InboxFull",
     "accept_batch",
+    "accept_discrepancy",
+    "accept_gap",
     "add_meter_point",
+    "amend_event",
+    "backfill_event",
+    "check_recounts",
+    "close_filled_gaps",
+    "close_overdue_discrepancies",
     "close_source",
+    "count_killed_attempts",
     "forget_batches",
     "forget_nonces",
     "gateway_source",
     "ingest_batches",
+    "keep_batch",
     "make_partitions",
     "reconcile_host",
     "record_register_read",
     "register_source",
     "remember_nonce",
+    "replace_estimates",
+    "resolve_discrepancy",
     "retry_failed_batches",
     "revive_batch",
     "set_dependable_limit",
+    "set_recount_baseline",
+    "void_event",
 ]
 
-# Longer than a signature is believed (five minutes back, one ahead).
-NONCE_KEPT: Final = timedelta(minutes=10)
+# Longer than a signature is believed: from five minutes before its time to five after.
+NONCE_KEPT: Final = timedelta(minutes=15)
+# The batches as they came, which is what a dispute goes back to: past any settlement and its ten days of dispute.
+RAW_KEPT: Final = timedelta(days=62)
 _PUBLIC_KEY_BYTES: Final = 32
-
-
-class BatchRefused(InvalidInput):
-    """The batch as a whole cannot be believed; nothing of it was kept."""
-
-    code = "batch_refused"
 
 
 class SourceClosed(Conflict):
@@ -85,7 +102,9 @@ def set_dependable_limit(*, source_id: UUID, numerator_per_s: int | None, now: d
 
 def gateway_source(now: datetime) -> MeterSource:
     """The one meter that all gateways of this market are, made at its first use."""
-    active = MeterSource.objects.filter(kind=MeterKind.GATEWAY, status=MeterSource.Status.ACTIVE)
+    active = MeterSource.objects.filter(
+        kind=MeterKind.GATEWAY, status=MeterSource.Status.ACTIVE, is_editor=False
+    )
     found = active.first()
     if found is not None:
         return found
@@ -138,23 +157,13 @@ def add_meter_point(
 
 
 def accept_batch(*, source: MeterSource, body: bytes, now: datetime) -> UsageBatch:
-    """One durable insert; once it returns, nothing of the batch is ever lost. The same batch again is the same row.
-
-    A host's batch begins with its header and is checked against it; the gateway's is event lines alone. A batch that
-    does not continue the source's chain is taken in and marked. Raises BatchRefused naming the field, SourceClosed.
+    """As `keep_batch`, from text. A host's begins with its header and is checked against it; the gateway's is event
+    lines alone. Raises BatchRefused naming the field, InboxFull, SourceClosed.
     """
-    _check_text(body)
     if source.kind == MeterKind.GATEWAY:
+        check_text(body)
         return UsageBatch.objects.create(source=source, body=body, body_bytes=len(body), received_at=now)
-    try:
-        header, _ = split_batch(body)
-    except UsageError as error:
-        raise BatchRefused(f"{error.field}: {error.reason}", field=error.field) from error
-    if header.source_id != source.pk:
-        raise BatchRefused(
-            "header.source_id: is not the meter that signed the request", field="header.source_id"
-        )
-    return _accept_numbered(source, header, body.partition(b"\n")[2], now)
+    return keep_batch(source=source, batch=read_ndjson(body), now=now)
 
 
 _ACCEPT_SQL: Final = """
@@ -169,7 +178,17 @@ RETURNING id
 
 
 @transaction.atomic
-def _accept_numbered(source: MeterSource, header: BatchHeader, lines: bytes, now: datetime) -> UsageBatch:
+def keep_batch(*, source: MeterSource, batch: UnreadBatch, now: datetime) -> UsageBatch:
+    """One durable insert; once it returns, nothing of the batch is ever lost. The same batch again is the same row.
+
+    A batch that does not continue the source's chain is taken in and marked. Raises BatchRefused for one of another
+    source, InboxFull when too much waits already, SourceClosed.
+    """
+    header = batch.header
+    if header.source_id != source.pk:
+        field = "header.source_id"
+        raise BatchRefused(f"{field}: is not the meter that signed the request", field=field)
+    packed = pack_lines(batch.lines)  # Before the lock.
     # One batch of a source at a time, or two could both take themselves for the next one.
     locked = MeterSource.objects.select_for_update(no_key=True).get(pk=source.pk)
     known = (
@@ -181,6 +200,8 @@ def _accept_numbered(source: MeterSource, header: BatchHeader, lines: bytes, now
         return known
     if locked.status != MeterSource.Status.ACTIVE:
         raise SourceClosed("The host was enrolled again since; this meter sends no more.")
+    check_inbox()
+    link = _link(locked, header)
     # Not Django's cursor: it would send a megabyte of body as two of text, for the server to read again.
     with Cursor(connection.connection) as cursor:
         cursor.execute(
@@ -191,46 +212,46 @@ def _accept_numbered(source: MeterSource, header: BatchHeader, lines: bytes, now
                 header.sequence_to,
                 header.previous_digest,
                 header.digest,
-                _link(locked, header),
-                Binary(lines),
-                len(lines),
+                link,
+                Binary(packed),
+                len(batch.lines),
                 now,
             ],
         )
         row = cursor.fetchone()
     assert row is not None, "an INSERT ... RETURNING returns its row"
-    batch = UsageBatch.objects.defer("body").get(pk=row[0])
+    kept = UsageBatch.objects.defer("body").get(pk=row[0])
     if header.sequence_to >= locked.next_sequence:
+        changed = ["next_sequence", "last_digest"]
+        if link is UsageBatch.Chain.GAP and locked.gap_since is None:
+            locked.gap_since, locked.complete_until = now, locked.next_sequence - 1
+            changed += ["gap_since", "complete_until"]
         locked.next_sequence = header.sequence_to + 1
         locked.last_digest = header.digest
-        locked.save(update_fields=["next_sequence", "last_digest"])
-    return batch
+        locked.save(update_fields=changed)
+    return kept
 
 
 def _link(source: MeterSource, header: BatchHeader) -> UsageBatch.Chain:
     if header.sequence_from > source.next_sequence:
         return UsageBatch.Chain.GAP
-    continues = header.sequence_from == source.next_sequence
-    if continues and header.previous_digest == (source.last_digest or GENESIS_DIGEST):
-        return UsageBatch.Chain.LINKED
-    return UsageBatch.Chain.BROKEN
+    if header.sequence_from == source.next_sequence:
+        linked = header.previous_digest == (source.last_digest or GENESIS_DIGEST)
+    else:
+        linked = _fills_gap(source, header)
+    return UsageBatch.Chain.LINKED if linked else UsageBatch.Chain.BROKEN
 
 
-def _check_text(body: bytes) -> None:
-    """What no line may hold, whatever its digest says. Raises BatchRefused naming the line."""
-    if not body:
-        raise BatchRefused("body: is empty", field="body")
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise BatchRefused(f"body: line {_line_of(body, error.start)} is not UTF-8", field="body") from None
-    nul = body.find(b"\0")
-    if nul >= 0:
-        raise BatchRefused(f"body: line {_line_of(body, nul)} holds a NUL", field="body")
-
-
-def _line_of(body: bytes, position: int) -> int:
-    return body.count(b"\n", 0, position) + 1
+def _fills_gap(source: MeterSource, header: BatchHeader) -> bool:
+    """Late, but in its place: nothing stands there yet, and it continues the batch before the gap."""
+    if source.gap_since is None or header.sequence_from <= source.complete_until:
+        return False
+    batches = UsageBatch.objects.filter(source=source)
+    if batches.filter(sequence_from=header.sequence_from).exists():
+        return False
+    if header.sequence_from == 1:
+        return header.previous_digest == GENESIS_DIGEST
+    return batches.filter(sequence_to=header.sequence_from - 1, digest=header.previous_digest).exists()
 
 
 def revive_batch(*, batch_id: UUID, now: datetime) -> None:
@@ -244,11 +265,13 @@ def revive_batch(*, batch_id: UUID, now: datetime) -> None:
 
 
 def forget_batches(*, limit: int = 10_000, now: datetime) -> int:
-    """Drop stored batches that are older than retention; their events stay. Never a pending or a dead one."""
+    """Drop stored batches that came more than 62 days ago; their events stay. Never a pending or a dead one."""
     old = (
-        UsageBatch.objects.filter(status=UsageBatch.Status.STORED, received_at__lt=now - RETENTION)
+        UsageBatch.objects.filter(status=UsageBatch.Status.STORED, received_at__lt=now - RAW_KEPT)
         # The last of each source stays, for its host to find the end of its chain.
         .exclude(~Exists(UsageBatch.objects.filter(source=OuterRef("source"), pk__gt=OuterRef("pk"))))
+        # What came after an open gap shows where it ends.
+        .exclude(source__gap_since__isnull=False, sequence_to__gt=F("source__complete_until"))
         .order_by("pk")
         .values_list("pk", flat=True)[:limit]
     )
@@ -268,8 +291,13 @@ def record_register_read(
     cache_read_tokens: int | None,
     output_tokens: int | None,
     energy_millijoules: int | None,
+    bench_input_tokens: int = 0,
+    bench_output_tokens: int = 0,
 ) -> None:
-    """Keep an engine's running counters at a moment. The same read again changes nothing."""
+    """Keep an engine's running counters at a moment; `input_tokens` includes what came from the cache.
+
+    `bench_..._tokens` are what the host's own benches have used so far. The same read again changes nothing.
+    """
     read = RegisterRead(
         host_id=host_id,
         boot_id=boot_id,
@@ -278,12 +306,14 @@ def record_register_read(
         cache_read_tokens=cache_read_tokens,
         output_tokens=output_tokens,
         energy_millijoules=energy_millijoules,
+        bench_input_tokens=bench_input_tokens,
+        bench_output_tokens=bench_output_tokens,
     )
     RegisterRead.objects.bulk_create([read], ignore_conflicts=True)
 
 
 def remember_nonce(*, key_id: UUID, nonce: str, now: datetime) -> bool:
-    """False when this key has used the nonce in the last ten minutes: the request is a replay."""
+    """False when this key has used the nonce in the last 15 minutes: the request is a replay."""
     digest = blake2b(nonce.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     with connection.cursor() as cursor:
         cursor.execute(

@@ -22,6 +22,7 @@ def ingest_pending() -> None:
 def sweep_batches() -> None:
     """What a dead worker claimed is pending again by itself (its locks died with it); what failed is tried again."""
     now = clock.now()
+    services.count_killed_attempts()
     services.retry_failed_batches(now=now)
     services.forget_nonces(now=clock.wall_now())
     services.forget_batches(now=now)

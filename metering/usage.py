@@ -8,16 +8,19 @@ An id is a UUIDv7 made by the meter; whether its time lies inside retention is f
 clock.
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
+from pricing.normalising import Unprovable, evidence_of
 from pricing.units import Bucket
 
 MAX_COUNT = 2**53  # Beyond it a JSON reader that uses doubles would round.
@@ -25,12 +28,18 @@ MAX_EVENTS_PER_BATCH = 10_000
 MAX_EVENT_BYTES = 4_096
 FORMAT = "tokenyard.usage.v1"
 GENESIS_DIGEST = "0" * 64
+_BUCKET_NAMES = frozenset(bucket.value for bucket in Bucket)
+# In a line without escapes, whatever looks like a name is one.
+_NAME = re.compile(rb'"(\w+)"\s*:')
 
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Sequenced = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 Ordinal = Annotated[int, Meta(ge=0, le=1_000)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+# Numbers and names of an engine's usage (`pricing.normalising.evidence_of`), and what was wrong with them.
+MAX_EVIDENCE_CHARACTERS = 1_536
+Evidence = Annotated[str, Meta(max_length=MAX_EVIDENCE_CHARACTERS)]
 
 BucketTokens = Mapping[Bucket, int | None]
 
@@ -63,7 +72,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """One attempt's metered facts. `grade_id` is the grade version's id; `occurred_at` is admission.
 
     In `buckets`, a missing or null bucket was not reported; zero is a report. `api_key_id` is null from
-    agents.
+    agents. An event with `unproved` claims no bucket: it is quarantined with the engine's own figures.
     """
 
     id: UUID
@@ -86,48 +95,53 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     flags: tuple[Flag, ...] = ()
     recount_o200k: Count | None = None
     first_byte_ms: Count | None = None
+    unproved: Evidence | None = None
 
 
-class LeanCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """An event's buckets in the order of `Bucket`; null is not reported."""
+class LeanCounts(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False
+):
+    """An event's buckets as the canonical form orders them; null is not reported."""
 
-    uncached_input: Count | None = None
-    cache_read: Count | None = None
-    cache_write: Count | None = None
-    output: Count | None = None
-    reasoning: Count | None = None
-    image_input: Count | None = None
     audio_input: Count | None = None
     audio_output: Count | None = None
+    cache_read: Count | None = None
+    cache_write: Count | None = None
+    image_input: Count | None = None
+    output: Count | None = None
+    reasoning: Count | None = None
+    uncached_input: Count | None = None
 
 
 class LeanEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """A `UsageEvent` whose ids and period are still text: nearly three times as fast to read.
+    """A `UsageEvent` whose ids and period are still text: several times as fast to read.
 
     Every line that `decode_event` takes is one of these, with the same values. The reverse holds once the text is
-    proved, which ingestion does once for the many events that share it.
+    proved, which ingestion does once for the many events that share it. Fields stand in the order of the canonical
+    form: so it is read fastest, and written again byte by byte.
     """
 
-    id: str
-    sequence: Sequenced
-    request_id: str
+    api_key_id: str | None = None
     attempt: Ordinal
-    part: Ordinal
-    contract_id: str
-    offering_id: str
-    grade_id: str
-    rate_id: str
-    period_start: str
-    occurred_at: Moment
     buckets: LeanCounts
-    finish: Finish
     bytes_in: Count
     bytes_out: Count
+    contract_id: str
     duration_ms: Count
-    api_key_id: str | None = None
-    flags: tuple[Flag, ...] = ()
-    recount_o200k: Count | None = None
+    finish: Finish
     first_byte_ms: Count | None = None
+    flags: tuple[Flag, ...] = ()
+    grade_id: str
+    id: str
+    occurred_at: Moment
+    offering_id: str
+    part: Ordinal
+    period_start: str
+    rate_id: str
+    recount_o200k: Count | None = None
+    request_id: str
+    sequence: Sequenced
+    unproved: Evidence | None = None
 
 
 class BatchHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,46 +166,92 @@ class UsageError(ValueError):
         self.reason = reason
 
 
+# Few enough to stay in a processor's cache, and so that one bad line makes only its neighbours slow.
+_LINES_AT_ONCE: Final = 256
 _event_decoder = msgspec.json.Decoder(UsageEvent)
 _lean_decoder = msgspec.json.Decoder(LeanEvent)
 _header_decoder = msgspec.json.Decoder(BatchHeader)
 _encoder = msgspec.json.Encoder(order="sorted")
+_lean_encoder = msgspec.json.Encoder()
 
 
 def decode_event(line: bytes) -> UsageEvent:
-    """Strict: unknown fields, floats, negative or huge counts, naive times are refused. Raises UsageError."""
+    """Strict: unknown and repeated fields, floats, negative or huge counts, naive times are refused. Raises
+    UsageError.
+    """
     if len(line) > MAX_EVENT_BYTES:
         raise UsageError("event", f"longer than {MAX_EVENT_BYTES} bytes")
     try:
-        return _event_decoder.decode(line)
+        event = _event_decoder.decode(line)
     except msgspec.DecodeError as error:
         raise _usage_error("event", line, error) from None
     except UnicodeDecodeError:
         raise UsageError("event", "not UTF-8") from None
+    except RecursionError:
+        raise UsageError("event", "nested too deeply") from None
+    _refuse_repeated(line)
+    return event
 
 
 def decode_lean(lines: Sequence[bytes]) -> list[LeanEvent | UsageError]:
     """Each line's event with its ids and period unproved, or what `decode_event` says is wrong with the line."""
-    decode = _lean_decoder.decode
-    if max(map(len, lines), default=0) <= MAX_EVENT_BYTES:
-        try:
-            return [decode(line) for line in lines]
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass  # Some line is bad: find out which.
-    return [_decode_lean(line) for line in lines]
+    events: list[LeanEvent | UsageError] = []
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        part = lines[start : start + _LINES_AT_ONCE]
+        events += _decode_good(part) or [_decode_lean(line) for line in part]
+    return events
+
+
+def _decode_good(lines: Sequence[bytes]) -> list[LeanEvent]:
+    """All of the lines; nothing when any of them needs a slower look."""
+    if max(map(len, lines)) > MAX_EVENT_BYTES:
+        return []
+    try:
+        events = list(map(_lean_decoder.decode, lines))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    # What reads the same when it is written again says nothing twice.
+    return events if _lean_encoder.encode_lines(events) == encode_lines(lines) else []
 
 
 def _decode_lean(line: bytes) -> LeanEvent | UsageError:
     if len(line) <= MAX_EVENT_BYTES:
         try:
-            return _lean_decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass
+            event = _lean_decoder.decode(line)
+            if _lean_encoder.encode(event) != line:
+                _refuse_repeated(line)
+            return event
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass  # The strict reader says why.
+        except UsageError as error:
+            return error
     try:
         decode_event(line)
     except UsageError as error:
         return error
-    raise AssertionError("whatever decode_event takes is lean, too")
+    raise AssertionError("the two readers of an event disagree")
+
+
+def _refuse_repeated(line: bytes) -> None:
+    """Of a line that could be read. Raises UsageError for a name that stands twice: readers differ in which counts."""
+    names: list[str] = []
+    if b"\\" in line:
+        json.loads(line, object_pairs_hook=lambda pairs: names.extend(name for name, _ in pairs))
+    else:
+        names = [name.decode() for name in _NAME.findall(line)]
+    # Fields and buckets have no name in common: each may stand once in the whole line.
+    if len(set(names)) != len(names):
+        repeated = next(name for index, name in enumerate(names) if name in names[:index])
+        raise UsageError(_dotted(repeated), "stands twice in one object")
+
+
+def _dotted(name: str) -> str:
+    return f"buckets.{name}" if name in _BUCKET_NAMES else name
+
+
+def unproved_usage(refusal: Unprovable, raw: object) -> str:
+    """What an event says in `unproved`: what is wrong with the engine's figures, and the figures."""
+    return f"{refusal.field}: {refusal.reason}; {evidence_of(raw)}"[:MAX_EVIDENCE_CHARACTERS]
 
 
 def encode_event(event: UsageEvent) -> bytes:
@@ -201,11 +261,13 @@ def encode_event(event: UsageEvent) -> bytes:
     return _encoder.encode(_canonical(event))
 
 
-def digest_batch(previous_digest: str, body: bytes) -> str:
+def digest_batch(previous_digest: str, body: bytes | memoryview) -> str:
     """SHA-256 over the previous batch's digest and this batch's event lines (as sent, without the header
     line).
     """
-    return sha256(bytes.fromhex(previous_digest) + body).hexdigest()
+    digest = sha256(bytes.fromhex(previous_digest))
+    digest.update(body)
+    return digest.hexdigest()
 
 
 def encode_lines(lines: Sequence[bytes]) -> bytes:
@@ -230,31 +292,53 @@ def encode_batch(
     return _encoder.encode(header) + b"\n" + body
 
 
-def split_batch(batch: bytes) -> tuple[BatchHeader, list[bytes]]:
-    """The header, proved against the event lines (count and digest), and the lines, not yet decoded.
+class UnreadBatch(NamedTuple):
+    """A batch whose header is proved against its event lines; the lines are not looked at yet.
 
-    Raises UsageError when the batch as a whole cannot be believed; a single bad event is left for
-    `decode_event`, so that it quarantines only itself.
+    `lines` ends with a line feed and has `events` of them; it may be a view into what was received.
     """
-    first, _, body = batch.partition(b"\n")
+
+    header: BatchHeader
+    lines: memoryview
+    events: int
+
+
+def read_batch(batch: bytes) -> UnreadBatch:
+    """The header, proved against the event lines (count and digest). Raises UsageError when the batch as a whole cannot
+    be believed; a single bad event is left for `decode_event`, so that it quarantines only itself.
+    """
+    end = batch.find(b"\n")
+    first = batch if end < 0 else batch[:end]
     try:
         header = _header_decoder.decode(first)
     except msgspec.DecodeError as error:
         raise _usage_error("header", first, error) from None
     except UnicodeDecodeError:
         raise UsageError("header", "not UTF-8") from None
+    except RecursionError:
+        raise UsageError("header", "nested too deeply") from None
     if header.format != FORMAT:
         raise UsageError("header.format", f"must be {FORMAT}")
-    if not body.endswith(b"\n"):
+    if end < 0 or end + 1 == len(batch) or not batch.endswith(b"\n"):
         raise UsageError("body", "must have events, each ended by a line feed")
-    lines = body[:-1].split(b"\n")
-    if len(lines) > MAX_EVENTS_PER_BATCH:
+    return prove_batch(header, memoryview(batch)[end + 1 :], events=batch.count(b"\n", end + 1))
+
+
+def prove_batch(header: BatchHeader, lines: memoryview, *, events: int) -> UnreadBatch:
+    """Raises UsageError when the header is not that of these lines, or they are too many."""
+    if events > MAX_EVENTS_PER_BATCH:
         raise UsageError("body", f"more than {MAX_EVENTS_PER_BATCH} events")
-    if header.sequence_to - header.sequence_from + 1 != len(lines):
-        raise UsageError("header.sequence_to", f"does not match the {len(lines)} events that follow")
-    if digest_batch(header.previous_digest, body) != header.digest:
+    if header.sequence_to - header.sequence_from + 1 != events:
+        raise UsageError("header.sequence_to", f"does not match the {events} events that follow")
+    if digest_batch(header.previous_digest, lines) != header.digest:
         raise UsageError("header.digest", "does not match previous_digest and the events")
-    return header, lines
+    return UnreadBatch(header, lines, events)
+
+
+def split_batch(batch: bytes) -> tuple[BatchHeader, list[bytes]]:
+    """The header and the event lines, not yet decoded. Raises UsageError as `read_batch` does."""
+    unread = read_batch(batch)
+    return unread.header, bytes(unread.lines[:-1]).split(b"\n")
 
 
 def decode_batch(batch: bytes) -> tuple[BatchHeader, list[UsageEvent | UsageError]]:
@@ -294,20 +378,35 @@ def _usage_error(whole: str, line: bytes, error: msgspec.DecodeError) -> UsageEr
     reason, separator, path = str(error).partition(" - at ")
     if "`$.buckets[...]`" in path:
         return UsageError(f"buckets.{_bad_bucket(line)}", reason)
+    if "`key` in `$.buckets`" in path:
+        return UsageError(".".join(["buckets", *re.findall(r"'(\w+)'", reason)]), reason)
     if not separator:
         for sign in ("unknown field `", "required field `"):
             if sign in reason:
                 return UsageError(reason.partition(sign)[2].rstrip("`"), reason)
-        return UsageError(whole, reason)
+        return UsageError(_name_before(line, reason) or whole, reason)
     field = path.rpartition("`$")[2].strip("`").removeprefix(".")
     return UsageError(field or whole, reason)
+
+
+def _name_before(line: bytes, reason: str) -> str | None:
+    """Whose value is not JSON (`NaN`, `01`, ..), where msgspec tells the byte at which it stopped."""
+    place = re.search(r"\(byte (\d+)\)", reason)
+    name = place and re.search(rb'"(\w+)"\s*:\s*[-\w.]*\Z', line[: int(place[1])])
+    if not name:
+        return None
+    return _dotted(name[1].decode())
 
 
 def _bad_bucket(line: bytes) -> str:
     """Which bucket msgspec refused: it does not name the keys of a mapping."""
     # Piece by piece: what is refused may be a number that no plain reading can hold.
-    raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-    for name, tokens in msgspec.json.decode(raw["buckets"], type=dict[str, msgspec.Raw]).items():
+    try:
+        raw = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+        buckets = msgspec.json.decode(raw["buckets"], type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return "?"  # The rest of the line is worse.
+    for name, tokens in buckets.items():
         try:
             msgspec.json.decode(tokens, type=Count | None)
         except msgspec.DecodeError:

@@ -16,15 +16,18 @@ from django.db import connection
 
 from marketplace.ids import uuid7_time_ms
 from metering.models import MeterKind
-from metering.staging import microseconds
+from metering.packing import EPOCH_US, microseconds
 from metering.usage import Moment, UsageEvent
 from pricing.models import GradeBucket, Rate
 from pricing.units import Bucket
 
-# An id's time may lie this far back (what settlement still looks at) and this far ahead (clock skew). Partitions for
-# the whole of it are there (`metering_make_partitions`).
-RETENTION: Final = timedelta(days=62)
+# An id's time may lie this far back (as long as events are kept) and this far ahead (clock skew). Partitions for the
+# whole of it are there (`metering_make_partitions`).
+RETENTION: Final = timedelta(days=400)
 SKEW: Final = timedelta(minutes=10)
+# A meter makes an id when the request is done. One that is much older than what it tells would be dropped with its
+# partition while its sums are still answered for.
+ID_BEFORE_US: Final = 24 * 3_600_000_000
 # DELIVERY_PERIOD_S divides an hour; what it was when the event was made is not known here.
 _LONGEST_PERIOD: Final = timedelta(hours=1)
 # A thousand million standard tokens in one request: beyond any context. Bounds what one liar can do to a sum.
@@ -85,15 +88,12 @@ class Window:
     last: datetime
     first_ms: int
     last_ms: int
-    # How ids of the window begin: the first that does, the first after it that does not.
-    first_id: bytes
-    until_id: bytes
 
     @classmethod
     def at(cls, now: datetime) -> Window:
         first, last = now - RETENTION, now + SKEW
         first_ms, last_ms = int(first.timestamp() * 1000), int(last.timestamp() * 1000)
-        return cls(first, last, first_ms, last_ms, first_ms.to_bytes(6), (last_ms + 1).to_bytes(6))
+        return cls(first, last, first_ms, last_ms)
 
 
 def read_terms(texts: tuple[str, str, str, str, str, str | None]) -> Terms | None:
@@ -181,7 +181,12 @@ def find_problem(
         return Problem("grade_id", "is not the grade version of the contract")
     if event.rate_id not in facts.rates:
         return Problem("rate_id", "is not a rate of this market")
-    return _find_time_problem(event, point, window) or _find_size_problem(event)
+    found = _find_time_problem(event, point, window) or _find_size_problem(event)
+    if found is None and made_ms * 1000 < microseconds(event.occurred_at) + EPOCH_US - ID_BEFORE_US:
+        return Problem("id", "was made a day before what it tells")
+    if found is None and event.unproved is not None:
+        return Problem("buckets", f"could not be proved: {event.unproved}")
+    return found
 
 
 def _find_time_problem(event: UsageEvent, point: Point, window: Window) -> Problem | None:

@@ -52,11 +52,86 @@ class Migration(migrations.Migration):
                 ("bytes_out", models.BigIntegerField()),
                 ("first_byte_ms", models.IntegerField(null=True)),
                 ("duration_ms", models.IntegerField(null=True)),
-                ("content_digest", models.BinaryField(max_length=16)),
             ],
             options={
                 "db_table": "metering_usageevent",
                 "managed": False,
+            },
+        ),
+        migrations.CreateModel(
+            name="Reconciliation",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("host_id", models.UUIDField()),
+                ("settlement_start", models.DateTimeField()),
+                (
+                    "outcome",
+                    models.CharField(
+                        choices=[
+                            ("agreed", "Agreed"),
+                            ("disputed", "Disputed"),
+                            ("estimated", "Estimated"),
+                        ],
+                        max_length=9,
+                    ),
+                ),
+                ("gateway_numerator", models.BigIntegerField()),
+                ("agent_numerator", models.BigIntegerField()),
+                ("usage_digest", models.BigIntegerField()),
+                ("reconciled_at", models.DateTimeField()),
+            ],
+            options={
+                "indexes": [models.Index(fields=["settlement_start"], name="metering_reconciled_by_start")],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("host_id", "settlement_start"), name="metering_reconciliation_unique"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("gateway_numerator__gte", 0), ("agent_numerator__gte", 0)),
+                        name="metering_reconciliation_not_negative",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="MeterFinding",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("host_id", models.UUIDField()),
+                ("settlement_start", models.DateTimeField()),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("clock_skew", "Clock Skew"),
+                            ("sequence_gap", "Sequence Gap"),
+                            ("impossible_rate", "Impossible Rate"),
+                            ("register_less", "Register Less"),
+                            ("register_more", "Register More"),
+                            ("agent_missing", "Agent Missing"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("evidence", models.JSONField(default=dict)),
+                ("found_at", models.DateTimeField()),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("host_id", "settlement_start", "kind"), name="metering_finding_unique"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -71,6 +146,12 @@ class Migration(migrations.Migration):
                 ("host_id", models.UUIDField()),
                 ("settlement_start", models.DateTimeField()),
                 (
+                    "kind",
+                    models.CharField(
+                        choices=[("counts", "Counts"), ("recount", "Recount")], default="counts", max_length=8
+                    ),
+                ),
+                (
                     "status",
                     models.CharField(
                         choices=[("open", "Open"), ("accepted", "Accepted"), ("resolved", "Resolved")],
@@ -79,12 +160,125 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("evidence", models.JSONField(default=dict)),
+                (
+                    "ruling",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("lower", "Lower"),
+                            ("higher", "Higher"),
+                            ("numbers", "Numbers"),
+                            ("agreed", "Agreed"),
+                        ],
+                        max_length=8,
+                    ),
+                ),
+                ("reason", models.CharField(blank=True, max_length=500)),
+                ("closed_by", models.CharField(blank=True, max_length=100)),
+                ("closed_at", models.DateTimeField(null=True)),
                 ("created_at", models.DateTimeField()),
             ],
             options={
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("status", "open")),
+                        fields=["created_at"],
+                        name="metering_discrepancy_open",
+                    )
+                ],
                 "constraints": [
                     models.UniqueConstraint(
-                        fields=("host_id", "settlement_start"), name="metering_discrepancy_unique"
+                        fields=("host_id", "settlement_start", "kind"), name="metering_discrepancy_unique"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("closed_at__isnull", True), ("ruling", ""), ("status", "open")),
+                            models.Q(
+                                models.Q(("status", "open"), _negated=True),
+                                models.Q(("ruling", ""), _negated=True),
+                                models.Q(("reason", ""), _negated=True),
+                                ("closed_at__isnull", False),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="metering_discrepancy_closed_by_ruling",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="DisputedUsage",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("contract_id", models.UUIDField()),
+                ("rate_id", models.UUIDField()),
+                ("offering_id", models.UUIDField()),
+                ("period_start", models.DateTimeField()),
+                ("gateway_numerator", models.BigIntegerField()),
+                ("lower_numerator", models.BigIntegerField()),
+                ("withheld_numerator", models.BigIntegerField()),
+                (
+                    "discrepancy",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="usage",
+                        to="metering.discrepancy",
+                    ),
+                ),
+            ],
+            options={
+                "indexes": [
+                    models.Index(fields=["contract_id", "period_start"], name="metering_disputed_by_contract")
+                ],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("discrepancy", "contract_id", "rate_id", "offering_id", "period_start"),
+                        name="metering_disputed_unique",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("lower_numerator__gte", 0),
+                            ("withheld_numerator__gte", 0),
+                            (
+                                "withheld_numerator__lte",
+                                models.F("gateway_numerator") - models.F("lower_numerator"),
+                            ),
+                        ),
+                        name="metering_disputed_within_counts",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="RecountBaseline",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("baseline_ppm", models.BigIntegerField()),
+                ("reason", models.CharField(max_length=500)),
+                ("created_at", models.DateTimeField()),
+                (
+                    "grade",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="+", to="pricing.grade"
+                    ),
+                ),
+            ],
+            options={
+                "indexes": [models.Index(fields=["grade", "-id"], name="metering_recount_baseline_last")],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("baseline_ppm__gt", 0), models.Q(("reason", ""), _negated=True)),
+                        name="metering_recount_baseline_positive",
                     )
                 ],
             },
@@ -105,6 +299,7 @@ class Migration(migrations.Migration):
                         max_length=8,
                     ),
                 ),
+                ("is_editor", models.BooleanField(default=False)),
                 ("host_id", models.UUIDField(null=True)),
                 ("public_key", models.BinaryField(max_length=32, null=True)),
                 (
@@ -116,13 +311,23 @@ class Migration(migrations.Migration):
                 ("dependable_numerator_per_s", models.BigIntegerField(null=True)),
                 ("next_sequence", models.BigIntegerField(default=1)),
                 ("last_digest", models.CharField(blank=True, max_length=64)),
+                ("gap_since", models.DateTimeField(null=True)),
+                ("complete_until", models.BigIntegerField(default=0)),
                 ("created_at", models.DateTimeField()),
             ],
             options={
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("gap_since__isnull", False)),
+                        fields=["gap_since"],
+                        name="metering_source_with_gap",
+                    )
+                ],
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(
                             ("kind", "gateway"),
+                            ("is_editor", True),
                             models.Q(("host_id__isnull", False), ("public_key__isnull", False)),
                             _connector="OR",
                         ),
@@ -134,9 +339,14 @@ class Migration(migrations.Migration):
                         name="metering_source_one_active_per_host",
                     ),
                     models.UniqueConstraint(
-                        condition=models.Q(("kind", "gateway"), ("status", "active")),
+                        condition=models.Q(("is_editor", False), ("kind", "gateway"), ("status", "active")),
                         fields=("kind",),
                         name="metering_source_one_gateway",
+                    ),
+                    models.UniqueConstraint(
+                        condition=models.Q(("is_editor", True)),
+                        fields=("kind",),
+                        name="metering_source_one_editor",
                     ),
                 ],
             },
@@ -157,6 +367,8 @@ class Migration(migrations.Migration):
                 ("cache_read_tokens", models.BigIntegerField(null=True)),
                 ("output_tokens", models.BigIntegerField(null=True)),
                 ("energy_millijoules", models.BigIntegerField(null=True)),
+                ("bench_input_tokens", models.BigIntegerField(default=0)),
+                ("bench_output_tokens", models.BigIntegerField(default=0)),
             ],
             options={
                 "indexes": [models.Index(fields=["host_id", "-read_at"], name="metering_register_by_host")],
@@ -196,12 +408,12 @@ class Migration(migrations.Migration):
                     "pk",
                     models.CompositePrimaryKey(
                         "contract_id",
+                        "meter",
+                        "period_start",
                         "rate_id",
                         "api_key_id",
                         "offering_id",
                         "bucket",
-                        "meter",
-                        "period_start",
                         blank=True,
                         editable=False,
                         primary_key=True,
@@ -225,16 +437,119 @@ class Migration(migrations.Migration):
                 ("events", models.BigIntegerField()),
                 ("native_tokens", models.BigIntegerField()),
                 ("numerator", models.BigIntegerField()),
+                ("estimated_events", models.BigIntegerField(default=0)),
+                ("estimated_numerator", models.BigIntegerField(default=0)),
+                ("recounted_tokens", models.BigIntegerField(default=0)),
+                ("recount_o200k_tokens", models.BigIntegerField(default=0)),
             ],
             options={
-                "indexes": [models.Index(fields=["period_start"], name="metering_rollup_by_period")],
+                "indexes": [
+                    models.Index(fields=["period_start"], name="metering_rollup_by_period"),
+                    models.Index(fields=["offering_id", "period_start"], name="metering_rollup_by_offering"),
+                    models.Index(
+                        condition=models.Q(("estimated_events__gt", 0)),
+                        fields=["period_start"],
+                        name="metering_rollup_estimated",
+                    ),
+                ],
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(
-                            ("events__gte", 0), ("native_tokens__gte", 0), ("numerator__gte", 0)
+                            ("events__gte", 0),
+                            ("native_tokens__gte", 0),
+                            ("numerator__gte", 0),
+                            ("estimated_events__range", (0, models.F("events"))),
+                            ("estimated_numerator__range", (0, models.F("numerator"))),
+                            ("recounted_tokens__gte", 0),
+                            ("recount_o200k_tokens__gte", 0),
                         ),
                         name="metering_rollup_not_negative",
                     )
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="UsageCorrection",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=marketplace.ids.uuid7, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("amend", "Amend"), ("void", "Void"), ("backfill", "Backfill")],
+                        max_length=8,
+                    ),
+                ),
+                ("target_id", models.UUIDField(null=True)),
+                ("replacement_id", models.UUIDField(null=True)),
+                ("reason", models.CharField(max_length=500)),
+                ("actor", models.CharField(max_length=100)),
+                ("created_at", models.DateTimeField()),
+                (
+                    "replacement_source",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="metering.metersource",
+                    ),
+                ),
+                (
+                    "target_source",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="metering.metersource",
+                    ),
+                ),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("target_id", "target_source"), name="metering_correction_once_per_event"
+                    ),
+                    models.UniqueConstraint(
+                        fields=("replacement_id", "replacement_source"),
+                        name="metering_correction_by_replacement",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(
+                                ("kind", "amend"),
+                                ("replacement_id__isnull", False),
+                                ("replacement_source__isnull", False),
+                                ("target_id__isnull", False),
+                                ("target_source__isnull", False),
+                            ),
+                            models.Q(
+                                ("kind", "void"),
+                                ("replacement_id__isnull", True),
+                                ("replacement_source__isnull", True),
+                                ("target_id__isnull", False),
+                                ("target_source__isnull", False),
+                            ),
+                            models.Q(
+                                ("kind", "backfill"),
+                                ("replacement_id__isnull", False),
+                                ("replacement_source__isnull", False),
+                                ("target_id__isnull", True),
+                                ("target_source__isnull", True),
+                            ),
+                            _connector="OR",
+                        ),
+                        name="metering_correction_complete",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("reason", ""), _negated=True), models.Q(("actor", ""), _negated=True)
+                        ),
+                        name="metering_correction_explained",
+                    ),
                 ],
             },
         ),
@@ -313,6 +628,10 @@ class Migration(migrations.Migration):
                 ("accepted_events", models.IntegerField(default=0)),
                 ("duplicate_events", models.IntegerField(default=0)),
                 ("exceptions", models.JSONField(default=list)),
+                (
+                    "duplicates",
+                    models.JSONField(db_default=models.Value([], models.JSONField()), default=list),
+                ),
                 ("error", models.TextField(blank=True)),
                 ("received_at", models.DateTimeField()),
                 ("stored_at", models.DateTimeField(null=True)),

@@ -21,5 +21,7 @@ class Migration(migrations.Migration):
         ),
         # Before the partitions: they take over the row triggers of their parent.
         *append_only("metering_usageevent"),
+        *append_only("metering_usagecorrection"),
+        *append_only("metering_recountbaseline"),
         migrations.RunSQL("SELECT metering_make_partitions(now())", migrations.RunSQL.noop),
     )

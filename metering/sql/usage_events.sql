@@ -2,19 +2,12 @@
 -- partitions because the partition key is part of it; keeping a time range is ATTACH, forgetting it is DROP.
 
 CREATE TABLE metering_usageevent (
-    id uuid NOT NULL,
-    source_id uuid NOT NULL,
-    batch_id uuid NOT NULL,
-    request_id uuid NOT NULL,
-    attempt smallint NOT NULL,
-    part smallint NOT NULL,
-    contract_id uuid NOT NULL,
-    offering_id uuid NOT NULL,
-    grade_id uuid NOT NULL,
-    rate_id uuid NOT NULL,
-    api_key_id uuid,
+    -- Widest alignment first: a row has no padding.
     period_start timestamptz NOT NULL,
     occurred_at timestamptz NOT NULL,
+    numerator bigint NOT NULL,
+    bytes_in bigint NOT NULL,
+    bytes_out bigint NOT NULL,
     uncached_input_tokens bigint,
     cache_read_tokens bigint,
     cache_write_tokens bigint,
@@ -23,22 +16,28 @@ CREATE TABLE metering_usageevent (
     image_input_tokens bigint,
     audio_input_tokens bigint,
     audio_output_tokens bigint,
-    numerator bigint NOT NULL,
     recount_o200k_tokens bigint,
-    flags smallint NOT NULL,
-    finish varchar(16) NOT NULL,
-    bytes_in bigint NOT NULL,
-    bytes_out bigint NOT NULL,
-    first_byte_ms integer,
     duration_ms integer,
-    content_digest bytea NOT NULL,
+    first_byte_ms integer,
+    attempt smallint NOT NULL,
+    part smallint NOT NULL,
+    flags smallint NOT NULL,
+    id uuid NOT NULL,
+    source_id uuid NOT NULL,
+    batch_id uuid NOT NULL,
+    request_id uuid NOT NULL,
+    contract_id uuid NOT NULL,
+    offering_id uuid NOT NULL,
+    grade_id uuid NOT NULL,
+    rate_id uuid NOT NULL,
+    api_key_id uuid,
+    finish varchar(16) NOT NULL,
     CONSTRAINT metering_event_pkey PRIMARY KEY (id, source_id),
     CONSTRAINT metering_event_not_negative CHECK (
         least(uncached_input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
               image_input_tokens, audio_input_tokens, audio_output_tokens, numerator, recount_o200k_tokens,
               bytes_in, bytes_out, first_byte_ms, duration_ms, attempt, part, flags) >= 0
-    ),
-    CONSTRAINT metering_event_digest_length CHECK (octet_length(content_digest) = 16)
+    )
 ) PARTITION BY RANGE (id);
 
 -- Who asks for a charge's events knows contract and period.
@@ -50,8 +49,8 @@ LANGUAGE sql STABLE STRICT AS $$
     SELECT (lpad(to_hex((extract(epoch FROM p_at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
 $$;
 
--- Makes the monthly partitions for every id that may be stored at p_now (62 days back, ten minutes ahead) and for the
--- month after, so that the hour's turn never waits. Returns how many are new. Runs as the owner: the app role may
+-- Makes the monthly partitions for every id that may be stored at p_now (400 days back, ten minutes ahead) and for the
+-- month after, so that the month's turn never waits. Returns how many are new. Runs as the owner: the app role may
 -- make a partition, and nothing else, with it. CREATE TABLE ... PARTITION OF would lock out readers and writers of the
 -- parent; ATTACH does not.
 CREATE FUNCTION metering_make_partitions(p_now timestamptz) RETURNS integer
@@ -65,7 +64,7 @@ DECLARE
 BEGIN
     SELECT array_agg(month::date ORDER BY month) INTO v_months
       FROM generate_series(
-               date_trunc('month', p_now - interval '63 days'), date_trunc('month', p_now + interval '32 days'),
+               date_trunc('month', p_now - interval '401 days'), date_trunc('month', p_now + interval '32 days'),
                interval '1 month'
            ) AS month
      WHERE to_regclass('public.metering_usageevent_' || to_char(month, 'YYYYMM')) IS NULL;
@@ -116,6 +115,9 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Bodies come compressed (`metering.coding`), or too small to be worth it.
+ALTER TABLE metering_usagebatch ALTER COLUMN body SET STORAGE EXTERNAL;
 
 -- The gateway's door to the inbox, called inside the capture's transaction: the event lines as `metering.usage` has
 -- them, without a header.

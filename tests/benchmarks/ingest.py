@@ -1,55 +1,55 @@
-"""Usage events a second from a signed HTTP batch to durable, deduplicated and rolled up, beside the bare database.
+"""Usage events a second from signed HTTP batches to durable, deduplicated, normalised and rolled up, beside the bare
+database.
 
-Two hosts' worth of posts go to the real application under gunicorn; two ingesters, as a worker with two processes has
-them, empty the inbox at the same time. The floor is one connection that copies the same rows to a staging table and
-inserts them with ON CONFLICT DO NOTHING into a table of the same form. Needs a migrated, empty database
-(`DATABASE_URL`, and `DATABASE_OWNER_URL` for the floor's table): `python -m tests.benchmarks ingest`.
+Two hosts, each with a client process of its own, post batches of 5,000 to the real application under gunicorn; two
+ingesters, as a worker with two processes has them, empty the inbox meanwhile. The floor is one connection that copies
+the same rows to a staging table and inserts them with ON CONFLICT DO NOTHING into a table of the same form.
+Needs a migrated, empty database (`DATABASE_URL`, and `DATABASE_OWNER_URL` for the floor's table):
+`python -m tests.benchmarks ingest`.
 """
 
 from __future__ import annotations
 
 import http.client
-import json
 import os
+import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from random import randrange
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+import numpy as np
 import psycopg
 from django.db import connections
-from msgspec.structs import astuple
+from django.db.models import Sum
 
+from marketplace.ids import uuid7
 from marketplace.local.ports import any_free_port
+from metering.columns import Columns, Rows
 from metering.models import UsageBatch, UsageEvent, UsageRollup
-from metering.staging import (
-    COLUMN_TYPES,
-    COLUMNS,
-    HEADER,
-    TRAILER,
-    microseconds,
-    pack_content,
-    pack_owner,
-    pack_row,
-    pack_terms,
-)
-from metering.usage import LeanEvent, decode_event, decode_lean
+from metering.packing import COLUMN_TYPES, COLUMNS, HEADER, TRAILER, pack_terms
+from metering.usage import LeanEvent, decode_lean
+from metering.usage import UsageEvent as WireEvent
+from metering.validating import Terms, read_terms
 from pricing.units import Bucket
 from providers.wire import sign_request
-from tests.metering.meters import make_meters
+from tests.metering.meters import Meters, digest_of, make_host, make_meters
 
-BATCHES = 20
+HOSTS = 2
+BATCHES_PER_HOST = 15
 EVENTS_PER_BATCH = 5_000
+CONTRACTS_PER_HOST = 10
 INGESTERS = 2
 TIMEOUT_S = 120
+TOTAL: Final = HOSTS * BATCHES_PER_HOST * EVENTS_PER_BATCH
 _INGEST = """
-import django, time
+import django, sys, time
 django.setup()
 from marketplace.clock import wall_now
 from metering.ingesting import ingest_batches
@@ -59,75 +59,186 @@ while True:
     if not ingest_batches(now=wall_now()):
         time.sleep(0.005)
 """
-
-
-def run() -> Iterator[dict[str, Any]]:
-    """One result: 100,000 events in batches of 5,000."""
-    meters = make_meters(datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
-    bodies, previous = [], "0" * 64
-    for number in range(BATCHES):
-        events = [meters.event(buckets=_counts()) for _ in range(EVENTS_PER_BATCH)]
-        body = meters.sent(events, first=1 + number * EVENTS_PER_BATCH, previous_digest=previous)
-        previous = json.loads(body.partition(b"\n")[0])["digest"]
-        bodies.append(body)
-    port = any_free_port()
-    url = f"http://127.0.0.1:{port}/api/v1/usage"
-    with _processes(port):
-        requests = [(body, _signed(meters, url, body)) for body in bodies]
-        start = time.perf_counter()
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda request: _post(port, *request), requests))
-        while UsageBatch.objects.filter(status="pending").exists():
-            assert time.perf_counter() < start + TIMEOUT_S, "the inbox does not empty"
-            time.sleep(0.01)
-        seconds = time.perf_counter() - start
-    total = BATCHES * EVENTS_PER_BATCH
-    assert UsageEvent.objects.count() == total
-    assert UsageRollup.objects.get(bucket="output").events == total
-    connections.close_all()
-    value, floor = total / seconds, _floor(bodies)
-    yield {"name": "ingest", "value": value, "unit": "events/s", "floor": floor, "ratio": value / floor}
-
-
-def _counts() -> dict[Bucket, int | None]:
-    """Different for every event, so that nothing is gained from having seen the same before."""
-    return {
-        Bucket.UNCACHED_INPUT: randrange(20_000),
-        Bucket.CACHE_READ: randrange(100_000),
-        Bucket.OUTPUT: randrange(8_000),
-    }
-
-
-def _signed(meters: Any, url: str, body: bytes) -> dict[str, str]:
-    return sign_request(
-        method="POST",
-        url=url,
-        body=body,
-        private_key=meters.private_key,
-        key_id=str(meters.host_id),
-        nonce=uuid4().hex,
-        now=datetime.now(UTC),
-    )
-
-
-def _post(port: int, body: bytes, headers: dict[str, str]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-    connection.request("POST", "/api/v1/usage", body, headers | {"Content-Type": "application/x-ndjson"})
+# A host's process: everything is prepared and signed, so that what it costs is sending.
+_POST = """
+import http.client, pickle, sys
+port, requests = pickle.load(sys.stdin.buffer)
+print("ready", flush=True)
+sys.stdin.buffer.readline()
+for body, headers in requests:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("POST", "/api/v1/usage", body, headers)
     answer = connection.getresponse()
     told = answer.read()
     assert answer.status == 202, told
     connection.close()
+"""
+
+
+class Mix(NamedTuple):
+    """How much of the usage is not new and in order, in events of a thousand."""
+
+    name: str
+    duplicates: int
+    late: int
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """Clean usage beside the floor; then usage with 5% duplicates and 1% late beside clean usage, to hold 0.8."""
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    market = make_meters(now, valid_from=now - timedelta(days=40))
+    clean = _measure(market, Mix("clean", 0, 0))
+    floor = clean.floor
+    yield {
+        "name": "ingest",
+        "value": clean.rate,
+        "unit": "events/s",
+        "floor": floor,
+        "ratio": clean.rate / floor,
+    }
+    unclean = _measure(market, Mix("unclean", 50, 10))
+    yield {
+        "name": "ingest_duplicates_late",
+        "value": unclean.rate,
+        "unit": "events/s",
+        "floor": clean.rate,
+        "ratio": unclean.rate / clean.rate,
+    }
+    yield {
+        "name": "ingest_worker_memory",
+        "value": float(max(clean.peak_mib, unclean.peak_mib)),
+        "unit": "MiB",
+        "floor": 300.0,
+        "ratio": max(clean.peak_mib, unclean.peak_mib) / 300,
+    }
+
+
+class _Measured(NamedTuple):
+    rate: float
+    floor: float
+    peak_mib: int
+
+
+def _measure(market: Meters, mix: Mix) -> _Measured:
+    hosts = [make_host(market) for _ in range(HOSTS)]
+    random = Random(mix.name)
+    batches = {host.host_id: _batches(host, mix, random) for host in hosts}
+    stored_before = UsageEvent.objects.count()
+    summed_before = _output_events()
+    port = any_free_port()
+    with _processes(port) as ingesters:
+        requests = {
+            host.host_id: [(body, _signed(host, port, body)) for body in batches[host.host_id]]
+            for host in hosts
+        }
+        clients = [_client(port, requests[host.host_id]) for host in hosts]
+        start = time.perf_counter()
+        for client in clients:
+            assert client.stdin is not None
+            client.stdin.write(b"\n")
+            client.stdin.flush()
+        for client in clients:
+            assert client.wait(TIMEOUT_S) == 0, "a client was refused"
+        while UsageBatch.objects.filter(status="pending").exists():
+            assert time.perf_counter() < start + TIMEOUT_S, "the inbox does not empty"
+            time.sleep(0.01)
+        seconds = time.perf_counter() - start
+        peak_mib = max(_peak_mib(ingester.pid) for ingester in ingesters)
+    told = UsageBatch.objects.filter(source__in=[host.agent for host in hosts]).aggregate(
+        accepted=Sum("accepted_events"), duplicates=Sum("duplicate_events")
+    )
+    assert told["accepted"] + told["duplicates"] == TOTAL
+    assert (told["duplicates"] > 0) == (mix.duplicates > 0)
+    assert UsageEvent.objects.count() - stored_before == told["accepted"]
+    assert _output_events() - summed_before == told["accepted"]
+    connections.close_all()
+    bodies = [body for host in hosts for body in batches[host.host_id]]
+    return _Measured(TOTAL / seconds, _floor(bodies) if mix.duplicates == 0 else 0.0, peak_mib)
+
+
+def _output_events() -> int:
+    return int(UsageRollup.objects.filter(bucket="output").aggregate(n=Sum("events"))["n"] or 0)
+
+
+def _batches(host: Meters, mix: Mix, random: Random) -> list[bytes]:
+    """Signed-for bodies of one host, chained. Duplicates are of any batch before, late events up to 30 days old."""
+    contracts = [host, *[host.other_contract() for _ in range(CONTRACTS_PER_HOST - 1)]]
+    bodies: list[bytes] = []
+    sent: list[WireEvent] = []
+    previous = "0" * 64
+    for number in range(BATCHES_PER_HOST):
+        events = []
+        for _ in range(EVENTS_PER_BATCH):
+            if sent and random.randrange(1_000) < mix.duplicates:
+                events.append(random.choice(sent))
+                continue
+            late = (
+                timedelta(hours=random.randrange(1, 720))
+                if random.randrange(1_000) < mix.late
+                else timedelta()
+            )
+            events.append(_event(random.choice(contracts), late, random))
+        sent += random.sample(events, 500)
+        body = host.sent(events, first=1 + number * EVENTS_PER_BATCH, previous_digest=previous)
+        previous = digest_of(body, previous)
+        bodies.append(body)
+    return bodies
+
+
+def _event(contract: Meters, late: timedelta, random: Random) -> WireEvent:
+    """Different counts for every event, so that nothing is gained from having seen the same before."""
+    at = contract.now - late
+    counts: dict[Bucket, int | None] = {
+        Bucket.UNCACHED_INPUT: random.randrange(20_000),
+        Bucket.CACHE_READ: random.randrange(100_000),
+        Bucket.OUTPUT: random.randrange(8_000),
+    }
+    return contract.event(
+        id=uuid7(at),
+        request_id=uuid7(at),
+        period_start=at,
+        occurred_at=at + timedelta(seconds=random.randrange(300)),
+        buckets=counts,
+        first_byte_ms=random.randrange(2_000),
+        duration_ms=random.randrange(60_000),
+    )
+
+
+def _signed(host: Meters, port: int, body: bytes) -> dict[str, str]:
+    signed = sign_request(
+        method="POST",
+        url=f"http://127.0.0.1:{port}/api/v1/usage",
+        body=body,
+        private_key=host.private_key,
+        key_id=str(host.host_id),
+        nonce=uuid4().hex,
+        now=datetime.now(UTC),
+    )
+    return signed | {"Content-Type": "application/x-ndjson"}
+
+
+def _client(port: int, requests: list[tuple[bytes, dict[str, str]]]) -> subprocess.Popen[bytes]:
+    client = subprocess.Popen(
+        [sys.executable, "-c", _POST], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert client.stdin is not None
+    assert client.stdout is not None
+    pickle.dump((port, requests), client.stdin)
+    assert client.stdout.readline() == b"ready\n"
+    return client
 
 
 @contextmanager
-def _processes(port: int) -> Iterator[None]:
+def _processes(port: int) -> Iterator[list[subprocess.Popen[Any]]]:
     """The web server and the ingesters, warm; ended by their own handles."""
     gunicorn = [
         sys.executable, "-m", "gunicorn", "marketplace.wsgi:application", "--bind", f"127.0.0.1:{port}",
         "--worker-class", "gthread", "--workers", "1", "--threads", "2", "--no-control-socket",
         "--log-level", "error",
     ]  # fmt: skip
-    web: subprocess.Popen[Any] = subprocess.Popen(gunicorn)
+    # The bound on the inbox is for a market that cannot follow; here the whole burst may wait.
+    environment = os.environ | {"USAGE_INBOX_MAX_BATCHES": "100000", "USAGE_INBOX_MAX_BYTES": str(2**40)}
+    web: subprocess.Popen[Any] = subprocess.Popen(gunicorn, env=environment)
     ingesters: list[subprocess.Popen[Any]] = [
         subprocess.Popen([sys.executable, "-c", _INGEST], stdout=subprocess.PIPE, text=True)
         for _ in range(INGESTERS)
@@ -137,12 +248,18 @@ def _processes(port: int) -> Iterator[None]:
             assert ingester.stdout is not None
             assert ingester.stdout.readline() == "ready\n"
         _wait_until_up(port)
-        yield
+        yield ingesters
     finally:
         for process in [web, *ingesters]:
             process.terminate()
         for process in [web, *ingesters]:
             process.wait(timeout=30)
+
+
+def _peak_mib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) // 1024
 
 
 def _wait_until_up(port: int) -> None:
@@ -179,29 +296,26 @@ def _floor(bodies: list[bytes]) -> float:
                 )
                 assert cursor.rowcount == EVENTS_PER_BATCH
             connection.commit()
-        return BATCHES * EVENTS_PER_BATCH / (time.perf_counter() - start)
+        return TOTAL / (time.perf_counter() - start)
 
 
 def _packed(body: bytes) -> Iterator[bytes]:
-    owner = pack_owner(source_id=uuid4(), batch_id=uuid4())
-    for line in body.splitlines()[1:]:
-        event = decode_event(line)
-        (lean,) = decode_lean([line])
-        assert isinstance(lean, LeanEvent)
-        terms = pack_terms(
-            contract_id=event.contract_id,
-            offering_id=event.offering_id,
-            grade_id=event.grade_id,
-            rate_id=event.rate_id,
-            period_start=event.period_start,
-            api_key_id=event.api_key_id,
-        )
-        content = pack_content(
-            lean,
-            terms=terms,
-            event_id=event.id.bytes,
-            request_id=event.request_id.bytes,
-            occurred_us=microseconds(event.occurred_at),
-            counts=astuple(lean.buckets),
-        )
-        yield pack_row(owner, 1, content)
+    events = [event for event in decode_lean(body.splitlines()[1:]) if isinstance(event, LeanEvent)]
+    assert len(events) == EVENTS_PER_BATCH
+    nothing = np.zeros(len(events), np.int64)
+    by_terms: dict[Terms, int] = {}
+    terms_of = []
+    for event in events:
+        texts = event.contract_id, event.offering_id, event.grade_id, event.rate_id, event.period_start
+        terms = read_terms((*texts, event.api_key_id))
+        assert terms is not None
+        terms_of.append(by_terms.setdefault(terms, len(by_terms)))
+    rows = Rows(
+        Columns(events),
+        owners=[(uuid4().bytes, uuid4().bytes)],
+        owner_of=nothing,
+        terms=[pack_terms(**terms._asdict()) for terms in by_terms],
+        terms_of=np.array(terms_of, np.int64),
+        numerators=nothing,
+    )
+    yield from rows.rows(np.arange(len(events)))

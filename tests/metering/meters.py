@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,6 +42,8 @@ class Meters:
     agent: MeterSource
     grade_id: UUID
     rate_id: UUID
+    # From when the host may supply its contracts.
+    valid_from: datetime
     contract_id: UUID = field(default_factory=uuid7)
     offering_id: UUID = field(default_factory=uuid7)
 
@@ -91,6 +93,12 @@ class Meters:
             source_id=self.agent.id, sequence_from=first, previous_digest=previous_digest, lines=lines
         )
 
+    def batch_of(self, lines: Sequence[bytes]) -> bytes:
+        """A first batch of the agent with these lines, whatever they say."""
+        return encode_batch(
+            source_id=self.agent.id, sequence_from=1, previous_digest=GENESIS_DIGEST, lines=lines
+        )
+
     def other_contract(self) -> Meters:
         """Another contract on the same host, as legitimate as this one."""
         other = replace(self, contract_id=uuid7(), offering_id=uuid7())
@@ -103,11 +111,11 @@ class Meters:
             offering_id=self.offering_id,
             host_id=self.host_id,
             grade_id=self.grade_id,
-            valid_from=self.now,
+            valid_from=self.valid_from,
         )
 
 
-def make_meters(now: datetime) -> Meters:
+def make_meters(now: datetime, *, valid_from: datetime | None = None) -> Meters:
     grade = make_grade(now - timedelta(days=100))
     rate = publish_rate(
         grade_id=grade.id,
@@ -116,16 +124,32 @@ def make_meters(now: datetime) -> Meters:
         source_id=uuid7(),
         now=now - timedelta(days=100),
     )
-    private_key = Ed25519PrivateKey.generate()
-    agent = register_source(
-        kind="agent",
-        host_id=uuid7(),
-        public_key=private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
-        now=now,
+    private_key, agent = _make_agent(now)
+    meters = Meters(
+        now,
+        private_key,
+        gateway_source(now),
+        agent,
+        grade.id,
+        rate.id,
+        now if valid_from is None else valid_from,
     )
-    meters = Meters(now, private_key, gateway_source(now), agent, grade.id, rate.id)
     meters.add_point()
     return meters
+
+
+def make_host(meters: Meters) -> Meters:
+    """Another host with a contract of its own in the same grade."""
+    private_key, agent = _make_agent(meters.now)
+    other = replace(meters, private_key=private_key, agent=agent, contract_id=uuid7(), offering_id=uuid7())
+    other.add_point()
+    return other
+
+
+def _make_agent(now: datetime) -> tuple[Ed25519PrivateKey, MeterSource]:
+    private_key = Ed25519PrivateKey.generate()
+    public_key = private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return private_key, register_source(kind="agent", host_id=uuid7(), public_key=public_key, now=now)
 
 
 def digest_of(batch: bytes, previous_digest: str = GENESIS_DIGEST) -> str:

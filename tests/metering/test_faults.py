@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 from django.db import connections
 
-from metering.ingesting import ingest_batches
+from metering.ingesting import count_killed_attempts, ingest_batches, retry_failed_batches
 from metering.models import UsageBatch
 from metering.services import accept_batch
 from tests.conftest import TestDatabase
@@ -66,7 +66,7 @@ import django
 django.setup()
 from datetime import datetime
 from django.db import connection
-from metering.ingesting import ingest_batches
+from metering.ingesting import count_killed_attempts, ingest_batches, retry_failed_batches
 
 def stop(execute, sql, params, many, context):
     if sys.argv[2] == "before" and sys.argv[1] in sql:
@@ -84,45 +84,52 @@ print("finished", flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("statement", "when"),
-    [
-        ("metering_claim_batches", "after"),
-        ("FROM metering_meterpoint", "after"),
-        ("INSERT INTO metering_usageevent", "before"),
-        ("INSERT INTO metering_usageevent", "after"),
-        ("SET status = 'stored'", "before"),
-        ("SET status = 'stored'", "after"),
-    ],
-)
-def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
-    committed_db: TestDatabase, now: datetime, statement: str, when: str
+def test_a_batch_that_kills_every_worker_ends_dead_and_the_others_are_stored(
+    committed_db: TestDatabase, now: datetime
 ) -> None:
     meters = make_meters(now)
-    event = meters.event()
-    meters.report([event, event])
-    accept_batch(source=meters.agent, body=meters.sent([meters.event() for _ in range(20)]), now=now)
-    worker = subprocess.Popen(
-        [sys.executable, "-c", _STOPPING, statement, when, now.isoformat()],
-        env=committed_db.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "stopped\n"
-        # Its batches are its own as long as it lives, and nothing of them is to be seen.
-        assert ingest_batches(now=now) == 0
-        assert totals() == (0, 0, 0)
-    finally:
-        worker.kill()
-        worker.communicate()
+    poison = meters.report([meters.event()])
+    other = meters.report([meters.event()])
+
+    def kill_one(call: str) -> int:
+        """A worker that is killed at its work; returns how many attempts that was, as the sweeper sees it."""
+        stopping = _STOPPING.replace("ingest_batches", call)
+        worker = subprocess.Popen(
+            [sys.executable, "-c", stopping, "SET status = 'stored'", "before", now.isoformat()],
+            env=committed_db.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "stopped\n"
+            assert count_killed_attempts() == 0, "it lives"
+        finally:
+            worker.kill()
+            worker.communicate()
+        return _until_counted()
+
+    assert kill_one("ingest_batches") == 2
+    for attempt in range(2, 6):
+        # The sweeper's turn: each batch alone, the older one first.
+        assert kill_one("retry_failed_batches") == 1
+        poison.refresh_from_db()
+        assert poison.attempts == attempt
+    assert (poison.status, poison.error) == ("dead", "the worker was killed while it stored this batch")
+    assert retry_failed_batches(now=now) == 1
+    other.refresh_from_db()
+    assert (other.status, other.error) == ("stored", "")
+    assert totals() == (1, NUMERATOR, NUMERATOR)
+    assert count_killed_attempts() == 0
+
+
+def _until_counted() -> int:
+    """The database notices a moment later that its client has gone."""
     deadline = time.monotonic() + 20
-    while not ingest_batches(now=now):
-        assert time.monotonic() < deadline, "the batches of a killed worker stay claimed"
+    while not (counted := count_killed_attempts()):
+        assert time.monotonic() < deadline, "a killed worker is not noticed"
         time.sleep(0.05)
-    assert totals() == (21, 21 * NUMERATOR, 21 * NUMERATOR)
-    assert ingest_batches(now=now) == 0
+    return counted
 
 
 def test_a_database_that_goes_away_costs_a_batch_no_attempt(
@@ -133,7 +140,7 @@ def test_a_database_that_goes_away_costs_a_batch_no_attempt(
     connection = connections["default"]
 
     def cut(execute, sql, params, many, context):  # type: ignore[no-untyped-def]
-        if "INSERT INTO metering_usageevent" in sql:
+        if "INSERT INTO metering_usagerollup" in sql:
             connection.connection.close()
         return execute(sql, params, many, context)
 

@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from marketplace.ids import derived_id, uuid7
 from metering.ingesting import MAX_ATTEMPTS, ingest_batches, retry_failed_batches
 from metering.models import UsageBatch, UsageEvent, UsageRollup
+from metering.packing import FLAG_BITS, flags_of
 from metering.selectors import inbox_state, pending_before
 from metering.services import accept_batch, register_source, revive_batch
-from metering.staging import FLAG_BITS, flags_of
 from metering.usage import GENESIS_DIGEST, Finish, Flag, encode_batch, encode_event
 from pricing.units import Bucket
 from tests.metering.meters import API_KEY_ID, COUNTS, Meters, rollups, totals
@@ -55,7 +55,6 @@ def test_an_event_is_stored_as_it_was_reported_and_summed(meters: Meters, now: d
     assert (stored.recount_o200k_tokens, stored.first_byte_ms, stored.duration_ms) == (31, 12, 40)
     assert (stored.bytes_in, stored.bytes_out, stored.finish) == (120, 4_000, "stop")
     assert flags_of(stored.flags) == [Flag.CAPPED, Flag.CLIENT_GONE]
-    assert len(stored.content_digest) == 16
     assert {
         (row.bucket, row.events, row.native_tokens, row.numerator, row.api_key_id, row.meter)
         for row in UsageRollup.objects.all()
@@ -265,7 +264,8 @@ def _quarantine_cases(now: datetime) -> dict[str, tuple[dict[str, Any], str]]:
         "no UUIDv7": ({"id": uuid4()}, "id"),
         "derived id": ({"id": derived_id(uuid7(now), "x")}, "id"),
         "id from the future": ({"id": uuid7(now + timedelta(minutes=11))}, "id"),
-        "id before retention": ({"id": uuid7(now - timedelta(days=63))}, "id"),
+        "id long before what it tells": ({"id": uuid7(now - timedelta(days=1, seconds=2))}, "id"),
+        "id before retention": ({"id": uuid7(now - timedelta(days=401))}, "id"),
         "unknown contract": ({"contract_id": uuid4()}, "contract_id"),
         "unknown offering": ({"offering_id": uuid4()}, "contract_id"),
         "another grade": ({"grade_id": uuid4()}, "grade_id"),
@@ -491,3 +491,24 @@ def test_the_sums_do_not_depend_on_how_usage_is_cut_into_batches(
     assert sum(row[4] for row in sums(whole)) == sum(
         UsageEvent.objects.filter(contract_id=whole.contract_id).values_list("numerator", flat=True)
     )
+
+
+def test_usage_that_could_not_be_proved_is_quarantined_with_the_engines_own_figures(
+    meters: Meters, now: datetime
+) -> None:
+    raw = '{"prompt_tokens":5,"total_tokens":9}'
+    event = meters.event(
+        buckets={}, flags=(Flag.UNPROVABLE,), unproved=f"total_tokens: is 9, the parts are 5; {raw}"
+    )
+    batch = meters.report([event, meters.event()])
+    drain(now)
+    batch.refresh_from_db()
+    assert (batch.status, batch.accepted_events) == ("stored", 1)
+    (exception,) = batch.exceptions
+    assert (exception["id"], exception["result"], exception["field"]) == (
+        str(event.id),
+        "quarantined",
+        "buckets",
+    )
+    assert exception["reason"].endswith(raw)
+    assert totals() == (1, NUMERATOR, NUMERATOR)

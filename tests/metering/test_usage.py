@@ -69,10 +69,18 @@ def test_an_event_survives_the_wire_and_its_form_is_canonical() -> None:
 def test_a_lean_event_has_the_fields_of_an_event() -> None:
     fields = {field.name: field.required for field in msgspec.structs.fields(UsageEvent)}
     assert {field.name: field.required for field in msgspec.structs.fields(LeanEvent)} == fields
-    assert LeanCounts.__struct_fields__ == tuple(bucket.value for bucket in Bucket)
+    # The order of the canonical form, which is what it is read and written in.
+    for lean_form in (LeanEvent, LeanCounts):
+        assert list(lean_form.__struct_fields__) == sorted(lean_form.__struct_fields__)
+    assert set(LeanCounts.__struct_fields__) == {bucket.value for bucket in Bucket}
+    # By which a name that stands twice is found in the whole line at once.
+    assert set(LeanCounts.__struct_fields__).isdisjoint(LeanEvent.__struct_fields__)
     (lean,) = decode_lean([encode_event(EVENT)])
     assert isinstance(lean, LeanEvent)
-    assert msgspec.structs.astuple(lean.buckets) == (12, 0, None, 30, None, None, None, None)
+    counts = {Bucket(name): getattr(lean.buckets, name) for name in LeanCounts.__struct_fields__}
+    assert {bucket: tokens for bucket, tokens in counts.items() if tokens is not None} == {
+        bucket: tokens for bucket, tokens in EVENT.buckets.items() if tokens is not None
+    }
     for name in fields:
         if name != "buckets":
             assert msgspec.convert(getattr(lean, name), type(getattr(EVENT, name))) == getattr(EVENT, name)
@@ -121,6 +129,28 @@ def test_unknown_buckets_missing_fields_and_nonsense_are_refused() -> None:
     for nonsense in (b"", b"{", b"[]", b"\xff\xfe", b'{"id":"\xff"}', b"NaN", b"x" * 5_000):
         with pytest.raises(UsageError):
             decode_event(nonsense)
+
+
+@pytest.mark.parametrize(
+    "spelled", [b'{"bytes_in":1,', b'{"bytes_in" : 1,\n', b'{"bytes\\u005fin":1,', b'{"bytes_in":120,']
+)
+def test_a_name_that_stands_twice_is_refused_by_both_readers(spelled: bytes) -> None:
+    for line in (encode_event(EVENT), json.dumps(json.loads(encode_event(EVENT)), indent=1).encode()):
+        assert decode_event(line) == EVENT
+        twice = spelled + line[1:]
+        with pytest.raises(UsageError, match="twice") as refusal:
+            decode_event(twice)
+        assert refusal.value.field == "bytes_in"
+        good, bad, last = decode_lean([line, twice, line])
+        assert isinstance(bad, UsageError)
+        assert (bad.field, type(good), good) == ("bytes_in", LeanEvent, last)
+
+
+def test_the_strict_reader_takes_any_spelling_that_says_the_same() -> None:
+    shuffled = dict(reversed(json.loads(encode_event(EVENT)).items()))
+    del shuffled["api_key_id"], shuffled["flags"]
+    (lean,) = decode_lean([json.dumps(shuffled).encode()])
+    assert [lean] == decode_lean([encode_event(replace(EVENT, flags=()))])
 
 
 def test_a_batch_comes_back_whole_and_chained() -> None:

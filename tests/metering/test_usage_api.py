@@ -11,59 +11,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.test import Client
 from msgspec.structs import replace
 
-from marketplace import clock
 from metering.ingesting import ingest_batches
 from metering.models import UsageBatch
 from metering.selectors import sequence_gaps
 from metering.services import close_source, register_source
 from metering.usage import digest_batch, encode_event
-from providers.wire import sign_request
 from tests.cast import Party
-from tests.metering.meters import Meters, digest_of, make_meters
-
-ADDRESS = "/api/v1/usage"
-URL = f"http://testserver{ADDRESS}"
+from tests.metering.meters import Meters, digest_of
+from tests.metering.posting import ADDRESS, meters_of_this_hour, post, problem, read
 
 
 @pytest.fixture
 def meters(db: None) -> Meters:
-    """Of this very hour: what is signed is signed by the machine's clock."""
-    return make_meters(clock.wall_now().replace(minute=0, second=0, microsecond=0))
-
-
-def post(meters: Meters, body: bytes, **options: Any) -> Any:
-    signed = options.pop("signed_body", body)
-    headers = sign_request(
-        method=options.pop("method", "POST"),
-        url=options.pop("url", URL),
-        body=signed,
-        private_key=options.pop("private_key", meters.private_key),
-        key_id=str(options.pop("key_id", meters.host_id)),
-        nonce=options.pop("nonce", uuid4().hex),
-        now=options.pop("at", clock.wall_now()),
-    )
-    return Client().post(ADDRESS, body, content_type="application/x-ndjson", headers=headers)
-
-
-def read(meters: Meters, batch_id: object, **options: Any) -> Any:
-    address = f"{ADDRESS}/batches/{batch_id}"
-    headers = sign_request(
-        method="GET",
-        url=f"http://testserver{address}",
-        body=b"",
-        private_key=options.pop("private_key", meters.private_key),
-        key_id=str(options.pop("key_id", meters.host_id)),
-        nonce=uuid4().hex,
-        now=clock.wall_now(),
-    )
-    return Client().get(address, headers=headers)
-
-
-def problem(answer: Any, status: int) -> tuple[str, str]:
-    assert answer.status_code == status, answer.content
-    assert answer["Content-Type"] == "application/problem+json"
-    told = answer.json()
-    return told["code"], told["field"]
+    return meters_of_this_hour()
 
 
 def test_a_signed_batch_is_durable_at_202_and_tells_what_became_of_its_events(meters: Meters) -> None:
@@ -81,6 +41,11 @@ def test_a_signed_batch_is_durable_at_202_and_tells_what_became_of_its_events(me
         (2, "conflict", "id"),
         (3, "quarantined", "contract_id"),
     ]
+
+
+@pytest.mark.parametrize("age_s", [298, -298])
+def test_a_signature_is_believed_five_minutes_before_and_after_its_time(meters: Meters, age_s: int) -> None:
+    assert post(meters, meters.sent([meters.event()]), age_s=age_s).status_code == 202
 
 
 @pytest.mark.parametrize("by", ["host", "source"])
@@ -112,8 +77,8 @@ def test_a_request_seen_before_is_refused(meters: Meters) -> None:
         {"url": "http://testserver/api/v1/usage?x=1"},
         {"url": "http://elsewhere/api/v1/usage"},
         {"method": "PUT"},
-        {"at": clock.wall_now() - timedelta(seconds=301)},
-        {"at": clock.wall_now() + timedelta(seconds=301)},
+        {"age_s": 302},
+        {"age_s": -302},
     ],
     ids=["key", "host", "key id", "body", "query", "authority", "method", "old", "future"],
 )
@@ -149,6 +114,9 @@ def _malformed(meters: Meters) -> dict[str, tuple[bytes, str]]:
         "no header": (lines, "api_key_id"),
         "not JSON": (b"\x01\x02\n" + lines, "header"),
         "not UTF-8": (with_lines(lines.replace(b"stop", b"st\xffp")), "body"),
+        "CRLF": (with_lines(lines.replace(b"\n", b"\r\n")), "body"),
+        "BOM": (b"\xef\xbb\xbf" + good, "header"),
+        "deep nesting": (b"[" * 100_000 + good, "header"),
         "NUL": (with_lines(lines.replace(b"stop", b"st\0p")), "body"),
         "another format": (good.replace(b"tokenyard.usage.v1", b"tokenyard.usage.v9"), "header.format"),
         "another meter": (
@@ -164,7 +132,8 @@ def _malformed(meters: Meters) -> dict[str, tuple[bytes, str]]:
     "case",
     [
         "nothing", "header alone", "truncated", "a line missing", "a changed event", "no header", "not JSON",
-        "not UTF-8", "NUL", "another format", "another meter", "number zero", "unknown field",
+        "not UTF-8", "CRLF", "BOM", "deep nesting", "NUL", "another format", "another meter", "number zero",
+        "unknown field",
     ],
 )  # fmt: skip
 def test_a_malformed_batch_is_refused_naming_the_field(meters: Meters, case: str) -> None:
