@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from datetime import timedelta
 from typing import ClassVar, Final
 from uuid import UUID
 
@@ -40,6 +41,7 @@ from providers.serializers import (
     OfferingOut,
     OfferingStatusIn,
     PricesIn,
+    ProviderOut,
 )
 
 MAX_AGENT_BODY_BYTES: Final = 65_536
@@ -148,6 +150,18 @@ class OfferingView(_ProviderView):
         return Response(OfferingOut(offering).data)
 
 
+class ProvidersView(PublicView):
+    pagination_class = CursorPagination
+
+    @extend_schema(operation_id="providers_list", responses=ProviderOut(many=True))
+    def get(self, request: Request) -> Response:
+        """Who sells here, and how much of each provider's usage reconciled within tolerance over 30 days."""
+        pagination = CursorPagination()
+        shown = pagination.paginate_queryset(selectors.published_providers(), request, self) or []
+        profiles = selectors.profiles_of(shown, now=clock.now())
+        return pagination.get_paginated_response(ProviderOut(profiles, many=True).data)
+
+
 # Agents --------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +218,8 @@ class AgentHeartbeatView(_AgentView):
         """Every few seconds: alive, ready or not, and the engine's counters."""
         host = self.host(request)
         data = self.parse(HeartbeatIn)
+        # How far off the machine's clock is, whatever time the market plays: agents know nothing of that.
+        skew = (data["at"] - clock.wall_now()) // timedelta(milliseconds=1) if "at" in data else None
         services.record_heartbeat(
             host_id=host.pk,
             boot_id=data["boot_id"],
@@ -211,6 +227,7 @@ class AgentHeartbeatView(_AgentView):
             in_flight=data["in_flight"],
             registers=data.get("registers", {}),
             energy_millijoules=data.get("energy_millijoules"),
+            clock_skew_ms=skew,
             now=clock.now(),
         )
         return Response(HeartbeatOut({"status": host.status, "heartbeat_s": HEARTBEAT_S}).data)
@@ -259,6 +276,7 @@ def _public_key(text: str) -> bytes:
 
 
 urlpatterns = [
+    path("providers", ProvidersView.as_view(), name="api-providers"),
     path("hosts", HostsView.as_view(), name="api-hosts"),
     path("hosts/<uuid:host_id>", HostView.as_view(), name="api-host"),
     path("hosts/<uuid:host_id>/enrolment-codes", EnrolmentCodesView.as_view(), name="api-enrolment-codes"),

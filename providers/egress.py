@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
+
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from marketplace.errors import InvalidInput
 
@@ -78,6 +80,23 @@ def is_public_address(text: str) -> bool:
     if "%" in text:
         return False  # A zone makes it link-local.
     return all(_is_public(each) for each in (address, *_embedded(address)))
+
+
+class PublicResolver(AbstractResolver):
+    """Answers with public addresses only: a name that was public at enrolment may point elsewhere now."""
+
+    def __init__(self, resolver: AbstractResolver) -> None:
+        self._resolver = resolver
+
+    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        public = [result for result in found if is_public_address(result["host"])]
+        if not public:
+            raise OSError("the host's name has no public address")
+        return public
+
+    async def close(self) -> None:
+        await self._resolver.close()
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:

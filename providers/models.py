@@ -52,6 +52,13 @@ class Host(models.Model):
     last_heartbeat_at = models.DateTimeField(null=True)
     ready = models.BooleanField(default=False)
     in_flight = models.PositiveIntegerField(default=0)
+    # How far the host's own clock is ahead of the market's, by its last heartbeat; null until it said.
+    clock_skew_ms = models.BigIntegerField(null=True)
+    # The last register read that was kept, and the engine's boot id that it told.
+    engine_boot = models.CharField(max_length=64, blank=True)
+    registers_read_at = models.DateTimeField(null=True)
+    # When the market last asked for one: of several workers one asks, and a host that hangs is left alone for a while.
+    registers_asked_at = models.DateTimeField(null=True)
     enrolled_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField()
 

@@ -1,44 +1,129 @@
-"""The witnesses of every host compared, once for each settlement period."""
+"""The witnesses of every host compared: each settlement period before it is settled, and when its sums change."""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from django.conf import settings
 
 from marketplace.jobs import claim_job, finish_job
-from marketplace.periods import settlement_period
-from metering.services import reconcile_host
+from marketplace.periods import delivery_period, settlement_period
+from metering.reconciling import periods_to_reconcile
+from metering.services import (
+    check_recounts,
+    close_overdue_discrepancies,
+    reconcile_host,
+    replace_estimates,
+)
+from metering.validating import RETENTION
 from providers.models import Offering
 
-JOB = "providers.reconcile"
+logger = logging.getLogger(__name__)
+
+LATE_USAGE_JOB: Final = "providers.reconcile_late_usage"
+RECOUNT_JOB: Final = "providers.check_recounts"
+_RECENT: Final = timedelta(hours=1)
+
+
+@dataclass(slots=True)
+class _Fleet:
+    """Every host with something to sell, now or earlier."""
+
+    host_of: dict[UUID, UUID]
+    offerings: dict[UUID, list[UUID]]
+    # The longest request that any of its grades allows.
+    longest_s: dict[UUID, int]
+    clock_skew_ms: dict[UUID, int | None]
 
 
 def reconcile_hosts(*, now: datetime) -> int:
-    """Compare gateway, agent and engine for the last settlement period whose usage is due; returns the discrepancies.
+    """Compare gateway, agent and engine wherever usage is due and has not been compared as it is; returns how many
+    periods are in dispute.
 
-    Once per period, whoever is woken and however often.
+    What came late is looked for in recent periods at every call, in all of retention once an hour. Estimates of which
+    the actual count has come are replaced first; discrepancies that nobody ruled on in ten days close.
     """
-    due = now - timedelta(
-        seconds=settings.SETTLEMENT_PERIOD_S + settings.MAX_REQUEST_S + settings.SETTLEMENT_GRACE_S
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    looks_back = claim_job(job=LATE_USAGE_JOB, period_start=hour, now=now)
+    recent = max(_RECENT, 4 * timedelta(seconds=settings.SETTLEMENT_PERIOD_S + settings.MAX_REQUEST_S))
+    since = settlement_period(now - (RETENTION if looks_back else recent)).start
+    replace_estimates(since=since, now=now)
+    fleet = _fleet()
+    found = _reconcile(fleet, since=since, now=now)
+    close_overdue_discrepancies(now=now)
+    if looks_back:
+        finish_job(job=LATE_USAGE_JOB, period_start=hour, now=now)
+    _check_recounts(fleet, now)
+    return found
+
+
+def reconcile_period(*, settlement_start: datetime, now: datetime) -> int:
+    """`reconcile_hosts` for the one settlement period that is about to be settled; returns its periods in dispute.
+
+    A host that cannot be compared keeps nobody else's from being so: the error is logged, and raised at the end.
+    """
+    period = settlement_period(settlement_start)
+    replace_estimates(since=period.start, until=period.end, now=now)
+    fleet = _fleet()
+    return _reconcile(fleet, since=period.start, until=period.end, now=now)
+
+
+def _reconcile(fleet: _Fleet, *, since: datetime, now: datetime, until: datetime | None = None) -> int:
+    disputed = 0
+    failed: Exception | None = None
+    stale = periods_to_reconcile(
+        fleet.host_of, since=since, until=until or now, period_s=settings.SETTLEMENT_PERIOD_S, now=now
     )
-    period = settlement_period(due)
-    if not claim_job(job=JOB, period_start=period.start, now=now):
-        return 0
-    offerings: dict[UUID, list[UUID]] = defaultdict(list)
-    for offering_id, host_id in Offering.objects.order_by("pk").values_list("pk", "host_id"):
-        offerings[host_id].append(offering_id)
-    found = [
-        reconcile_host(
-            host_id=host_id,
-            offering_ids=offering_ids,
-            settlement_start=period.start,
-            settlement_end=period.end,
-            now=now,
-        )
-        for host_id, offering_ids in offerings.items()
-    ]
-    finish_job(job=JOB, period_start=period.start, now=now)
-    return sum(discrepancy is not None for discrepancy in found)
+    for host_id, settlement_start in stale:
+        period = settlement_period(settlement_start)
+        wait = timedelta(seconds=fleet.longest_s[host_id] + settings.SETTLEMENT_GRACE_S)
+        if now < period.end + wait:
+            continue
+        try:
+            discrepancy = reconcile_host(
+                host_id=host_id,
+                offering_ids=fleet.offerings[host_id],
+                settlement_start=period.start,
+                settlement_end=period.end,
+                clock_skew_ms=fleet.clock_skew_ms[host_id],
+                now=now,
+            )
+        except Exception as error:
+            # Whatever it is about this host, the others' money does not wait for it.
+            logger.exception("host not reconciled", extra={"host_id": str(host_id)})
+            failed = error
+            continue
+        disputed += discrepancy is not None
+    if failed is not None:
+        raise failed
+    return disputed
+
+
+def _check_recounts(fleet: _Fleet, now: datetime) -> None:
+    """Once for each delivery period: so long a provider may go on that adds to every count."""
+    period = delivery_period(now)
+    if not claim_job(job=RECOUNT_JOB, period_start=period.start, now=now):
+        return
+    check_recounts(hosts=fleet.host_of, now=now)
+    finish_job(job=RECOUNT_JOB, period_start=period.start, now=now)
+
+
+def _fleet() -> _Fleet:
+    fleet = _Fleet({}, defaultdict(list), {}, {})
+    rows: Iterable[tuple[UUID, UUID, int, int | None]] = (
+        Offering.objects.order_by("pk")
+        .values_list("pk", "host_id", "grade__max_request_s", "host__clock_skew_ms")
+        .iterator()
+    )
+    for offering_id, host_id, max_request_s, clock_skew_ms in rows:
+        fleet.host_of[offering_id] = host_id
+        fleet.offerings[host_id].append(offering_id)
+        fleet.longest_s[host_id] = max(max_request_s, fleet.longest_s.get(host_id, 0))
+        fleet.clock_skew_ms[host_id] = clock_skew_ms
+    return fleet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -10,6 +11,7 @@ from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet, Sum
 
 from marketplace.errors import NotFound
 from marketplace.periods import delivery_period
+from metering.reconciling import reconciled_shares, reconciliation_ppm
 from pricing.units import NUMERATOR_PER_LOT, PPM, div_ceil
 from providers.capacity import CapacityGone, hour_of, sellable_ppm
 from providers.models import Bench, Host, HostHour, HostPeriod, Offering, Outage, Provider
@@ -120,6 +122,54 @@ def latest_benches(host_ids: list[UUID]) -> dict[UUID, Bench]:
         .distinct("host_id")
     )
     return {bench.host_id: bench for bench in rows}
+
+
+def published_providers() -> QuerySet[Provider]:
+    """Those that sell, newest first: their names are public, their hosts are not."""
+    selling = Host.objects.filter(provider=OuterRef("pk")).exclude(status=Host.Status.PENDING)
+    return Provider.objects.filter(Exists(selling), status=Provider.Status.ACTIVE).order_by("-pk")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What everybody may know of a provider."""
+
+    display_name: str
+    since: datetime
+    grades: list[str]
+    settled_numerator: int
+    # The share of that, in periods whose meters agreed; null without usage.
+    reconciliation_ppm: int | None
+
+
+def profiles_of(providers: Iterable[Provider], *, now: datetime) -> list[Profile]:
+    """In the same order, in a constant number of queries."""
+    found = list(providers)
+    host_ids: dict[UUID, list[UUID]] = {provider.pk: [] for provider in found}
+    for host_id, provider_id in Host.objects.filter(provider__in=found).values_list("pk", "provider_id"):
+        host_ids[provider_id].append(host_id)
+    grades: dict[UUID, list[str]] = {provider.pk: [] for provider in found}
+    offered = Offering.objects.filter(host__provider__in=found, status=Offering.Status.LISTED)
+    names = offered.values_list("host__provider_id", "grade__family__title").distinct()
+    for provider_id, title in names.order_by("grade__family__title"):
+        grades[provider_id].append(title)
+    shares = reconciled_shares([host_id for own in host_ids.values() for host_id in own], now=now)
+    profiles = []
+    for provider in found:
+        own = [shares[host_id] for host_id in host_ids[provider.pk] if host_id in shares]
+        settled = sum(share.settled_numerator for share in own)
+        agreed = sum(share.agreed_numerator for share in own)
+        ppm = PPM * agreed // settled if settled else None
+        profiles.append(
+            Profile(provider.display_name, provider.created_at, grades[provider.pk], settled, ppm)
+        )
+    return profiles
+
+
+def reconciliation_ppm_of(organization_id: UUID, *, now: datetime) -> int | None:
+    """What is published of the organization's hosts; None without settled usage."""
+    host_ids = Host.objects.filter(provider__organization_id=organization_id).values_list("pk", flat=True)
+    return reconciliation_ppm(list(host_ids), now=now)
 
 
 def open_outages(host_id: UUID) -> QuerySet[Outage]:

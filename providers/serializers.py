@@ -44,6 +44,24 @@ class BenchOut(serializers.ModelSerializer[Bench]):
         )
 
 
+class ProviderOut(serializers.Serializer[Any]):
+    """What everybody may know of a provider."""
+
+    display_name = serializers.CharField()
+    since = serializers.DateTimeField()
+    grades = serializers.ListField(child=serializers.CharField(), help_text="titles of what is on offer")
+    settled_numerator = serializers.SerializerMethodField(
+        help_text="usage of the last 30 days in settled periods, in millionths of a standard token, as a string"
+    )
+    reconciliation_ppm = serializers.IntegerField(
+        allow_null=True,
+        help_text="the share of that, by volume, in periods whose meters agreed within 0.5%; null without usage",
+    )
+
+    def get_settled_numerator(self, profile: selectors.Profile) -> str:
+        return str(profile.settled_numerator)
+
+
 class HostOut(serializers.ModelSerializer[Host]):
     hardware = serializers.DictField(help_text="as the agent detected it")
     engine = serializers.DictField(help_text="as the agent detected it")
@@ -60,6 +78,7 @@ class HostOut(serializers.ModelSerializer[Host]):
             "source_id",
             "ready",
             "in_flight",
+            "clock_skew_ms",
             "last_heartbeat_at",
             "enrolled_at",
             "created_at",
@@ -198,6 +217,13 @@ class RegistersIn(StrictSerializer):
     requests_running = StrictIntegerField(min_value=0, max_value=MAX_COUNTER, required=False, allow_null=True)
     requests_waiting = StrictIntegerField(min_value=0, max_value=MAX_COUNTER, required=False, allow_null=True)
     engine_boot = TextField(max_length=64, required=False, allow_null=True)
+    bench_input_tokens = StrictIntegerField(
+        min_value=0,
+        max_value=MAX_COUNTER,
+        required=False,
+        help_text="what the host's own benches have used so far, ever",
+    )
+    bench_output_tokens = StrictIntegerField(min_value=0, max_value=MAX_COUNTER, required=False)
 
 
 class HeartbeatIn(StrictSerializer):
@@ -206,7 +232,7 @@ class HeartbeatIn(StrictSerializer):
     in_flight = StrictIntegerField(min_value=0, max_value=2**31 - 1)
     registers = RegistersIn(required=False)
     energy_millijoules = StrictIntegerField(min_value=0, max_value=_BIGGEST, required=False, allow_null=True)
-    at = TimestampField(required=False, help_text="the host's clock; the market's own decides")
+    at = TimestampField(required=False, help_text="by the host's own clock; the market's decides")
 
 
 class HeartbeatOut(serializers.Serializer[Any]):

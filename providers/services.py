@@ -18,15 +18,18 @@ from providers.enrolling import (
     issue_enrolment_code,
     verify_enrolment_signature,
 )
-from providers.heartbeats import check_heartbeats, record_heartbeat
+from providers.gaps import accept_gap, pull_missing_usage
+from providers.heartbeats import check_heartbeats, record_heartbeat, record_registers
 from providers.hosting import create_host, ensure_provider, pause_host, resume_host
 from providers.listing import list_offering, pause_offering, resume_offering, withdraw_offering
+from providers.reads import read_registers
 
 __all__ = [
     "ENROLMENT_CODE_VALID",
     "CapacityGone",
     "EnrolmentCodeRefused",
     "HostSignatureRefused",
+    "accept_gap",
     "authenticate_host",
     "check_heartbeats",
     "create_host",
@@ -39,8 +42,11 @@ __all__ = [
     "open_capacity",
     "pause_host",
     "pause_offering",
+    "pull_missing_usage",
+    "read_registers",
     "record_bench",
     "record_heartbeat",
+    "record_registers",
     "resume_host",
     "resume_offering",
     "take_firm_share",

@@ -8,7 +8,7 @@ one request; the agent needs nothing else to serve and to meter it. REST calls o
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
@@ -137,8 +137,12 @@ def _from_base64url(text: str) -> bytes:
 _COVERED: Final = ("@method", "@authority", "@target-uri", "content-digest")
 _LABEL: Final = "tokenyard"
 _MAX_PARAMETER_CHARACTERS: Final = 200
+# Whose key signs what the market asks of an agent, and where it asks: the engine's registers, usage that went missing.
+MARKET_KEY_ID: Final = "market"
+METER_REGISTERS: Final = "/meter/registers"
+METER_USAGE: Final = "/meter/usage"
 MAX_SIGNATURE_AGE: Final = timedelta(seconds=300)
-MAX_CLOCK_SKEW: Final = timedelta(seconds=60)
+MAX_CLOCK_SKEW: Final = timedelta(seconds=300)
 
 
 @dataclass
@@ -184,6 +188,9 @@ class _VerifierAt(HTTPMessageVerifier):
             raise InvalidSignature(
                 f"the signature lies {-age_s:.0f} s in the future; check the clock of this host"
             )
+        expires = sig_input.params.get("expires")
+        if expires is not None and (type(expires) is not int or self._now.timestamp() > expires):
+            raise InvalidSignature("the signature has expired")
 
 
 def sign_request(
@@ -195,12 +202,14 @@ def sign_request(
     key_id: str,
     nonce: str,
     now: datetime,
+    covered_headers: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The headers (Content-Digest, Signature-Input, Signature) to send with this request.
 
-    `key_id` is the source id the market gave at enrolment; `nonce` is fresh for every request.
+    `covered_headers` are signed too, and returned with them. `key_id` is the source id the market gave at
+    enrolment; `nonce` is fresh for every request.
     """
-    message = _Message(method, url, {})
+    message = _Message(method, url, dict(covered_headers or {}))
     signer = HTTPMessageSigner(signature_algorithm=ED25519, key_resolver=_OneKey(private=private_key))
     signer.sign(
         message,
@@ -208,7 +217,7 @@ def sign_request(
         created=now,
         nonce=nonce,
         label=_LABEL,
-        covered_component_ids=_COVERED,
+        covered_component_ids=(*_COVERED, *map(str.lower, covered_headers or ())),
         body=body,
     )
     return dict(message.headers)
@@ -237,20 +246,24 @@ def verify_signed_request(
     body: bytes,
     public_key: Ed25519PublicKey,
     now: datetime,
+    covered_headers: Collection[str] = (),
 ) -> str:
-    """Proves that `public_key`'s owner signed this method, URL and body within the last five minutes.
+    """Proves that `public_key`'s owner signed this method, URL and body, and the headers named (in lower case), within
+    five minutes before or after now.
 
     Returns the nonce; refusing one seen before is the caller's. Raises SignatureRefused.
     """
     key_id = signing_key_id(headers)
     # Only what the signature reads: other headers may be malformed without being our business.
-    wanted = {"signature", "signature-input", "content-digest"}
+    wanted = {"signature", "signature-input", "content-digest", *covered_headers}
     message = _Message(
         method, url, {name: value for name, value in headers.items() if name.lower() in wanted}
     )
     verifier = _VerifierAt(public_key=public_key, now=now)
     try:
-        results = verifier.verify(message, max_age=MAX_SIGNATURE_AGE, require_components=_COVERED, body=body)
+        results = verifier.verify(
+            message, max_age=MAX_SIGNATURE_AGE, require_components=(*_COVERED, *covered_headers), body=body
+        )
     except (InvalidSignature, HTTPMessageSignaturesException, ValueError) as error:
         raise SignatureRefused(f"signature: {error or 'does not match'}") from None
     if len(results) != 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from providers.agent.clock import AgentClock
 from providers.agent.config import Config, load_config
 from providers.agent.daemon import run_agent
 from providers.agent.engines import detect_engine
@@ -68,7 +69,8 @@ async def _with_state(command: str, config: Config) -> int:
                 "run it, or use another --state",
             )
         async with aiohttp.ClientSession() as http:
-            enrolment = await enrol(http, config, state)
+            clock = AgentClock(test_offset_s=config.test_clock_offset_s)
+            enrolment = await enrol(http, config, state, clock=clock)
         print(
             f"Enrolled as host {enrolment.host_id}. Start with: python -m providers.agent run --config FILE"
         )

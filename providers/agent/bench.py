@@ -5,6 +5,7 @@ counts.
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -46,9 +47,14 @@ class BenchFigures(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_p95_ms: int
 
 
-async def bench_engine(http: aiohttp.ClientSession, config: Config, engine: Engine) -> BenchFigures:
+async def bench_engine(
+    http: aiohttp.ClientSession, config: Config, engine: Engine, *, note: Callable[[int, int], None]
+) -> BenchFigures:
     """Runs `config.bench` and counts. Raises EngineUnreachable when the engine fails or does not report
     usage.
+
+    `note` is told the input (cached included) and output tokens of each request, also of one that broke off: the
+    engine's registers hold them too, and there they are nobody's usage.
     """
     plan = config.bench
     waiting = iter(range(plan.requests))
@@ -56,7 +62,7 @@ async def bench_engine(http: aiohttp.ClientSession, config: Config, engine: Engi
 
     async def work() -> None:
         for _ in waiting:
-            counted = await _one_request(http, config, engine)
+            counted = await _one_request(http, config, engine, note)
             results.append(counted)
 
     started = time.monotonic()
@@ -81,11 +87,13 @@ async def bench_engine(http: aiohttp.ClientSession, config: Config, engine: Engi
     )
 
 
-async def _one_request(http: aiohttp.ClientSession, config: Config, engine: Engine) -> tuple[int, int, float]:
+async def _one_request(
+    http: aiohttp.ClientSession, config: Config, engine: Engine, note: Callable[[int, int], None]
+) -> tuple[int, int, float]:
     """Prompt tokens, output tokens, seconds to the first byte of content."""
     plan = config.bench
     prompt = " ".join(random.choice(_WORDS) for _ in range(plan.prompt_words))
-    body = {
+    body: dict[str, Any] = {
         "model": engine.model,
         "messages": [{"role": "user", "content": f"{random.getrandbits(64):x} {prompt}"}],
         "max_tokens": plan.output_tokens,
@@ -93,28 +101,43 @@ async def _one_request(http: aiohttp.ClientSession, config: Config, engine: Engi
         "stream": True,
         "stream_options": engine.stream_options,
     }
+    if engine.kind == "llamacpp":
+        body["timings_per_token"] = True  # Running counts, should the request break off.
     headers = {"Authorization": f"Bearer {config.engine_api_key}"} if config.engine_api_key else {}
     started = time.monotonic()
     first_byte: float | None = None
     usage: Any = None
     parser = SseParser()
-    async with http.post(
-        config.engine_url.rstrip("/") + "/v1/chat/completions", json=body, headers=headers
-    ) as answer:
-        if answer.status != 200:
-            raise EngineUnreachable(f"the engine answered {answer.status} to a bench request")
-        async for chunk in answer.content.iter_any():
-            first_byte = first_byte or time.monotonic() - started
-            for payload in parser.feed(chunk):
-                if payload != DONE:
-                    usage = collect_usage(engine.usage_source, usage, msgspec.json.decode(payload))
+    try:
+        async with http.post(
+            config.engine_url.rstrip("/") + "/v1/chat/completions", json=body, headers=headers
+        ) as answer:
+            if answer.status != 200:
+                raise EngineUnreachable(f"the engine answered {answer.status} to a bench request")
+            async for chunk in answer.content.iter_any():
+                first_byte = first_byte or time.monotonic() - started
+                for payload in parser.feed(chunk):
+                    if payload != DONE:
+                        usage = collect_usage(engine.usage_source, usage, msgspec.json.decode(payload))
+    finally:
+        input_tokens, output_tokens = _counts(engine, usage)
+        note(input_tokens, output_tokens)
     if usage is None:
         raise EngineUnreachable("the engine reports no usage on streams; see the flags in the agent's README")
     try:
-        counts = adapt(engine.usage_source, usage)
+        adapt(engine.usage_source, usage)
     except Unprovable as error:
         raise EngineUnreachable(f"the engine's usage contradicts itself: {error}") from None
-    return counts.input_tokens, counts.output_tokens, first_byte or 0.0
+    return input_tokens, output_tokens, first_byte or 0.0
+
+
+def _counts(engine: Engine, usage: Any) -> tuple[int, int]:
+    """Input and output tokens as reported last; nought where nothing, or nothing provable, was."""
+    try:
+        counts = adapt(engine.usage_source, usage) if usage is not None else None
+    except Unprovable:
+        return 0, 0
+    return (0, 0) if counts is None else (counts.input_tokens, counts.output_tokens)
 
 
 def _percentile_ms(ordered: list[float], percent: int) -> int:

@@ -58,6 +58,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shutdown_grace_s: Positive = 30
     max_request_s: Positive = 900
     max_body_bytes: Positive = 8 * 1024 * 1024
+    keep_sent_days: Positive = 7  # How long usage that the market has is kept, should it ask again ...
+    keep_sent_mib: Positive = 256  # ... and how much of it at most.
+    test_clock_offset_s: int = 0  # Rehearses a wrong clock: seconds added to this machine's.
     log_level: str = "INFO"
     bench: BenchPlan = BenchPlan()
     offerings: tuple[OfferingTerms, ...] = ()

@@ -6,9 +6,7 @@ import asyncio
 import logging
 import secrets
 import signal
-import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,13 +15,16 @@ import msgspec
 from aiohttp import web
 
 from providers.agent.admission import Gatekeeper
+from providers.agent.asked import Asked
 from providers.agent.bench import bench_engine
+from providers.agent.clock import AgentClock
 from providers.agent.config import Config, OfferingTerms
-from providers.agent.engines import Engine, Registers, wait_for_engine
+from providers.agent.engines import Engine, wait_for_engine
 from providers.agent.enrolment import enrol
 from providers.agent.errors import CannotStart, EngineUnreachable, MarketRefused, MarketUnreachable
 from providers.agent.hardware import energy_millijoules
 from providers.agent.market import Market
+from providers.agent.registers import Registers
 from providers.agent.serving import Serving
 from providers.agent.spool import Spool
 from providers.agent.state import BenchRecord, Enrolment, State
@@ -33,7 +34,9 @@ logger = logging.getLogger(__name__)
 
 _LISTING_PAUSE_S = 5.0
 _FLUSH_S = 10.0
-_BENCH_VALID_S = 7 * 24 * 3600
+_DAY_S = 24 * 3_600
+_MIB = 1024 * 1024
+_BENCH_VALID_S = 7 * _DAY_S
 
 
 async def run_agent(config: Config, state: State) -> None:
@@ -42,10 +45,11 @@ async def run_agent(config: Config, state: State) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    clock = AgentClock(test_offset_s=config.test_clock_offset_s)
     async with _http_session() as http:
         enrolment = state.enrolment()
         if enrolment is None:
-            enrolment = await _unless_stopped(enrol(http, config, state), stop)
+            enrolment = await _unless_stopped(enrol(http, config, state, clock=clock), stop)
             if enrolment is None:
                 return
         elif enrolment.market_url.rstrip("/") != config.market_url.rstrip("/"):
@@ -54,9 +58,14 @@ async def run_agent(config: Config, state: State) -> None:
                 f"{state.directory} belongs to the market at {enrolment.market_url}",
                 "give this market's agent a state_dir of its own",
             )
-        spool = Spool(state.spool_path)
+        spool = Spool(
+            state.spool_path,
+            keep_sent_s=config.keep_sent_days * _DAY_S,
+            keep_sent_bytes=config.keep_sent_mib * _MIB,
+            time_s=lambda: clock.now().timestamp(),
+        )
         try:
-            await _Agent(config, state, enrolment, http, spool).run(stop)
+            await _Agent(config, state, enrolment, http, spool, clock).run(stop)
         finally:
             spool.close()
 
@@ -87,20 +96,43 @@ async def _unless_stopped(work: Any, stop: asyncio.Event) -> Any:
 
 class _Agent:
     def __init__(
-        self, config: Config, state: State, enrolment: Enrolment, http: aiohttp.ClientSession, spool: Spool
+        self,
+        config: Config,
+        state: State,
+        enrolment: Enrolment,
+        http: aiohttp.ClientSession,
+        spool: Spool,
+        clock: AgentClock,
     ) -> None:
         self._config = config
         self._state = state
+        self._clock = clock
         self._http = http
         self._spool = spool
         self._boot_id = secrets.token_hex(16)
         self._market = Market(
-            http, url=config.market_url, private_key=state.private_key, host_id=str(enrolment.host_id)
+            http,
+            url=config.market_url,
+            private_key=state.private_key,
+            host_id=str(enrolment.host_id),
+            clock=clock,
         )
         self._gatekeeper = Gatekeeper(
             market_key=enrolment.market_key(), offering_ids=set(state.offerings().values())
         )
-        self._serving = Serving(config=config, http=http, spool=spool, gatekeeper=self._gatekeeper)
+        self._serving = Serving(
+            config=config, http=http, spool=spool, gatekeeper=self._gatekeeper, clock=clock
+        )
+        self._asked = Asked(
+            base_url=config.base_url,
+            host_id=enrolment.host_id,
+            source_id=enrolment.source_id,
+            private_key=state.private_key,
+            market_key=enrolment.market_key(),
+            clock=clock,
+            spool=spool,
+            registers=self._read_registers,
+        )
         self._uploader = Uploader(
             spool=spool,
             market=self._market,
@@ -112,8 +144,10 @@ class _Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         # Cancelling handlers is how a gateway that hangs up stops the engine.
+        application = self._serving.application()
+        self._asked.add_routes(application.router)
         runner = web.AppRunner(
-            self._serving.application(),
+            application,
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=self._config.shutdown_grace_s,
@@ -166,7 +200,9 @@ class _Agent:
         while True:
             try:
                 engine = await wait_for_engine(self._http, self._config)
-                self._registers = Registers(self._http, self._config, engine)
+                self._registers = Registers(
+                    self._http, self._config, engine, bench_tokens=self._state.bench_tokens
+                )
                 self._serving.engine = engine
                 self._serving.engine_answers = True
                 await self._bench(engine)
@@ -183,17 +219,21 @@ class _Agent:
     async def _bench(self, engine: Engine) -> None:
         """Once per engine and configuration; a restart under load would measure what is left over."""
         record = self._state.bench()
-        now_s = int(time.time())
+        now_s = int(self._clock.now().timestamp())
         if (
             record is not None
             and record.engine_fingerprint == engine.fingerprint
             and now_s - record.measured_at_s < _BENCH_VALID_S
         ):
             return
-        figures = await bench_engine(self._http, self._config, engine)
+        figures = await bench_engine(self._http, self._config, engine, note=self._note_bench)
         await self._market.post("/agent/bench", figures)
         self._state.keep_bench(BenchRecord(engine_fingerprint=engine.fingerprint, measured_at_s=now_s))
         logger.info("benched", extra=msgspec.to_builtins(figures))
+
+    def _note_bench(self, input_tokens: int, output_tokens: int) -> None:
+        if input_tokens or output_tokens:
+            self._state.add_bench_tokens(input_tokens=input_tokens, output_tokens=output_tokens)
 
     async def _list_offerings(self) -> None:
         offerings: dict[str, UUID] = {}
@@ -222,24 +262,34 @@ class _Agent:
                 continue
 
     async def _beat_once(self, *, quietly: bool = False) -> None:
-        registers: dict[str, Any] = {}
-        if self._registers is not None:
-            try:
-                registers = await self._registers.read()
-                self._serving.engine_answers = True
-            except EngineUnreachable as error:
-                self._serving.engine_answers = False
-                logger.warning("engine does not answer", extra={"reason": str(error)})
+        try:
+            registers = await self._read_registers()
+        except EngineUnreachable as error:
+            registers = {}
+            logger.warning("engine does not answer", extra={"reason": str(error)})
         beat = {
             "boot_id": self._boot_id,
             "ready": self._serving.ready,
             "in_flight": self._serving.in_flight,
-            "registers": registers,
-            "at": datetime.now(UTC),
-            "energy_millijoules": await asyncio.to_thread(energy_millijoules),
+            # This machine's own clock, so that the market sees how far it is off.
+            "at": self._clock.machine_now(),
+            **registers,
         }
         try:
             await self._market.post("/agent/heartbeat", beat)
         except (MarketRefused, MarketUnreachable) as error:
             if not quietly:
                 logger.warning("heartbeat not taken", extra={"reason": str(error)})
+
+    async def _read_registers(self) -> dict[str, Any]:
+        """`registers` and `energy_millijoules` now. Raises EngineUnreachable."""
+        energy = await asyncio.to_thread(energy_millijoules)
+        if self._registers is None:
+            return {"registers": {}, "energy_millijoules": energy}
+        try:
+            registers = await self._registers.read()
+        except EngineUnreachable:
+            self._serving.engine_answers = False
+            raise
+        self._serving.engine_answers = True
+        return {"registers": registers, "energy_millijoules": energy}

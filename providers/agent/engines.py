@@ -1,4 +1,4 @@
-"""Which engine runs here and what it serves (detection), and its running counters (registers)."""
+"""Which engine runs here and what it serves."""
 
 import asyncio
 import re
@@ -14,7 +14,6 @@ from providers.agent.config import Config
 from providers.agent.errors import EngineUnreachable
 
 _DETECT_TIMEOUT = aiohttp.ClientTimeout(total=5)
-_REGISTERS_TIMEOUT = aiohttp.ClientTimeout(total=3)
 
 # Engines that send running usage counts when asked; the others only at the end.
 _STREAM_OPTIONS: Mapping[str, Mapping[str, bool]] = {
@@ -224,93 +223,3 @@ def _file_digest(path: Path) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
-
-
-# Registers --------------------------------------------------------------------------------------------------
-
-# Per engine: our name -> counters to add up. `prompt_tokens_total` always INCLUDES cached tokens here;
-# llama.cpp's own counter excludes them, vLLM's and SGLang's include them.
-_COUNTERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "llamacpp": {
-        "prompt_tokens_total": ("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total"),
-        "cached_tokens_total": ("llamacpp:prompt_tokens_cached_total",),
-        "output_tokens_total": ("llamacpp:tokens_predicted_total",),
-        "requests_running": ("llamacpp:requests_processing",),
-        "requests_waiting": ("llamacpp:requests_deferred",),
-    },
-    "vllm": {
-        "prompt_tokens_total": ("vllm:prompt_tokens_total",),
-        "cached_tokens_total": ("vllm:prompt_tokens_cached_total",),
-        "output_tokens_total": ("vllm:generation_tokens_total",),
-        "requests_running": ("vllm:num_requests_running",),
-        "requests_waiting": ("vllm:num_requests_waiting",),
-    },
-    "sglang": {
-        "prompt_tokens_total": ("sglang:prompt_tokens_total",),
-        "cached_tokens_total": ("sglang:cached_tokens_total",),
-        "output_tokens_total": ("sglang:generation_tokens_total",),
-        "requests_running": ("sglang:num_running_reqs",),
-        "requests_waiting": ("sglang:num_queue_reqs",),
-    },
-    "tgi": {
-        "prompt_tokens_total": ("tgi_request_input_length_sum",),
-        "output_tokens_total": ("tgi_request_generated_tokens_sum",),
-        "requests_running": ("tgi_batch_current_size",),
-        "requests_waiting": ("tgi_queue_size",),
-    },
-}
-_PROCESS_START = "process_start_time_seconds"
-
-
-class Registers:
-    """Reads an engine's counters; one reader per engine, because some gauges reset when they are read."""
-
-    def __init__(self, http: aiohttp.ClientSession, config: Config, engine: Engine) -> None:
-        self._http = http
-        self._base = config.engine_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {config.engine_api_key}"} if config.engine_api_key else {}
-        self._names = _COUNTERS.get(engine.kind)
-
-    async def read(self) -> dict[str, Any]:
-        """Counters by our names, null where the engine has none, and `engine_boot`, which changes with a
-        restart.
-
-        Raises EngineUnreachable when the engine does not answer at all.
-        """
-        path = "/metrics" if self._names is not None else "/v1/models"
-        try:
-            async with self._http.get(
-                self._base + path, headers=self._headers, timeout=_REGISTERS_TIMEOUT
-            ) as answer:
-                text = await answer.text()
-                if answer.status >= 500 and answer.status != 501:
-                    raise EngineUnreachable(f"{self._base}{path} answers {answer.status}")
-                if self._names is None or answer.status != 200:
-                    return {}
-                boot = answer.headers.get("Process-Start-Time-Unix")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise EngineUnreachable(f"no engine answers at {self._base} ({type(error).__name__})") from None
-        samples = parse_metrics(text)
-        registers: dict[str, Any] = {
-            name: sum(samples[part] for part in parts) if all(part in samples for part in parts) else None
-            for name, parts in self._names.items()
-        }
-        # llama.cpp's header is not a time, but it changes with the process.
-        registers["engine_boot"] = boot or str(samples.get(_PROCESS_START, "")) or None
-        return registers
-
-
-def parse_metrics(text: str) -> dict[str, int]:
-    """Prometheus text to whole numbers, summed over labels (data-parallel ranks); other values are skipped."""
-    samples: dict[str, int] = {}
-    for line in text.splitlines():
-        if not line or line.startswith("#"):
-            continue
-        name, _, value = line.rpartition(" ")
-        name = name.partition("{")[0].strip()
-        try:
-            number = int(float(value))
-        except (ValueError, OverflowError):
-            continue
-        samples[name] = samples.get(name, 0) + number
-    return samples

@@ -11,6 +11,7 @@ from uuid import UUID
 import aiohttp
 import msgspec
 
+from providers.agent.clock import AgentClock
 from providers.agent.config import Config
 from providers.agent.engines import wait_for_engine
 from providers.agent.errors import CannotStart, EngineUnreachable, MarketRefused, MarketUnreachable
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 _MARKET_WAIT_S = 60.0
 
 
-async def enrol(http: aiohttp.ClientSession, config: Config, state: State) -> Enrolment:
+async def enrol(http: aiohttp.ClientSession, config: Config, state: State, *, clock: AgentClock) -> Enrolment:
     """Enrols with `config.enrolment_code` and keeps the answer. Raises CannotStart."""
     if not config.enrolment_code:
         raise CannotStart(
@@ -35,7 +36,7 @@ async def enrol(http: aiohttp.ClientSession, config: Config, state: State) -> En
         engine = await wait_for_engine(http, config)
     except EngineUnreachable as error:
         raise CannotStart("engine", str(error), "start the engine or correct engine_url") from None
-    market = Market(http, url=config.market_url, private_key=state.private_key, host_id="")
+    market = Market(http, url=config.market_url, private_key=state.private_key, host_id="", clock=clock)
     request = {
         "code": config.enrolment_code,
         "public_key": state.public_key,

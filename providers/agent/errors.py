@@ -15,6 +15,14 @@ class MarketUnreachable(Exception):
     """No answer from the market, or a server error: worth another try."""
 
 
+class MarketBusy(MarketUnreachable):
+    """The market asks for patience (429, 503): `wait_s` seconds, or it does not say how long."""
+
+    def __init__(self, reason: str, wait_s: float | None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
 class MarketRefused(Exception):
     """The market understood and said no (4xx)."""
 

@@ -6,7 +6,6 @@ nothing that was answered completely.
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
@@ -22,6 +21,7 @@ from providers.agent.admission import (
     Refused,
     engine_request,
 )
+from providers.agent.clock import AgentClock
 from providers.agent.config import Config
 from providers.agent.engines import Engine
 from providers.agent.meter import AttemptMeter
@@ -45,9 +45,16 @@ class Serving:
     """State and handlers of the HTTP face. `engine` is set when the engine has been detected."""
 
     def __init__(
-        self, *, config: Config, http: aiohttp.ClientSession, spool: Spool, gatekeeper: Gatekeeper
+        self,
+        *,
+        config: Config,
+        http: aiohttp.ClientSession,
+        spool: Spool,
+        gatekeeper: Gatekeeper,
+        clock: AgentClock,
     ) -> None:
         self._config = config
+        self._clock = clock
         self._http = http
         self._spool = spool
         self._gatekeeper = gatekeeper
@@ -84,7 +91,7 @@ class Serving:
         try:
             if engine is None or self.draining or self._spool.failed is not None:
                 raise Refused(503, "host_not_ready", "this host does not serve at the moment")
-            key = self._gatekeeper.admit(request.headers.get(hdrs.AUTHORIZATION), now=datetime.now(UTC))
+            key = self._gatekeeper.admit(request.headers.get(hdrs.AUTHORIZATION), now=self._clock.now())
             body = await request.read()
             asked = engine_request(request.path, body, key=key, engine=engine)
         except Refused as refusal:
@@ -92,7 +99,12 @@ class Serving:
         except web.HTTPRequestEntityTooLarge:
             most = self._config.max_body_bytes
             return _error(413, "body_too_large", f"body: larger than {most} bytes", param="body")
-        meter = AttemptMeter(key=key, usage_source=engine.usage_source, bytes_in=len(body))
+        meter = AttemptMeter(
+            key=key,
+            usage_source=engine.usage_source,
+            bytes_in=len(body),
+            monotonic=self._clock.monotonic,
+        )
         self.in_flight += 1
         try:
             return await self._attempt(request, asked, key, meter)

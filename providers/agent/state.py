@@ -11,6 +11,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from providers.agent.errors import CannotStart
+from providers.agent.registers import BenchTokens
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class State:
     def __init__(self, directory: Path, lock: int) -> None:
         self.directory = directory
         self._lock = lock
+        self._bench_tokens: BenchTokens | None = None
         self.private_key = self._load_or_make_key()
 
     @classmethod
@@ -95,6 +97,21 @@ class State:
 
     def keep_bench(self, record: BenchRecord) -> None:
         self._write("bench.json", msgspec.json.encode(record))
+
+    def bench_tokens(self) -> BenchTokens:
+        """What all benches of this agent have used of its engine."""
+        if self._bench_tokens is None:
+            self._bench_tokens = self._read("bench-tokens.json", BenchTokens) or BenchTokens()
+        return self._bench_tokens
+
+    def add_bench_tokens(self, *, input_tokens: int, output_tokens: int) -> None:
+        """Durable when it returns: an agent that forgot would let its bench pass for usage that nobody metered."""
+        before = self.bench_tokens()
+        self._bench_tokens = BenchTokens(
+            input_tokens=before.input_tokens + input_tokens,
+            output_tokens=before.output_tokens + output_tokens,
+        )
+        self._write("bench-tokens.json", msgspec.json.encode(self._bench_tokens))
 
     def _load_or_make_key(self) -> Ed25519PrivateKey:
         path = self.directory / "agent.key"

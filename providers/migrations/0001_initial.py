@@ -49,6 +49,10 @@ class Migration(migrations.Migration):
                 ("last_heartbeat_at", models.DateTimeField(null=True)),
                 ("ready", models.BooleanField(default=False)),
                 ("in_flight", models.PositiveIntegerField(default=0)),
+                ("clock_skew_ms", models.BigIntegerField(null=True)),
+                ("engine_boot", models.CharField(blank=True, max_length=64)),
+                ("registers_read_at", models.DateTimeField(null=True)),
+                ("registers_asked_at", models.DateTimeField(null=True)),
                 ("enrolled_at", models.DateTimeField(null=True)),
                 ("created_at", models.DateTimeField()),
                 (

@@ -53,6 +53,9 @@ class Market:
 
     port: int = field(default_factory=free_port)
     usage_status: int = 202
+    usage_headers: dict[str, str] = field(default_factory=dict)
+    most_usage_bytes: int = 2**62
+    tried_at: list[float] = field(default_factory=list)
     host_id: UUID = field(default_factory=uuid4)
     source_id: UUID = field(default_factory=uuid4)
     offering_id: UUID = field(default_factory=uuid4)
@@ -113,9 +116,15 @@ class Market:
     async def _usage(self, request: web.Request) -> web.Response:
         if not await self._signed(request):
             return web.json_response({"detail": "signature"}, status=401)
+        self.tried_at.append(time.monotonic())
         if self.usage_status != 202:
-            return web.json_response({"detail": "not now"}, status=self.usage_status)
-        self.batches.append(await request.read())
+            return web.json_response(
+                {"detail": "not now"}, status=self.usage_status, headers=self.usage_headers
+            )
+        body = await request.read()
+        if len(body) > self.most_usage_bytes:
+            return web.json_response({"detail": "too large"}, status=413)
+        self.batches.append(body)
         return web.json_response({"batch_id": str(uuid4())}, status=202)
 
     async def _signed(self, request: web.Request) -> bool:

@@ -15,15 +15,16 @@ from uuid import UUID, uuid4
 import pytest
 from msgspec.structs import replace
 
-from metering.usage import Finish, Flag, UsageEvent, decode_batch
+from metering.usage import Finish, Flag, UsageEvent, decode_batch, decode_event, encode_event
 from pricing.units import Bucket
 from providers.agent.__main__ import main
 from providers.agent.admission import CHAT, EMBEDDINGS, Gatekeeper, Refused, engine_request
 from providers.agent.config import load_config
-from providers.agent.engines import Engine, parse_metrics
+from providers.agent.engines import Engine
 from providers.agent.errors import CannotStart
 from providers.agent.hardware import detect_hardware, energy_millijoules
 from providers.agent.meter import AttemptMeter
+from providers.agent.registers import parse_metrics
 from providers.agent.spool import Spool
 from providers.agent.state import State
 from providers.wire import DeliveryKey, encode_delivery_key
@@ -205,6 +206,10 @@ def test_usage_that_contradicts_itself_claims_nothing() -> None:
     event = answer.event()
     assert event.buckets == {}
     assert event.flags == (Flag.UNPROVABLE,)
+    # For people to look at: the engine's own figures, and what is wrong with them.
+    assert event.unproved is not None
+    assert "99" in event.unproved
+    assert decode_event(encode_event(event)) == event
 
 
 def test_registers_are_summed_over_labels_and_nonsense_is_skipped() -> None:

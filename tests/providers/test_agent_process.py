@@ -12,9 +12,10 @@ from uuid import uuid4
 
 import pytest
 
+from marketplace.ids import uuid7_time_ms
 from metering.usage import GENESIS_DIGEST, Finish, Flag, UsageEvent, split_batch
 from pricing.units import Bucket
-from providers.agent.engines import parse_metrics
+from providers.agent.registers import parse_metrics
 from tests.engine import RunningEngine, run_engine
 from tests.providers.agent_rig import (
     CODE,
@@ -293,6 +294,49 @@ def test_a_stop_finishes_running_requests_and_flushes(agent: AgentProcess, marke
     assert agent.stop() == 0
     assert len(market.events) == 1
     assert market.heartbeats[-1]["ready"] is False
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["ten minutes fast", "ten minutes slow", "1970-01-02T00:00:00+00:00", "2099-06-01T00:00:00+00:00"],
+)
+def test_a_host_with_a_wrong_clock_serves_and_is_paid_all_the_same(
+    tmp_path: Path, market: Market, engine: RunningEngine, wrong: str
+) -> None:
+    """Signatures, delivery keys and event ids are of the market's time; only what it says of its clock is its own."""
+    now = datetime.now(UTC)
+    minutes = {"ten minutes fast": 10, "ten minutes slow": -10}
+    offset = timedelta(minutes=minutes[wrong]) if wrong in minutes else datetime.fromisoformat(wrong) - now
+    agent = write_agent(
+        tmp_path,
+        market=market,
+        engine_url=engine.url,
+        test_clock_offset_s=int(offset.total_seconds()),
+    )
+    agent.start()
+    try:
+        key = agent.key()
+        assert agent.ask({**CHAT, "stream": True}, key=key)[0] == 200
+        assert agent.ask(CHAT, key=key)[0] == 409
+        stale = agent.key(expires_at=datetime.now(UTC) - timedelta(seconds=5))
+        assert agent.ask(CHAT, key=stale)[0] == 401
+        (event,) = wait_for_events(market, 1)
+        time_of_id = datetime.fromtimestamp(uuid7_time_ms(event.id) / 1_000, UTC)
+        assert timedelta(0) <= time_of_id - key.occurred_at.replace(microsecond=0) < timedelta(seconds=30)
+        wait_for(lambda: any(beat["ready"] for beat in market.heartbeats), "a ready heartbeat")
+        said = datetime.fromisoformat(market.heartbeats[-1]["at"]) - datetime.now(UTC)
+        assert abs(said - offset) < timedelta(seconds=10)
+        assert market.refused == []  # It learned the time when it enrolled.
+        agent.stop()
+        agent.start()
+        # Started anew, only what it had signed by its own clock was refused.
+        refused = len(market.refused)
+        assert 1 <= refused <= 3
+        assert agent.ask(CHAT)[0] == 200
+        wait_for_events(market, 2)
+        assert len(market.refused) == refused
+    finally:
+        agent.stop()
 
 
 def test_nothing_secret_is_logged(agent: AgentProcess, market: Market) -> None:

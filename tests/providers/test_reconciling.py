@@ -1,13 +1,17 @@
-"""Gateway, agent and engine are compared once for each settlement period."""
+"""Gateway, agent and engine are compared for each settlement period, and again when its sums change."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import pytest
+
 from marketplace.ids import uuid7
-from metering.models import Discrepancy, UsageRollup
-from providers.reconciling import reconcile_hosts
-from tests.cast import Plant
+from metering.models import Discrepancy, MeterFinding, MeterSource, Reconciliation, UsageRollup
+from pricing.models import Grade
+from providers.models import Host
+from providers.reconciling import reconcile_hosts, reconcile_period
+from tests.cast import Party, Plant, make_plant
 
 NIL = "00000000-0000-0000-0000-000000000000"
 
@@ -43,3 +47,73 @@ def test_a_difference_within_half_a_percent_is_agreement(plant: Plant, now: date
     metered(plant, "agent", 10_050, now)
     assert reconcile_hosts(now=now + timedelta(hours=1, seconds=960)) == 0
     assert not Discrepancy.objects.exists()
+
+
+# The period, the longest request of the grade (15 s), and the grace.
+DUE = timedelta(hours=1, seconds=75)
+
+
+def test_a_period_is_compared_when_its_last_request_must_be_over(plant: Plant, now: datetime) -> None:
+    metered(plant, "gateway", 10_000, now)
+    metered(plant, "agent", 10_000, now)
+    assert reconcile_hosts(now=now + DUE - timedelta(seconds=1)) == 0
+    assert not Reconciliation.objects.exists()
+    assert reconcile_hosts(now=now + DUE) == 0
+    assert Reconciliation.objects.get().outcome == "agreed"
+
+
+def test_usage_that_comes_late_is_compared_again(plant: Plant, now: datetime) -> None:
+    metered(plant, "gateway", 10_000, now)
+    metered(plant, "agent", 10_000, now)
+    reconcile_hosts(now=now + DUE)
+    metered(plant, "agent", 1_000, now)
+    assert reconcile_hosts(now=now + DUE + timedelta(seconds=15)) == 1
+    assert Discrepancy.objects.get().evidence["agent"]["output_tokens"] == 11_000
+
+
+def test_old_usage_that_changes_is_looked_for_once_an_hour(plant: Plant, now: datetime) -> None:
+    metered(plant, "gateway", 10_000, now)
+    metered(plant, "agent", 10_000, now)
+    later = now + timedelta(days=40)
+    assert reconcile_hosts(now=later) == 0
+    assert Reconciliation.objects.count() == 1
+    metered(plant, "agent", 1_000, now)
+    assert reconcile_hosts(now=later + timedelta(minutes=30)) == 0
+    assert reconcile_hosts(now=later + timedelta(minutes=61)) == 1
+
+
+def test_a_host_that_cannot_be_compared_keeps_no_other_from_being_so(
+    hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    second = make_plant(hyperion, grade, now, name="h2")
+    for one in (plant, second):
+        metered(one, "gateway", 10_000, now)
+        metered(one, "agent", 9_000, now)
+    UsageRollup.objects.filter(offering_id=plant.offering.id, meter="agent").update(bucket="noise")
+    with pytest.raises(ValueError, match="noise"):
+        reconcile_period(settlement_start=now, now=now + DUE)
+    assert Discrepancy.objects.get().host_id == second.host.id
+
+
+def test_what_is_not_agreed_is_looked_at_again_for_a_day(plant: Plant, now: datetime) -> None:
+    """The agent's record gets whole by usage of a later period, which changes no sum of this one."""
+    metered(plant, "gateway", 10_000, now)
+    metered(plant, "agent", 9_000, now)
+    MeterSource.objects.filter(host_id=plant.host.id).update(gap_since=now)
+    assert reconcile_hosts(now=now + DUE) == 1
+    assert Discrepancy.objects.get().evidence["agent_is_complete"] is False
+    MeterSource.objects.filter(host_id=plant.host.id).update(gap_since=None)
+    for meter in ("gateway", "agent"):
+        metered(plant, meter, 7, now + timedelta(hours=1))
+    reconcile_hosts(now=now + DUE + timedelta(minutes=4))
+    assert Discrepancy.objects.get().evidence["agent_is_complete"] is False
+    reconcile_hosts(now=now + DUE + timedelta(minutes=6))
+    assert Discrepancy.objects.get().evidence["agent_is_complete"] is True
+
+
+def test_what_a_host_says_of_its_clock_is_noted(plant: Plant, now: datetime) -> None:
+    metered(plant, "gateway", 10_000, now)
+    metered(plant, "agent", 10_000, now)
+    Host.objects.filter(pk=plant.host.id).update(clock_skew_ms=-600_000)
+    reconcile_hosts(now=now + DUE)
+    assert MeterFinding.objects.get().evidence["said_ms"] == -600_000

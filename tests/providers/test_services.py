@@ -15,7 +15,6 @@ from marketplace.accounts.models import AuditEntry
 from marketplace.accounts.services import SYSTEM, Actor
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import uuid7
-from metering.models import RegisterRead
 from pricing.models import Grade, Rate
 from pricing.services import publish_grade
 from pricing.units import Bucket
@@ -283,26 +282,11 @@ def test_an_overtaken_beat_says_nothing(plant: Plant, now: datetime) -> None:
     assert Host.objects.get(pk=plant.host.pk).in_flight == 3
 
 
-def test_registers_are_kept_once_a_minute_and_at_a_reboot(plant: Plant, now: datetime) -> None:
-    registers = {
-        "prompt_tokens_total": 30,
-        "cached_tokens_total": None,
-        "output_tokens_total": 12,
-        "engine_boot": "e1",
-    }
-    for second in (5, 10, 15, 65):
-        beat(
-            plant,
-            now + timedelta(seconds=second),
-            boot_id="boot-1",
-            registers=registers,
-            energy_millijoules=7,
-        )
-    beat(plant, now + timedelta(seconds=66), boot_id="boot-2", registers=registers)
-    reads = list(
-        RegisterRead.objects.order_by("read_at").values_list("boot_id", "input_tokens", "output_tokens")
-    )
-    assert reads == [("e1", 30, 12)] * 2
+def test_a_host_shows_how_far_its_clock_is_off(plant: Plant, now: datetime) -> None:
+    beat(plant, now + timedelta(seconds=1), clock_skew_ms=-600_000)
+    assert Host.objects.get(pk=plant.host.pk).clock_skew_ms == -600_000
+    beat(plant, now + timedelta(seconds=2))
+    assert Host.objects.get(pk=plant.host.pk).clock_skew_ms is None
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ def test_a_signed_request_verifies_and_gives_its_nonce() -> None:
     assert signing_key_id(headers) == "host-1"
     assert verify(signed, headers) == "nonce-1"
     assert verify(signed, {name.lower(): value for name, value in headers.items()}) == "nonce-1"
-    assert verify(signed, headers, now=NOW + timedelta(seconds=299)) == "nonce-1"
+    for drift_s in (-299, 299):
+        assert verify(signed, headers, now=NOW + timedelta(seconds=drift_s)) == "nonce-1"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_a_stale_future_or_foreign_signature_is_refused() -> None:
     with pytest.raises(SignatureRefused, match="check the clock"):
         verify(Signed(), headers, now=NOW + timedelta(seconds=301))
     with pytest.raises(SignatureRefused, match="future"):
-        verify(Signed(), headers, now=NOW - timedelta(seconds=61))
+        verify(Signed(), headers, now=NOW - timedelta(seconds=301))
     with pytest.raises(SignatureRefused):
         verify(Signed(), headers, key=MARKET)
 

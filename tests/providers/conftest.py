@@ -1,0 +1,3 @@
+from tests.providers.asked_agent import agent
+
+__all__ = ["agent"]
