@@ -24,23 +24,29 @@ class Window(NamedTuple):
     size: int
 
 
-def window_of(request: Request) -> Window:
-    """Reads `cursor` and `page_size`. Raises ValidationError naming the one at fault."""
+def page_size_of(request: Request) -> int:
+    """Reads `page_size`. Raises ValidationError naming it."""
     text = request.query_params.get("page_size", str(PAGE_SIZE))
     # The length first: int() of a megabyte of digits is work for nothing.
     if len(text) > 3 or not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MOST_PAGE_SIZE:
         detail = ErrorDetail(f"must be a whole number between 1 and {MOST_PAGE_SIZE}", code="invalid")
         raise ValidationError({"page_size": [detail]})
+    return int(text)
+
+
+def window_of(request: Request) -> Window:
+    """Reads `cursor` and `page_size`. Raises ValidationError naming the one at fault."""
+    size = page_size_of(request)
     cursor = request.query_params.get("cursor")
     if not cursor:
-        return Window(None, int(text))
+        return Window(None, size)
     try:
         before = UUID(hex=cursor) if len(cursor) == 32 else None
     except ValueError:
         before = None
     if before is None:
         raise ValidationError({"cursor": [ErrorDetail("is not a cursor of this list", code="invalid")]})
-    return Window(before, int(text))
+    return Window(before, size)
 
 
 def page_of(

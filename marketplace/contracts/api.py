@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from django.urls import path
-from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
+from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers
-from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -26,14 +23,14 @@ from marketplace.api.serializers import (
     StrictSerializer,
     TextField,
     TimestampField,
-    UuidField,
 )
 from marketplace.api.views import ApiView
 from marketplace.contracts import selectors, services
+from marketplace.contracts.kappa_api import OwnKappaView
 from marketplace.contracts.models import Contract, Entitlement, Hold, OveragePolicy, Payment, Quote
 from marketplace.contracts.quoting import MAX_LOTS, MAX_MONTHS
-from metering.api import BatchIntake
-from metering.selectors import usage_rows
+from marketplace.contracts.usage_api import UsageView
+from marketplace.contracts.usage_events_api import UsageEventsView, UsageEventView
 from pricing.rating import exact_price
 from pricing.units import NUMERATOR_PER_LOT, decimal_string
 
@@ -163,28 +160,6 @@ class GenerationOut(serializers.ModelSerializer[Hold]):
         return exact_price(hold.captured_numerator, hold.rate.micros_per_mtok)
 
 
-class UsageRowOut(serializers.Serializer[Any]):
-    start = serializers.DateTimeField()
-    contract_id = serializers.UUIDField()
-    api_key_id = serializers.UUIDField()
-    bucket = serializers.CharField()
-    native_tokens = serializers.IntegerField()
-    numerator = serializers.IntegerField()
-
-
-class UsageOut(serializers.Serializer[Any]):
-    items = UsageRowOut(many=True)
-    next = serializers.CharField(allow_null=True)
-
-
-class UsageIn(StrictSerializer):
-    contract_id = UuidField(required=False)
-    api_key_id = UuidField(required=False)
-    since = TimestampField(required=False)
-    until = TimestampField(required=False)
-    slice = StrictChoiceField(choices=("period", "hour", "day"), default="hour")
-
-
 class QuotesView(ApiView):
     scopes = {"GET": Scope.READ, "POST": Scope.TRADE}
     role = "buyer"
@@ -265,45 +240,6 @@ class GenerationView(ApiView):
         return Response(GenerationOut(hold).data)
 
 
-class UsageView(BatchIntake, ApiView):
-    scopes = {"GET": Scope.READ}
-
-    @extend_schema(
-        operation_id="usage_list",
-        parameters=[
-            OpenApiParameter("contract_id", OpenApiTypes.UUID),
-            OpenApiParameter("api_key_id", OpenApiTypes.UUID),
-            OpenApiParameter("since", OpenApiTypes.DATETIME, description="default: 24 hours before until"),
-            OpenApiParameter("until", OpenApiTypes.DATETIME, description="default: now"),
-            OpenApiParameter("slice", OpenApiTypes.STR, enum=["period", "hour", "day"]),
-        ],
-        responses=UsageOut,
-    )
-    def get(self, request: Request) -> Response:
-        """The organization's metered usage, from the gateway's roll-ups, by period, hour or day."""
-        asked = UsageIn(data=request.query_params.dict())
-        asked.is_valid(raise_exception=True)
-        terms: dict[str, Any] = asked.validated_data
-        until: datetime = terms.get("until", clock.now())
-        since: datetime = terms.get("since", until - timedelta(days=1))
-        if since >= until:
-            raise ValidationError({"since": [ErrorDetail("must lie before until", code="invalid")]})
-        rows = usage_rows(
-            self._contract_ids(terms.get("contract_id")),
-            api_key_id=terms.get("api_key_id"),
-            since=since,
-            until=until,
-            slice_by=terms["slice"],
-            limit=_MOST_USAGE_ROWS,
-        )
-        return Response({"items": UsageRowOut(rows, many=True).data, "next": None})
-
-    def _contract_ids(self, contract_id: UUID | None) -> list[UUID]:
-        if contract_id is not None:
-            return [selectors.contract_of(organization_id=self.organization_id, contract_id=contract_id).id]
-        return list(selectors.contracts_of(self.organization_id).values_list("id", flat=True))
-
-
 def _gone(entitlement: Entitlement) -> int:
     return (
         entitlement.held_numerator
@@ -321,4 +257,7 @@ urlpatterns = [
     path("contracts/<uuid:contract_id>", ContractView.as_view()),
     path("generations/<uuid:generation_id>", GenerationView.as_view()),
     path("usage", UsageView.as_view()),
+    path("usage/kappa", OwnKappaView.as_view()),
+    path("usage/events", UsageEventsView.as_view()),
+    path("usage/events/<uuid:event_id>", UsageEventView.as_view()),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -9,6 +10,9 @@ from django.db.models import Q, QuerySet
 
 from marketplace.contracts.models import Accrual, Allocation, Contract, Entitlement, Hold, PeriodRate, Quote
 from marketplace.errors import NotFound
+from metering.selectors import recounts_of
+from pricing.models import Grade, GradeBucket
+from pricing.units import PPM, Bucket, div_half_even
 
 
 def quotes_of(organization_id: UUID) -> QuerySet[Quote]:
@@ -109,3 +113,50 @@ def latest_entitlements(contract_ids: list[UUID]) -> dict[UUID, Entitlement]:
         .distinct("contract_id")
     )
     return {entitlement.contract_id: entitlement for entitlement in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKappa:
+    """What a buyer's own traffic in a grade version came to: o200k tokens per native token of delivered text.
+
+    Native tokens that are no text (the end of a turn, the mark-up of a tool call) are in `recounted_tokens` too, so it
+    lies a little below what the same text has without them.
+    """
+
+    grade: Grade
+    recounted_tokens: int
+    recount_o200k_tokens: int
+    grade_kappa_ppm: int
+
+    @property
+    def kappa_ppm(self) -> int:
+        return div_half_even(PPM * self.recount_o200k_tokens, self.recounted_tokens)
+
+
+def own_kappas(
+    *, organization_id: UUID, since: datetime, until: datetime, contract_id: UUID | None = None
+) -> list[OwnKappa]:
+    """Of every grade version the organization had recounted output in; of one contract alone if named.
+
+    Raises NotFound for a contract of another organization.
+    """
+    if contract_id is not None:
+        contract_ids = [contract_of(organization_id=organization_id, contract_id=contract_id).id]
+    else:
+        contract_ids = list(contracts_of(organization_id).values_list("id", flat=True))
+    sums = {one.grade_id: one for one in recounts_of(contract_ids, since=since, until=until)}
+    priced = GradeBucket.objects.filter(grade_id__in=list(sums), bucket=Bucket.OUTPUT.value).select_related(
+        "grade__family"
+    )
+    return sorted(
+        (
+            OwnKappa(
+                grade=bucket.grade,
+                recounted_tokens=sums[bucket.grade_id].recounted_tokens,
+                recount_o200k_tokens=sums[bucket.grade_id].recount_o200k_tokens,
+                grade_kappa_ppm=bucket.kappa_ppm,
+            )
+            for bucket in priced
+        ),
+        key=lambda one: (one.grade.family.slug, one.grade.version),
+    )

@@ -26,6 +26,7 @@ from marketplace.gateway.refusals import CONTRACT_HEADER
 from marketplace.gateway.store import Caller, Model, Store
 from metering.services import gateway_source
 from pricing.rating import plain_prices
+from pricing.tokenizers import reference_encoding
 from pricing.units import decimal_string
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Application:
         store = Store(config)
         await store.open()
         source_id = await asyncio.to_thread(_source_id)
+        # Now, or the first answer would wait a second for the vocabulary.
+        reference_encoding()
         self._means = Means(config, store, upstream.open_client(config), source_id)
         # What was loaded so far stays for good: the collector need not walk it while requests wait.
         gc.collect()

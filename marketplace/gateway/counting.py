@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any, Final
+
+from pricing.tokenizers import count_o200k
 
 _TEXT_FIELDS: Final = ("content", "text", "name", "arguments", "prompt", "input", "tool_calls", "function")
 # What templates write out as JSON.
 _WRITTEN_OUT: Final = ("tools", "response_format")
 
 
-@cache
-def _encoding() -> Any:
-    # Loaded when first needed: the vocabulary is some tens of megabytes, and most engines report.
-    import bpe_openai
-
-    return bpe_openai.get_encoding("o200k_base")
-
-
 def count_input_tokens(body: Mapping[str, Any]) -> int:
     """o200k tokens of the request's texts. An estimate of the native count, flagged as such wherever it is used."""
     texts = _texts([body.get(name) for name in ("messages", "prompt", "input")])
     written = [json.dumps(body[name], ensure_ascii=False) for name in _WRITTEN_OUT if name in body]
-    return sum(len(_encoding().encode_ordinary(text)) for text in (*texts, *written))
+    return sum(count_o200k(text) for text in (*texts, *written))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -290,6 +290,7 @@ class Delivery:
                         if not self._exchange.started:
                             await self._start_stream(attempt)
                         await self._exchange.write(out, more=True)
+                    meter.recount.count_some()
                     if ended or meter.finish is not None:
                         pass  # Only usage can follow; nothing more is generated.
                     elif not await self._settling.covered(attempt):
@@ -345,6 +346,7 @@ class Delivery:
                     raise HostFailed("finish_reason is no text")
                 meter.finish = reason or meter.finish
                 meter.generated_chunks += has_output(choice)
+                meter.recount.take(choice, streamed=self._asked.stream)
                 if self._asked.stream:
                     out.append(answer.chunk(choice))
                 else:

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import aiohttp
 from aiohttp import hdrs
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
 
 from marketplace.gateway.config import CONNECT_TIMEOUT_S, Config
-from providers.egress import is_public_address
-
-
-class PublicResolver(AbstractResolver):
-    """Answers with public addresses only: a name that was public at enrolment may point elsewhere now."""
-
-    def __init__(self, resolver: AbstractResolver) -> None:
-        self._resolver = resolver
-
-    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        public = [result for result in found if is_public_address(result["host"])]
-        if not public:
-            raise OSError("the host's name has no public address")
-        return public
-
-    async def close(self) -> None:
-        await self._resolver.close()
+from providers.egress import PublicResolver
 
 
 def open_client(config: Config) -> aiohttp.ClientSession:

@@ -8,8 +8,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from marketplace.contracts.holds import Opened, cap_counts
+from marketplace.gateway.recounting import Recount
 from marketplace.gateway.store import GradeVersion
-from metering.usage import Finish, Flag, UsageEvent, encode_event
+from metering.usage import Finish, Flag, UsageEvent, encode_event, unproved_usage
 from pricing.normalising import SOURCES, Unprovable, adapt, collect_usage
 from pricing.rating import TEXT_INPUT_BUCKETS, TEXT_OUTPUT_BUCKETS, exact_price, standard_numerator
 from pricing.units import INPUT_BUCKETS, OUTPUT_BUCKETS, Bucket
@@ -42,7 +43,9 @@ class UsageMeter:
         self._source = usage_source(engine)
         self._raw: Mapping[str, object] | None = None
         self._running: dict[Bucket, int] | None = None
+        self._unproved: str | None = None
         self.flags: set[Flag] = set()
+        self.recount = Recount()
         self.generated_chunks = 0
         self.finish: str | None = None
         ppm = grade.standard_ppm
@@ -57,7 +60,7 @@ class UsageMeter:
         found = collect_usage(self._source, self._raw, chunk)
         if found is not self._raw:
             self._raw = found
-            self._running = None
+            self._running = self._unproved = None
 
     @property
     def reported(self) -> bool:
@@ -74,8 +77,9 @@ class UsageMeter:
             return {}
         try:
             return adapt(self._source, self._raw).reported()
-        except Unprovable:
+        except Unprovable as error:
             self.flags.add(Flag.UNPROVABLE)
+            self._unproved = unproved_usage(error, self._raw)
             return {}
 
     def estimate(self, input_tokens: int) -> None:
@@ -192,5 +196,7 @@ class UsageMeter:
             api_key_id=api_key_id,
             flags=tuple(sorted(self.flags)),
             first_byte_ms=first_byte_ms,
+            unproved=self._unproved,
+            recount_o200k=self.recount.tokens(native_reasoning_tokens=self.counts().get(Bucket.REASONING, 0)),
         )
         return encode_event(event) + b"\n"

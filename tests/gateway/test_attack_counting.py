@@ -6,8 +6,6 @@ import pytest
 
 from marketplace.gateway.counting import count_input_tokens
 
-# The tokenizer reads its vocabulary in a way that Python 3.11 calls old.
-pytestmark = pytest.mark.filterwarnings("ignore:open_binary is deprecated:DeprecationWarning")
 WORDS = "seven little words that cost some tokens"
 
 

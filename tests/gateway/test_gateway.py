@@ -26,6 +26,7 @@ from marketplace.ids import uuid7
 from marketplace.ledger.selectors import check_ledger
 from metering.models import UsageBatch
 from metering.usage import Flag, UsageEvent, decode_event
+from pricing.tokenizers import count_o200k
 from providers.models import Host
 from tests.conftest import TestDatabase
 from tests.contracts.world import INPUT_PPM, OUTPUT_PPM, World, available, give_money, make_world
@@ -133,6 +134,7 @@ def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig:
     (event,) = events()
     assert int(ours["standard_numerator"]) == numerator_of(event)
     assert event.buckets["output"] == answer.usage.completion_tokens  # type: ignore[index]
+    assert event.recount_o200k == count_o200k(answer.choices[0].message.content)
     assert ours["generation_id"] == str(event.request_id)
     held = Hold.objects.get()
     assert held.captured_numerator == numerator_of(event)
@@ -160,12 +162,15 @@ def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig:
     assert finish in ("stop", "length")
     assert usage is not None
     assert int(usage.tokenyard["standard_numerator"]) == numerator_of(events()[1])  # type: ignore[attr-defined]
+    assert events()[1].recount_o200k == count_o200k(text)
     assert check_ledger() == []
 
     completion = rig.client.completions.create(model="tiny-chat", prompt="Hello", max_tokens=8)
     assert completion.usage is not None
     assert completion.object == "text_completion"
-    assert len(events()) == 3
+    assert [event.recount_o200k for event in events()[2:]] == [
+        count_o200k(completion.choices[0].text) or None
+    ]
     models = rig.client.models.list().data
     assert [model.id for model in models] == ["tiny-chat"]
     assert models[0].tokenyard["prices"]["output"]["per_mtok"] == "0.6"  # type: ignore[attr-defined]
