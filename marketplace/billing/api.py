@@ -19,8 +19,22 @@ from marketplace.api.idempotency import idempotent
 from marketplace.api.pagination import CursorPagination, page_of, window_of
 from marketplace.api.views import ApiView
 from marketplace.billing import serializers
+from marketplace.billing.disputes_api import (
+    DiscrepanciesView,
+    DiscrepancyAcceptView,
+    DiscrepancyResolveView,
+    DiscrepancyView,
+    RecountBaselinesView,
+)
+from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
-from marketplace.billing.selectors import events_of_charge, rollups_of_charge
+from marketplace.billing.selectors import (
+    estimates_left,
+    events_of_charge,
+    rollups_of_charge,
+    with_estimates,
+    withheld_of_charge,
+)
 from marketplace.billing.services.top_ups import top_up
 from marketplace.errors import NotFound
 from marketplace.ledger.models import AccountKind
@@ -112,12 +126,14 @@ class ChargeView(ApiView):
 
     @extend_schema(operation_id="charges_retrieve", responses=serializers.ChargeDetailSerializer)
     def get(self, request: Request, charge_id: UUID) -> Response:
-        """One charge with the roll-up rows it was computed from: their numerators sum to its own.
+        """One charge with the roll-up rows it was computed from: their numerators, less what is withheld because meters
+        disagree, sum to its own.
 
         An adjustment corrects an earlier charge: its roll-ups are those of the whole corrected period.
         """
         charge = _charge(self.organization_id, charge_id)
         charge.rollups = list(rollups_of_charge(charge))  # type: ignore[attr-defined]
+        charge.withheld_numerator = withheld_of_charge(charge)  # type: ignore[attr-defined]
         return Response(serializers.ChargeDetailSerializer(charge).data)
 
 
@@ -161,6 +177,9 @@ class InvoiceView(ApiView):
         )
         if invoice is None:
             raise NotFound("There is no such invoice.")
+        left = estimates_left(invoice.lines.all())
+        for line in invoice.lines.all():
+            line.estimated_left = left.get(line.id, 0)  # type: ignore[attr-defined]
         return Response(serializers.InvoiceDetailSerializer(invoice).data)
 
 
@@ -212,7 +231,7 @@ class PayoutsView(ApiView):
 
 
 def _charges(organization_id: UUID) -> QuerySet[Charge]:
-    return Charge.objects.filter(organization_id=organization_id)
+    return with_estimates(Charge.objects.filter(organization_id=organization_id))
 
 
 def _charge(organization_id: UUID, charge_id: UUID) -> Charge:
@@ -250,4 +269,10 @@ urlpatterns = [
     path("statements/<uuid:statement_id>", StatementView.as_view()),
     path("earnings", EarningsView.as_view()),
     path("payouts", PayoutsView.as_view()),
+    path("discrepancies", DiscrepanciesView.as_view()),
+    path("discrepancies/<uuid:discrepancy_id>", DiscrepancyView.as_view()),
+    path("discrepancies/<uuid:discrepancy_id>/accept", DiscrepancyAcceptView.as_view()),
+    path("discrepancies/<uuid:discrepancy_id>/resolve", DiscrepancyResolveView.as_view()),
+    path("recount-baselines", RecountBaselinesView.as_view()),
+    path("exports/focus", FocusView.as_view()),
 ]

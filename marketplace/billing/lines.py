@@ -54,6 +54,8 @@ class Line:
     numerator: int
     amount_micros: int
     shares: Mapping[UUID, Share]
+    # The part of the numerator that no meter has reported yet.
+    estimated_numerator: int = 0
 
     @property
     def key(self) -> LineKey:
@@ -102,14 +104,17 @@ def usage_line(
     numerators: Mapping[UUID, int],
     fee_ppm: int,
     rates: Mapping[UUID, int] | None = None,
+    *,
+    estimated: int = 0,
 ) -> Line:
     """Metered volume at its rate: summed first, rounded once (half to even), then split over who delivered.
 
-    `rates` by offering where each is paid in proportion to a rate of its own (committed, in arrears).
+    `rates` by offering where each is paid in proportion to a rate of its own (committed, in arrears); `estimated` is
+    the part of the volume that is only estimated.
     """
     numerator = sum(numerators.values())
     amount = price_of(numerator, terms.rate_micros_per_mtok)
-    return _line(kind, terms, numerator, amount, shares_of(amount, numerators, fee_ppm, rates))
+    return _line(kind, terms, numerator, amount, shares_of(amount, numerators, fee_ppm, rates), estimated)
 
 
 def spot_lines(
@@ -121,6 +126,7 @@ def spot_lines(
     minimum_take_ppm: int,
     allocated_lots: Mapping[UUID, int],
     fee_ppm: int,
+    estimated: int = 0,
 ) -> list[Line]:
     """`rate x max(U, ceil(theta x (A - F)))` of one award, as a spot line and, above usage, a minimum take line.
 
@@ -131,7 +137,7 @@ def spot_lines(
     charge = spot_charge_numerator(used, entitled_lots, minimum_take_ppm, failed=failed)
     lines = []
     if used:
-        lines.append(usage_line("spot", terms, numerators, fee_ppm))
+        lines.append(usage_line("spot", terms, numerators, fee_ppm, estimated=estimated))
     if charge.minimum_take:
         amount = price_of(charge.total, terms.rate_micros_per_mtok) - price_of(
             used, terms.rate_micros_per_mtok
@@ -221,7 +227,10 @@ def corrections(desired: Iterable[Line], recorded: Iterable[Line]) -> list[Line]
         shares = {offering: share for offering, share in sorted(shares.items()) if share}
         numerator = sum(line.numerator for line in after) - sum(line.numerator for line in already)
         amount = sum(line.amount_micros for line in after) - sum(line.amount_micros for line in already)
-        if numerator or amount or shares:
+        estimated = sum(line.estimated_numerator for line in after)
+        estimated -= sum(line.estimated_numerator for line in already)
+        # An estimate that came true moves nothing, and its charge is no longer an estimate.
+        if numerator or amount or shares or estimated:
             terms = Terms(
                 sample.rate_id,
                 sample.grade_id,
@@ -229,7 +238,7 @@ def corrections(desired: Iterable[Line], recorded: Iterable[Line]) -> list[Line]
                 sample.period_start,
                 sample.period_end,
             )
-            lines.append(_line("adjustment", terms, numerator, amount, shares))
+            lines.append(_line("adjustment", terms, numerator, amount, shares, estimated))
     return lines
 
 
@@ -240,7 +249,9 @@ def _by_key(lines: Iterable[Line]) -> dict[LineKey, list[Line]]:
     return grouped
 
 
-def _line(kind: str, terms: Terms, numerator: int, amount: int, shares: Mapping[UUID, Share]) -> Line:
+def _line(
+    kind: str, terms: Terms, numerator: int, amount: int, shares: Mapping[UUID, Share], estimated: int = 0
+) -> Line:
     return Line(
         kind=kind,
         rate_id=terms.rate_id,
@@ -251,4 +262,5 @@ def _line(kind: str, terms: Terms, numerator: int, amount: int, shares: Mapping[
         numerator=numerator,
         amount_micros=amount,
         shares=shares,
+        estimated_numerator=estimated,
     )

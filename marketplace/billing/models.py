@@ -55,8 +55,10 @@ class Settlement(models.Model):
     settlement_start = models.DateTimeField()
     settlement_end = models.DateTimeField()
     run = models.PositiveIntegerField()
-    # The gateway's roll-ups of the period as this run saw them: a sum that differs later is late usage.
+    # What this run saw to bill: the gateway's roll-ups less what is in dispute.
     usage_numerator = models.BigIntegerField()
+    # Of all it was made of: what differs later, in sum or in who delivered, is another run's.
+    usage_digest = models.BigIntegerField()
     created_at = models.DateTimeField()
 
     class Meta:
@@ -86,6 +88,8 @@ class Charge(models.Model):
     period_start = models.DateTimeField()
     period_end = models.DateTimeField()
     numerator = models.BigIntegerField()
+    # The part of it that no meter has reported: an adjustment takes it off when an actual count replaces it.
+    estimated_numerator = models.BigIntegerField(default=0)
     rate_micros_per_mtok = models.BigIntegerField()
     amount_micros = models.BigIntegerField()
     # Tax set aside on this charge, pending in the ledger until the invoice.
@@ -95,7 +99,8 @@ class Charge(models.Model):
     class Meta:
         constraints = [
             models.CheckConstraint(
-                condition=(Q(amount_micros__gte=0) & Q(numerator__gte=0)) | Q(kind="adjustment"),
+                condition=(Q(amount_micros__gte=0) & Q(numerator__gte=0) & Q(estimated_numerator__gte=0))
+                | Q(kind="adjustment"),
                 name="billing_charge_not_negative",
             ),
             models.CheckConstraint(
@@ -201,6 +206,8 @@ class InvoiceLine(models.Model):
     period_start = models.DateTimeField()
     period_end = models.DateTimeField()
     numerator = models.BigIntegerField()
+    # What of it was still estimated when the invoice was drawn up.
+    estimated_numerator = models.BigIntegerField(default=0)
     amount_micros = models.BigIntegerField()
 
     class Meta:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import reduce
+from operator import xor
+from typing import Any, Final
 from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import QuerySet, Sum
+from django.db.models import OuterRef, QuerySet, Subquery, Sum
 
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Statement, TopUp
 from marketplace.contracts.models import Hold
 from marketplace.errors import NotFound
-from metering.models import MeterKind, UsageEvent, UsageRollup
-from metering.selectors import pending_before
+from metering.models import DisputedUsage, MeterKind, UsageEvent, UsageRollup
+from metering.selectors import agents_pending_before, pending_before
 from providers.models import Provider
+
+# How long money waits for the meters of a period to be compared, at most.
+RECONCILED_WITHIN: Final = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +37,67 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """What the gateway carried of one rate and delivery period: exact numerators by offering."""
+    """What of one rate and delivery period is to be billed: exact numerators by offering.
+
+    That is what the gateway carried less what is in dispute (metering's `DisputedUsage`); of the latter `waiting` is
+    what nobody has ruled on, by offering. `estimated` is the part that no meter has reported.
+    """
 
     rate_id: UUID
     grade_id: UUID
     period_start: datetime
     numerators: Mapping[UUID, int]
+    estimated: int = 0
+    waiting: Mapping[UUID, int] = field(default_factory=dict)
+    digest: int = 0
 
 
-# Four reasons to settle: roll-ups that no run has seen, an accrual whose hold is open, an award not settled yet,
+# What the gateway carried, by what billing can tell apart, less what is in dispute. The digest changes with any of it.
+_TO_BILL = """
+SELECT contract_id, rate_id, grade_id, period_start, offering_id, numerator, estimated, waiting,
+       CASE WHEN numerator = 0 AND estimated = 0 AND waiting = 0 THEN 0
+            ELSE hashtextextended(concat_ws('|', rate_id, grade_id, extract(epoch FROM period_start), offering_id,
+                                            numerator, estimated, waiting), 0) END AS digest
+FROM (
+    SELECT contract_id, rate_id, grade_id, period_start, offering_id,
+           greatest(numerator - coalesce(withheld, 0), 0) AS numerator,
+           least(estimated, greatest(numerator - coalesce(withheld, 0), 0)) AS estimated,
+           coalesce(waiting, 0) AS waiting
+    FROM (
+        SELECT contract_id, rate_id, grade_id, period_start, offering_id, sum(numerator)::bigint AS numerator,
+               sum(estimated_numerator)::bigint AS estimated
+        FROM metering_usagerollup
+        WHERE meter = 'gateway' AND period_start >= %(since)s AND period_start < %(until)s
+          AND (%(contract)s::uuid IS NULL OR contract_id = %(contract)s)
+        GROUP BY 1, 2, 3, 4, 5
+    ) AS carried
+    LEFT JOIN (
+        SELECT contract_id, rate_id, period_start, offering_id, sum(withheld_numerator)::bigint AS withheld,
+               (sum(withheld_numerator) FILTER (WHERE discrepancy.status = 'open'))::bigint AS waiting
+        FROM metering_disputedusage usage JOIN metering_discrepancy discrepancy ON discrepancy.id = usage.discrepancy_id
+        WHERE period_start >= %(since)s AND period_start < %(until)s
+          AND (%(contract)s::uuid IS NULL OR contract_id = %(contract)s)
+        GROUP BY 1, 2, 3, 4
+    ) AS disputed USING (contract_id, rate_id, period_start, offering_id)
+) AS netted
+"""
+# Four reasons to settle: usage that no run has seen as it is, an accrual whose hold is open, an award not settled yet,
 # a prepaid month whose remainder is not paid. The last three do not depend on `since`.
-_UNSETTLED = """
+_UNSETTLED = f"""
 WITH usage AS (
     SELECT contract_id, date_bin(%(period)s, period_start, 'epoch'::timestamptz) AS settlement_start,
-           sum(numerator) AS numerator
-    FROM metering_usagerollup
-    WHERE meter = 'gateway' AND period_start >= %(since)s AND period_start < %(until)s
+           bit_xor(digest) AS digest
+    FROM ({_TO_BILL}) AS to_bill
     GROUP BY 1, 2
 ), latest AS (
-    SELECT DISTINCT ON (contract_id, settlement_start) contract_id, settlement_start, usage_numerator
+    SELECT DISTINCT ON (contract_id, settlement_start) contract_id, settlement_start, usage_digest
     FROM billing_settlement
     WHERE settlement_start >= %(since)s AND settlement_start < %(until)s
     ORDER BY contract_id, settlement_start, run DESC
 ), unsettled AS (
     SELECT usage.contract_id, usage.settlement_start
     FROM usage LEFT JOIN latest USING (contract_id, settlement_start)
-    WHERE latest.usage_numerator IS DISTINCT FROM usage.numerator
+    WHERE latest.usage_digest IS DISTINCT FROM usage.digest
     UNION
     SELECT accrual.contract_id, accrual.settlement_start
     FROM contracts_accrual accrual JOIN ledger_hold hold ON hold.id = accrual.ledger_hold_id
@@ -80,7 +120,7 @@ JOIN contracts_contract contract ON contract.id = unsettled.contract_id
 JOIN pricing_grade grade ON grade.id = contract.grade_id
 WHERE unsettled.settlement_start < %(until)s
 ORDER BY unsettled.settlement_start, contract.id
-"""
+"""  # noqa: S608
 
 
 def unsettled_contracts(*, since: datetime, until: datetime) -> list[Due]:
@@ -93,6 +133,7 @@ def unsettled_contracts(*, since: datetime, until: datetime) -> list[Due]:
         "grace": timedelta(seconds=settings.SETTLEMENT_GRACE_S),
         "since": since,
         "until": until,
+        "contract": None,
     }
     with connection.cursor() as cursor:
         cursor.execute(_UNSETTLED, parameters)
@@ -106,6 +147,9 @@ def waiting_reason(due: Due, *, now: datetime) -> str | None:
     # A request's event is written at its capture, so what belongs to the period was received before it was due.
     if pending_before(due.due_at):
         return "usage_pending"
+    # What a host has handed in may lower what is billed; one that is silent, or a worker that is, stops no money.
+    if now < due.due_at + RECONCILED_WITHIN and agents_pending_before(due.contract_id, due.due_at):
+        return "agents_usage_pending"
     period_end = due.settlement_start + timedelta(seconds=settings.SETTLEMENT_PERIOD_S)
     open_holds = Hold.objects.filter(
         contract_id=due.contract_id,
@@ -116,23 +160,89 @@ def waiting_reason(due: Due, *, now: datetime) -> str | None:
     return "holds_open" if open_holds.exists() else None
 
 
-def metered_usage(contract_id: UUID, start: datetime, end: datetime) -> list[Metered]:
-    """The gateway's roll-ups of a contract in `[start, end)`, by rate and delivery period, in that order."""
-    rows = (
-        UsageRollup.objects.filter(
-            contract_id=contract_id, meter=MeterKind.GATEWAY, period_start__gte=start, period_start__lt=end
+def is_unreconciled(due: Due) -> bool:
+    """Whether a host has supplied the contract in the period whose meters nobody has compared for it."""
+    parameters: dict[str, Any] = {
+        "contract": due.contract_id,
+        "start": due.settlement_start,
+        "end": due.settlement_start + timedelta(seconds=settings.SETTLEMENT_PERIOD_S),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT EXISTS (
+                   SELECT FROM metering_usagerollup r JOIN providers_offering o ON o.id = r.offering_id
+                    WHERE r.contract_id = %(contract)s AND r.meter = 'gateway' AND r.period_start >= %(start)s
+                      AND r.period_start < %(end)s
+                      AND NOT EXISTS (SELECT FROM metering_reconciliation c
+                                       WHERE c.host_id = o.host_id AND c.settlement_start = %(start)s))""",
+            parameters,
         )
-        .values("rate_id", "grade_id", "period_start", "offering_id")
-        .annotate(numerator_sum=Sum("numerator"))
-    )
-    grouped: dict[tuple[datetime, UUID, UUID], dict[UUID, int]] = defaultdict(dict)
-    for row in rows:
-        key = (row["period_start"], row["rate_id"], row["grade_id"])
-        grouped[key][row["offering_id"]] = int(row["numerator_sum"])
+        return bool(cursor.fetchone()[0])
+
+
+def metered_usage(contract_id: UUID, start: datetime, end: datetime) -> list[Metered]:
+    """What is to be billed of a contract in `[start, end)`, by rate and delivery period, in that order."""
+    with connection.cursor() as cursor:
+        cursor.execute(_TO_BILL, {"contract": contract_id, "since": start, "until": end})
+        rows = cursor.fetchall()
+    grouped: dict[tuple[datetime, UUID, UUID], list[tuple[Any, ...]]] = defaultdict(list)
+    for _, rate_id, grade_id, period_start, *rest in rows:
+        grouped[period_start, rate_id, grade_id].append(tuple(rest))
     return [
-        Metered(rate_id, grade_id, period_start, numerators)
-        for (period_start, rate_id, grade_id), numerators in sorted(grouped.items())
+        Metered(
+            rate_id,
+            grade_id,
+            period_start,
+            numerators={offering: numerator for offering, numerator, _, _, _ in parts},
+            estimated=sum(estimated for _, _, estimated, _, _ in parts),
+            waiting={offering: waiting for offering, _, _, waiting, _ in parts if waiting},
+            digest=reduce(xor, (digest for *_, digest in parts)),
+        )
+        for (period_start, rate_id, grade_id), parts in sorted(grouped.items())
     ]
+
+
+def digest_of(metered: Iterable[Metered]) -> int:
+    """What `Settlement.usage_digest` keeps."""
+    return reduce(xor, (item.digest for item in metered), 0)
+
+
+def with_estimates(charges: QuerySet[Charge]) -> QuerySet[Charge]:
+    """Each with `estimated_left`: what of its contract, rate and period is still an estimate after all adjustments."""
+    same = Charge.objects.filter(
+        contract=OuterRef("contract"), rate=OuterRef("rate"), period_start=OuterRef("period_start")
+    )
+    left = same.order_by().values("contract").annotate(left=Sum("estimated_numerator")).values("left")
+    return charges.annotate(estimated_left=Subquery(left))
+
+
+def estimates_left(lines: Iterable[InvoiceLine]) -> dict[UUID, int]:
+    """By the id of an invoice's line: what of it is still an estimate; lines without any are left out."""
+    estimated = [line.id for line in lines if line.estimated_numerator > 0]
+    if not estimated:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT line_id, sum(same.estimated_numerator)::bigint
+                 FROM (SELECT DISTINCT link.line_id, charge.contract_id, charge.rate_id, charge.period_start
+                         FROM billing_invoicelinecharge link JOIN billing_charge charge ON charge.id = link.charge_id
+                        WHERE link.line_id = ANY (%s) AND charge.estimated_numerator > 0) AS about
+                 JOIN billing_charge same USING (contract_id, rate_id, period_start)
+                GROUP BY 1""",
+            [estimated],
+        )
+        return dict(cursor.fetchall())
+
+
+def withheld_of_charge(charge: Charge) -> int:
+    """What of the roll-ups behind a charge is not billed, now or for good, because meters disagree."""
+    rows = DisputedUsage.objects.filter(
+        contract_id=charge.contract_id,
+        rate_id=charge.rate_id,
+        period_start__gte=charge.period_start,
+        period_start__lt=charge.period_end,
+    )
+    return int(rows.aggregate(sum=Sum("withheld_numerator"))["sum"] or 0)
 
 
 def rollups_of_charge(charge: Charge) -> QuerySet[UsageRollup]:
@@ -185,7 +295,7 @@ def top_ups_of(organization_id: UUID) -> QuerySet[TopUp]:
 def charges_of(organization_id: UUID) -> QuerySet[Charge]:
     """Newest period first."""
     return (
-        Charge.objects.filter(organization_id=organization_id)
+        with_estimates(Charge.objects.filter(organization_id=organization_id))
         .select_related("contract", "grade__family")
         .order_by("-period_start", "-id")
     )
@@ -209,10 +319,13 @@ def invoices_of(organization_id: UUID) -> QuerySet[Invoice]:
 
 
 def find_invoice(organization_id: UUID, invoice_id: UUID) -> Invoice:
-    """With its lines. Raises NotFound, also for another organization's."""
+    """With its lines (`estimated_left` on each). Raises NotFound, also for another organization's."""
     invoice = invoices_of(organization_id).filter(pk=invoice_id).prefetch_related("lines__contract").first()
     if invoice is None:
         raise NotFound("There is no such invoice.")
+    left = estimates_left(invoice.lines.all())
+    for line in invoice.lines.all():
+        line.estimated_left = left.get(line.id, 0)  # type: ignore[attr-defined]
     return invoice
 
 

@@ -89,6 +89,12 @@ class ChargeSerializer(serializers.ModelSerializer[Charge]):
     """`amount_micros` is the rounded product of numerator and rate; see docs/rounding.md for the kinds."""
 
     numerator = NumeratorField()
+    estimated_numerator = NumeratorField(
+        help_text="The part of numerator that no meter had reported; negative where an actual count replaced it."
+    )
+    is_estimated = serializers.SerializerMethodField(
+        help_text="Whether some of that is still an estimate: no adjustment of the period has replaced it."
+    )
 
     class Meta:
         model = Charge
@@ -102,15 +108,22 @@ class ChargeSerializer(serializers.ModelSerializer[Charge]):
             "period_start",
             "period_end",
             "numerator",
+            "estimated_numerator",
+            "is_estimated",
             "rate_micros_per_mtok",
             "amount_micros",
             "tax_held_micros",
             "created_at",
         )
 
+    def get_is_estimated(self, charge: Charge) -> bool:
+        left: int = charge.estimated_left  # type: ignore[attr-defined]
+        return charge.estimated_numerator > 0 and left > 0
+
 
 class RollupSerializer(serializers.ModelSerializer[UsageRollup]):
     numerator = NumeratorField()
+    estimated_numerator = NumeratorField()
 
     class Meta:
         model = UsageRollup
@@ -125,6 +138,7 @@ class RollupSerializer(serializers.ModelSerializer[UsageRollup]):
             "events",
             "native_tokens",
             "numerator",
+            "estimated_numerator",
         )
 
 
@@ -132,9 +146,12 @@ class ChargeDetailSerializer(ChargeSerializer):
     """A charge with the roll-up rows it was computed from."""
 
     rollups = RollupSerializer(many=True)
+    withheld_numerator = NumeratorField(
+        help_text="What of the roll-ups is not billed, now or for good: see the discrepancies."
+    )
 
     class Meta(ChargeSerializer.Meta):
-        fields = (*ChargeSerializer.Meta.fields, "rollups")  # type: ignore[assignment]
+        fields = (*ChargeSerializer.Meta.fields, "withheld_numerator", "rollups")  # type: ignore[assignment]
 
 
 class ChargeEventSerializer(serializers.ModelSerializer[UsageEvent]):
@@ -197,6 +214,10 @@ class InvoiceLineSerializer(serializers.ModelSerializer[InvoiceLine]):
     """`charges_count` rated lines behind this printed one: GET /charges?invoice_line_id=<id>."""
 
     numerator = NumeratorField()
+    estimated_numerator = NumeratorField(
+        help_text="The part of numerator that was an estimate when the invoice was drawn up."
+    )
+    is_estimated = serializers.SerializerMethodField(help_text="Whether some of that still is.")
     charges_count = serializers.IntegerField()
 
     class Meta:
@@ -210,9 +231,15 @@ class InvoiceLineSerializer(serializers.ModelSerializer[InvoiceLine]):
             "period_start",
             "period_end",
             "numerator",
+            "estimated_numerator",
+            "is_estimated",
             "amount_micros",
             "charges_count",
         )
+
+    def get_is_estimated(self, line: InvoiceLine) -> bool:
+        left: int = line.estimated_left  # type: ignore[attr-defined]
+        return left > 0
 
 
 class InvoiceDetailSerializer(InvoiceSerializer):

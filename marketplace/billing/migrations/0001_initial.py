@@ -42,6 +42,7 @@ class Migration(migrations.Migration):
                 ("period_start", models.DateTimeField()),
                 ("period_end", models.DateTimeField()),
                 ("numerator", models.BigIntegerField()),
+                ("estimated_numerator", models.BigIntegerField(default=0)),
                 ("rate_micros_per_mtok", models.BigIntegerField()),
                 ("amount_micros", models.BigIntegerField()),
                 ("tax_held_micros", models.BigIntegerField(default=0)),
@@ -178,6 +179,7 @@ class Migration(migrations.Migration):
                 ("period_start", models.DateTimeField()),
                 ("period_end", models.DateTimeField()),
                 ("numerator", models.BigIntegerField()),
+                ("estimated_numerator", models.BigIntegerField(default=0)),
                 ("amount_micros", models.BigIntegerField()),
                 (
                     "contract",
@@ -240,6 +242,7 @@ class Migration(migrations.Migration):
                 ("settlement_end", models.DateTimeField()),
                 ("run", models.PositiveIntegerField()),
                 ("usage_numerator", models.BigIntegerField()),
+                ("usage_digest", models.BigIntegerField()),
                 ("created_at", models.DateTimeField()),
                 (
                     "contract",
@@ -525,7 +528,9 @@ class Migration(migrations.Migration):
             model_name="charge",
             constraint=models.CheckConstraint(
                 condition=models.Q(
-                    models.Q(("amount_micros__gte", 0), ("numerator__gte", 0)),
+                    models.Q(
+                        ("amount_micros__gte", 0), ("numerator__gte", 0), ("estimated_numerator__gte", 0)
+                    ),
                     ("kind", "adjustment"),
                     _connector="OR",
                 ),

@@ -247,6 +247,7 @@ def _write_lines(invoice: Invoice, charges: Iterable[Charge]) -> None:
             period_start=min(charge.period_start for charge in group),
             period_end=max(charge.period_end for charge in group),
             numerator=sum(charge.numerator for charge in group),
+            estimated_numerator=sum(charge.estimated_numerator for charge in group),
             amount_micros=sum(charge.amount_micros for charge in group),
         )
         lines.append(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -91,10 +91,30 @@ def lines_of_run(
     for month in sources.months:
         terms = _month_terms(sources, month)
         before = [line for line in recorded if line.key == (terms.rate_id, terms.period_start)]
-        delta = _delta(_inside(delivered, terms), before)
-        if delta:
-            lines.append(delivery_line(sources.contract, month, kind, terms, delta, fee_ppm))
+        inside = _inside(delivered, terms)
+        delta = _delta(_by_offering(inside), before)
+        estimated = sum(item.estimated for item in inside) - sum(line.estimated_numerator for line in before)
+        if delta or estimated:
+            line = delivery_line(sources.contract, month, kind, terms, delta, fee_ppm)
+            lines.append(replace(line, estimated_numerator=estimated))
     return lines
+
+
+def waiting_amount(sources: Sources, metered: Sequence[Metered], *, fee_ppm: int) -> int:
+    """What the buyer would pay on top if all that is disputed and not ruled on were billed, in micros, without tax."""
+    paid_ahead = {month.rate_id for month in sources.months}
+    charged = [item for item in metered if item.rate_id not in paid_ahead]
+    if not any(item.waiting for item in charged):
+        return 0
+    most = [replace(item, numerators=_with_waiting(item)) for item in charged]
+    after, before = _desired(sources, most, fee_ppm), _desired(sources, charged, fee_ppm)
+    return sum(line.amount_micros for line in after) - sum(line.amount_micros for line in before)
+
+
+def _with_waiting(item: Metered) -> dict[UUID, int]:
+    return {
+        offering: numerator + item.waiting.get(offering, 0) for offering, numerator in item.numerators.items()
+    }
 
 
 def hold_has_captures(hold_id: UUID) -> bool:
@@ -106,14 +126,16 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
     lines: list[Line] = []
     by_award = {(award.rate_id, award.period_start): award for award in sources.awards}
     other = [item for item in metered if (item.rate_id, item.period_start) not in by_award]
-    used = {(item.rate_id, item.period_start): item.numerators for item in metered}
+    used = {(item.rate_id, item.period_start): item for item in metered}
     for key, award in sorted(by_award.items(), key=lambda item: (item[0][1], item[0][0])):
-        lines += _award_lines(sources, award, used.get(key, {}), fee_ppm)
+        lines += _award_lines(sources, award, used.get(key), fee_ppm)
     # Awards and paid months cover only their own rate: anything else a contract delivered is overage.
     covered = bool(sources.awards or sources.months)
     kind = ChargeKind.OVERAGE if covered else ChargeKind.USAGE
     sums: dict[tuple[UUID, UUID], dict[UUID, int]] = defaultdict(lambda: defaultdict(int))
+    estimated: dict[tuple[UUID, UUID], int] = defaultdict(int)
     for item in other:
+        estimated[item.rate_id, item.grade_id] += item.estimated
         for offering, numerator in item.numerators.items():
             sums[item.rate_id, item.grade_id][offering] += numerator
     rates = Rate.objects.in_bulk([rate_id for rate_id, _ in sums])
@@ -121,7 +143,10 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
         terms = Terms(
             rate_id, grade_id, rates[rate_id].micros_per_mtok, sources.period.start, sources.period.end
         )
-        lines.append(usage_line(kind, terms, numerators, fee_ppm, _own_rates(sources, terms, numerators)))
+        own_rates = _own_rates(sources, terms, numerators)
+        lines.append(
+            usage_line(kind, terms, numerators, fee_ppm, own_rates, estimated=estimated[rate_id, grade_id])
+        )
     return lines
 
 
@@ -135,19 +160,18 @@ def _own_rates(sources: Sources, terms: Terms, offerings: Iterable[UUID]) -> dic
     return {offering: own.get(offering, terms.rate_micros_per_mtok) for offering in offerings}
 
 
-def _award_lines(
-    sources: Sources, award: Entitlement, numerators: Mapping[UUID, int], fee_ppm: int
-) -> list[Line]:
+def _award_lines(sources: Sources, award: Entitlement, used: Metered | None, fee_ppm: int) -> list[Line]:
     rate = award.rate
     allocations = Allocation.objects.filter(contract=sources.contract, period_start=award.period_start)
     return spot_lines(
         Terms(rate.id, rate.grade_id, rate.micros_per_mtok, award.period_start, award.period_end),
-        numerators,
+        used.numerators if used else {},
         entitled_lots=award.entitled_numerator // NUMERATOR_PER_LOT,
         failed=award.failed_numerator + award.released_numerator,
         minimum_take_ppm=rate.grade.spot_minimum_take_ppm,
         allocated_lots={item.offering_id: item.firm_lots for item in allocations},
         fee_ppm=fee_ppm,
+        estimated=used.estimated if used else 0,
     )
 
 
@@ -169,6 +193,7 @@ def _recorded(sources: Sources) -> list[Line]:
                 earning.offering_id: Share(earning.numerator, earning.gross_micros, earning.fee_micros)
                 for earning in charge.earnings.all()
             },
+            estimated_numerator=charge.estimated_numerator,
         )
         for charge in charges
     ]
@@ -181,12 +206,19 @@ def _month_terms(sources: Sources, month: Entitlement) -> Terms:
     return Terms(month.rate_id, month.rate.grade_id, 0, start, end)
 
 
-def _inside(metered: Iterable[Metered], terms: Terms) -> dict[UUID, int]:
+def _inside(metered: Iterable[Metered], terms: Terms) -> list[Metered]:
+    return [
+        item
+        for item in metered
+        if item.rate_id == terms.rate_id and terms.period_start <= item.period_start < terms.period_end
+    ]
+
+
+def _by_offering(metered: Iterable[Metered]) -> dict[UUID, int]:
     sums: dict[UUID, int] = defaultdict(int)
     for item in metered:
-        if item.rate_id == terms.rate_id and terms.period_start <= item.period_start < terms.period_end:
-            for offering, numerator in item.numerators.items():
-                sums[offering] += numerator
+        for offering, numerator in item.numerators.items():
+            sums[offering] += numerator
     return sums
 
 

@@ -20,6 +20,7 @@ from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
 from marketplace.ledger.services import InsufficientFunds, NewTransfer, account_id, open_hold, post_transfers
+from pricing.rating import gross_up
 from providers.models import Offering
 
 # How the movement of a line's gross is called in the books.
@@ -175,6 +176,7 @@ def record_lines(
                 period_start=line.period_start,
                 period_end=line.period_end,
                 numerator=line.numerator,
+                estimated_numerator=line.estimated_numerator,
                 rate_micros_per_mtok=line.rate_micros_per_mtok,
                 amount_micros=line.amount_micros,
                 tax_held_micros=tax_held.get(charge, 0),
@@ -232,6 +234,33 @@ def hold_tax(
     except InsufficientFunds:
         return {}
     return shares
+
+
+def dispute_hold_id(settlement_id: UUID) -> UUID:
+    """The hold of what a settlement run could not bill because it is in dispute."""
+    return derived_id(settlement_id, "dispute")
+
+
+def hold_disputed(settlement_id: UUID, amount_micros: int, contract: Contract, *, now: datetime) -> None:
+    """Keep what the buyer would owe if a dispute ended at the higher count, tax included, until it is ruled on.
+
+    Nothing is kept where he has no cover left (a dispute that began after the period was paid): it is then charged to
+    his balance like any late usage.
+    """
+    if amount_micros <= 0:
+        return
+    try:
+        with transaction.atomic():
+            open_hold(
+                id=dispute_hold_id(settlement_id),
+                account_id=buyer_account(contract, now=now),
+                amount_micros=gross_up(amount_micros, contract.organization.tax_ppm),
+                code="dispute",
+                reference_id=contract.id,
+                now=now,
+            )
+    except InsufficientFunds:
+        return
 
 
 def provider_organizations(offering_ids: set[UUID]) -> dict[UUID, UUID]:

@@ -18,26 +18,49 @@ from django.db import transaction
 
 from marketplace.billing.lines import Line, LineKey
 from marketplace.billing.models import Charge, Settlement
-from marketplace.billing.selectors import Due, Metered, metered_usage, unsettled_contracts, waiting_reason
+from marketplace.billing.selectors import (
+    RECONCILED_WITHIN,
+    Due,
+    Metered,
+    digest_of,
+    is_unreconciled,
+    metered_usage,
+    unsettled_contracts,
+    waiting_reason,
+)
 from marketplace.billing.services.committed_months import (
     charge_committed_months,
     close_month,
     locked_contract,
+    open_hold_id,
 )
 from marketplace.billing.services.identity import id_at
-from marketplace.billing.services.period_lines import Sources, hold_has_captures, lines_of_run, lock_sources
-from marketplace.billing.services.posting import books_of, hold_tax, move_lines, record_lines
+from marketplace.billing.services.period_lines import (
+    Sources,
+    hold_has_captures,
+    lines_of_run,
+    lock_sources,
+    waiting_amount,
+)
+from marketplace.billing.services.posting import (
+    books_of,
+    dispute_hold_id,
+    hold_disputed,
+    hold_tax,
+    move_lines,
+    record_lines,
+)
 from marketplace.contracts.services import mark_entitlement_settled
 from marketplace.errors import DomainError
 from marketplace.jobs import claim_job, finish_job
 from marketplace.ledger.services import close_hold
 from marketplace.periods import settlement_period
+from metering.validating import RETENTION
+from providers.reconciling import reconcile_period
 
 logger = logging.getLogger(__name__)
 
 LATE_USAGE_JOB: Final = "billing.settle_late_usage"
-# How far back usage may still arrive: as long as metering keeps events.
-_RETENTION: Final = timedelta(days=62)
 _RECENT: Final = timedelta(hours=1)
 
 
@@ -73,7 +96,7 @@ def settle_due_periods(*, now: datetime) -> SettlementResult:
     hour = now.replace(minute=0, second=0, microsecond=0)
     looks_back = claim_job(job=LATE_USAGE_JOB, period_start=hour, now=now)
     recent = max(_RECENT, 4 * timedelta(seconds=settings.SETTLEMENT_PERIOD_S + settings.MAX_REQUEST_S))
-    since = now - (_RETENTION if looks_back else recent)
+    since = now - (RETENTION if looks_back else recent)
     result = _settle(unsettled_contracts(since=since, until=now), now=now)
     if looks_back:
         finish_job(job=LATE_USAGE_JOB, period_start=hour, now=now)
@@ -90,8 +113,9 @@ def settle_period(*, settlement_start: datetime, now: datetime) -> SettlementRes
 
 def _settle(due: list[Due], *, now: datetime) -> SettlementResult:
     result = SettlementResult()
+    reconciled: set[datetime] = set()
     for item in due:
-        reason = waiting_reason(item, now=now)
+        reason = waiting_reason(item, now=now) or _reconcile_first(item, reconciled, now=now)
         if reason is not None:
             result.waiting.append((item, reason))
             continue
@@ -109,6 +133,20 @@ def _settle(due: list[Due], *, now: datetime) -> SettlementResult:
     return result
 
 
+def _reconcile_first(item: Due, reconciled: set[datetime], *, now: datetime) -> str | None:
+    """Compare the meters of the period, once for all its contracts. Why the contract must wait for it, if it must.
+
+    A comparison that fails stops money for ten minutes, not for good: what it finds later becomes an adjustment.
+    """
+    if item.settlement_start not in reconciled:
+        reconciled.add(item.settlement_start)
+        try:
+            reconcile_period(settlement_start=item.settlement_start, now=now)
+        except Exception:
+            logger.exception("meters not compared", extra={"period_start": item.settlement_start.isoformat()})
+    return "unreconciled" if now < item.due_at + RECONCILED_WITHIN and is_unreconciled(item) else None
+
+
 @transaction.atomic
 def settle_contract(
     *, contract_id: UUID, settlement_start: datetime, now: datetime
@@ -124,9 +162,9 @@ def settle_contract(
     )
     sources = lock_sources(contract, period)
     metered = metered_usage(contract.id, period.start, period.end)
-    usage = sum(sum(item.numerators.values()) for item in metered)
+    usage, digest = sum(sum(item.numerators.values()) for item in metered), digest_of(metered)
     settled = None
-    if earlier is None or earlier.usage_numerator != usage or sources.unsettled_awards:
+    if earlier is None or earlier.usage_digest != digest or sources.unsettled_awards:
         run = earlier.run + 1 if earlier else 1
         settlement = Settlement.objects.create(
             id=id_at(contract.id, period.start, f"settlement:{run}"),
@@ -135,8 +173,11 @@ def settle_contract(
             settlement_end=period.end,
             run=run,
             usage_numerator=usage,
+            usage_digest=digest,
             created_at=now,
         )
+        if earlier is not None:
+            _free_disputed(earlier, now=now)
         charges = _run(settlement, sources, metered, now=now)
         amount = sum(charge.amount_micros for charge in charges)
         settled = SettledContract(contract.id, period.start, run, len(charges), amount)
@@ -155,9 +196,18 @@ def _run(settlement: Settlement, sources: Sources, metered: list[Metered], *, no
     # The rest of a hold is free before the tax is set aside: it was grossed up for exactly that.
     _close_sources(sources, now=now)
     tax_held = hold_tax(settlement.id, lines, sources.contract, settlement_id=settlement.id, now=now)
+    waiting = waiting_amount(sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
+    hold_disputed(settlement.id, waiting, sources.contract, now=now)
     return record_lines(
         settlement.id, lines, sources.contract, settlement=settlement, tax_held=tax_held, now=now
     )
+
+
+def _free_disputed(earlier: Settlement, *, now: datetime) -> None:
+    """What the last run kept for a ruling pays for it now; this run keeps again what still waits."""
+    hold_id = open_hold_id(dispute_hold_id(earlier.id))
+    if hold_id is not None:
+        close_hold(id=hold_id, status="voided", now=now)
 
 
 def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> None:

@@ -1,0 +1,111 @@
+"""The auditor's recomputing: what settled periods should have come to, from the roll-ups as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+
+from marketplace.billing.lines import Line
+from marketplace.billing.models import Charge, ChargeKind, Settlement
+from marketplace.billing.selectors import digest_of, metered_usage
+from marketplace.billing.services.committed_months import locked_contract
+from marketplace.billing.services.period_lines import lines_of_run, lock_sources
+from marketplace.periods import Period
+from pricing.rating import price_of
+
+# A minimum take is the rest of a sum that was rounded once with its spot line; an adjustment is a difference.
+_PLAIN_PRODUCTS: Final = (ChargeKind.USAGE, ChargeKind.OVERAGE, ChargeKind.SPOT, ChargeKind.COMMITTED_FEE)
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeDifference:
+    """What the charges of a contract and settlement period lack (negative: have too much) at one rate."""
+
+    what: str
+    contract_id: UUID
+    settlement_start: datetime
+    rate_id: UUID
+    numerator: int
+    amount_micros: int
+
+
+@dataclass(slots=True)
+class ChargeCheck:
+    """`unsettled` periods have usage that no run has seen yet: nothing can be said of them."""
+
+    settled: int
+    unsettled: int
+    differences: list[ChargeDifference]
+
+
+def check_charges(*, since: datetime) -> ChargeCheck:
+    """Recomputes every settled period that begins at `since` or later; changes nothing.
+
+    A period passes when one more run would have nothing to write: no volume, no amount, no share of a provider.
+    Fees are left out: the market's fee may have changed since. Takes each contract's locks for a moment.
+    """
+    check = ChargeCheck(0, 0, [])
+    latest = (
+        Settlement.objects.filter(settlement_start__gte=since)
+        .order_by("contract_id", "settlement_start", "-run")
+        .distinct("contract_id", "settlement_start")
+    )
+    for contract_id, settlement_start in list(latest.values_list("contract_id", "settlement_start")):
+        lines = _lines_lacking(contract_id, settlement_start)
+        if lines is None:
+            check.unsettled += 1
+            continue
+        check.settled += 1
+        check.differences += [
+            ChargeDifference(
+                "lines", contract_id, settlement_start, line.rate_id, line.numerator, line.amount_micros
+            )
+            for line in lines
+        ]
+    check.differences += _wrong_products(since)
+    return check
+
+
+@transaction.atomic
+def _lines_lacking(contract_id: UUID, settlement_start: datetime) -> list[Line] | None:
+    """Under the locks of a settler, so that no run comes between the two sides; None while usage is not settled."""
+    contract = locked_contract(contract_id)
+    last = (
+        Settlement.objects.filter(contract=contract, settlement_start=settlement_start).order_by("run").last()
+    )
+    assert last is not None, "settlements are never deleted"
+    sources = lock_sources(contract, Period(last.settlement_start, last.settlement_end))
+    metered = metered_usage(contract.id, last.settlement_start, last.settlement_end)
+    if last.usage_digest != digest_of(metered) or sources.unsettled_awards:
+        return None
+    one_more = Settlement(contract=contract, settlement_start=last.settlement_start, run=last.run + 1)
+    lines = lines_of_run(one_more, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
+    return [
+        line
+        for line in lines
+        if line.numerator
+        or line.amount_micros
+        or any(share.numerator or share.gross_micros for share in line.shares.values())
+    ]
+
+
+def _wrong_products(since: datetime) -> Iterator[ChargeDifference]:
+    """Charges whose amount is not volume times rate, rounded once."""
+    charges = Charge.objects.filter(period_start__gte=since, kind__in=_PLAIN_PRODUCTS)
+    for charge in charges.order_by("id").iterator():
+        amount = price_of(charge.numerator, charge.rate_micros_per_mtok)
+        if amount != charge.amount_micros:
+            yield ChargeDifference(
+                "product",
+                charge.contract_id,
+                charge.period_start,
+                charge.rate_id,
+                0,
+                amount - charge.amount_micros,
+            )

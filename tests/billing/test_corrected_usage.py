@@ -1,0 +1,88 @@
+"""Amend, void and backfill after a period was settled: adjustment lines, whatever the age inside retention."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from marketplace.billing.auditing import check_charges
+from marketplace.billing.models import Charge
+from marketplace.billing.services.settling import settle_due_periods, settle_period
+from marketplace.ids import uuid7
+from metering.auditing import check_usage
+from metering.services import (
+    accept_batch,
+    amend_event,
+    backfill_event,
+    gateway_source,
+    ingest_batches,
+    void_event,
+)
+from metering.usage import encode_event, encode_lines
+from pricing.models import Grade
+from pricing.units import Bucket
+from tests.billing.test_disputes import event_of, supply
+from tests.billing.world import (
+    DUE_AFTER,
+    FUNDS,
+    LOT,
+    accrue,
+    assert_books_balance,
+    money,
+    on_demand,
+)
+from tests.cast import Party, Plant, fund
+
+WHY: Any = {"reason": "the engine counted twice", "actor": "operator"}
+
+
+@pytest.mark.parametrize("age", [timedelta(hours=3), timedelta(days=399)])
+def test_corrections_of_a_settled_period_are_adjustment_lines(
+    acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime, age: timedelta
+) -> None:
+    """One token is one standard token, 600 micros a thousand; the provider keeps 95%."""
+    fund(acme, FUNDS, now)
+    contract = on_demand(acme, grade, now)
+    supply(contract, plant, now)
+    amended, voided = (event_of(contract, plant, now, 6_000) for _ in range(2))
+    body = encode_lines([encode_event(event) for event in (amended, voided)])
+    accept_batch(source=gateway_source(now), body=body, now=now)
+    ingest_batches(now=now)
+    accrue(contract, now, 7_200, now)
+    settle_period(settlement_start=now, now=now + DUE_AFTER)
+    assert money(acme, "prepaid") == FUNDS - 7_200
+
+    later = now + age
+    source_id = gateway_source(now).id
+    buckets = {Bucket.OUTPUT: 5_000}
+    amend_event(source_id=source_id, event_id=amended.id, buckets=buckets, **WHY, now=later)
+    void_event(source_id=source_id, event_id=voided.id, **WHY, now=later)
+    assert [item.amount_micros for item in settle_due_periods(now=later).settled] == [-4_200]
+    backfill_event(
+        contract_id=contract.id,
+        offering_id=plant.offering.id,
+        rate_id=plant.offering.list_rate_id,
+        api_key_id=None,
+        period_start=now,
+        occurred_at=now + timedelta(seconds=2),
+        buckets={Bucket.OUTPUT: 2_000},
+        request_id=uuid7(now),
+        **WHY,
+        now=later,
+    )
+    # Age beyond the last hours is looked at once an hour.
+    settled = settle_due_periods(now=later + timedelta(hours=1)).settled
+    assert [item.amount_micros for item in settled] == [1_200]
+
+    lines = Charge.objects.order_by("settlement__run").values_list("kind", "numerator", "amount_micros")
+    assert list(lines) == [
+        ("usage", 12 * LOT, 7_200),
+        ("adjustment", -7 * LOT, -4_200),
+        ("adjustment", 2 * LOT, 1_200),
+    ]
+    assert (money(acme, "prepaid"), money(hyperion, "payable")) == (FUNDS - 4_200, 3_990)
+    assert check_usage(since=now) == []
+    assert check_charges(since=now).differences == []
+    assert_books_balance()
