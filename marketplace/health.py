@@ -6,9 +6,14 @@ from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Gauge, generate_latest
+
+from marketplace import clock
+from metering.selectors import overdue_gaps, sources_with_gaps
 
 _PROBE_TIMEOUT_S = 2
+GAPS = Gauge("tokenyard_metering_gaps", "Meters of which numbered usage is missing")
+OVERDUE_GAPS = Gauge("tokenyard_metering_overdue_gaps", "Those whose usage is missing for too long: an alarm")
 
 
 @never_cache
@@ -32,6 +37,13 @@ def ready(request: HttpRequest) -> HttpResponse:
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
     """Counters of this process in Prometheus' text format; aggregates only, no organization's figures."""
+    try:
+        GAPS.set(sources_with_gaps().count())
+        OVERDUE_GAPS.set(overdue_gaps(clock.now()).count())
+    except DatabaseError:
+        # Not what it was an hour ago, and not zero: unknown. The other figures are needed all the more now.
+        GAPS.set(float("nan"))
+        OVERDUE_GAPS.set(float("nan"))
     return HttpResponse(generate_latest(REGISTRY), content_type=CONTENT_TYPE_LATEST)
 
 

@@ -240,6 +240,9 @@ CELERY_TASK_ROUTES = {
     "metering.tasks.*": {"queue": "ingest"},
     "marketplace.orders.tasks.*": {"queue": "market"},
     "marketplace.contracts.tasks.*": {"queue": "market"},
+    # They wait for other people's machines, which must not hold up an auction.
+    "providers.tasks.read_registers": {"queue": "default"},
+    "providers.tasks.pull_missing_usage": {"queue": "default"},
     "providers.tasks.*": {"queue": "market"},
     "marketplace.billing.tasks.*": {"queue": "billing"},
     "marketplace.ledger.tasks.*": {"queue": "billing"},
@@ -257,6 +260,8 @@ _HINTS_S: dict[str, int] = {
     "providers.tasks.open_capacity": 10,
     "providers.tasks.check_heartbeats": 10,
     "providers.tasks.reconcile_hosts": 15,
+    "providers.tasks.read_registers": 5,
+    "providers.tasks.pull_missing_usage": 30,
     "marketplace.ledger.tasks.check_ledger_nightly": 3_600,
 }
 CELERY_BEAT_SCHEDULE = {
@@ -294,6 +299,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "ChargeKindEnum": "marketplace.billing.models.ChargeKind",
         "ContractKindEnum": "marketplace.contracts.models.ContractKind",
         "ContractStatusEnum": "marketplace.contracts.models.Contract.Status",
+        "DiscrepancyKindEnum": "metering.models.Discrepancy.Kind",
+        "DiscrepancyStatusEnum": "metering.models.Discrepancy.Status",
         "HostStatusEnum": "providers.models.Host.Status",
         "InvoiceStatusEnum": "marketplace.billing.models.Invoice.Status",
     },
@@ -321,7 +328,12 @@ if SETTLEMENT_PERIOD_S % DELIVERY_PERIOD_S or 86_400 % SETTLEMENT_PERIOD_S:
     raise ImproperlyConfigured("SETTLEMENT_PERIOD_S must be whole delivery periods and divide a day")
 MARKET_FEE_PPM = _integer("MARKET_FEE_PPM", 50_000, least=0, most=1_000_000)
 SPOT_MINIMUM_TAKE_PPM = _integer("SPOT_MINIMUM_TAKE_PPM", 500_000, least=0, most=1_000_000)
+# Back-pressure: hosts keep their usage while this much waits to be ingested.
+USAGE_INBOX_MAX_BATCHES = _integer("USAGE_INBOX_MAX_BATCHES", 100_000, least=1, most=10_000_000)
+USAGE_INBOX_MAX_BYTES = _integer("USAGE_INBOX_MAX_BYTES", 1024**3, least=1, most=2**50)
 OPERATING_MARGIN_PPM = _integer("OPERATING_MARGIN_PPM", 50_000, least=0, most=999_999)
+# How long numbered usage of a host may be missing before that is an alarm.
+METERING_GAP_ALARM_S = _integer("METERING_GAP_ALARM_S", 600, least=10, most=86_400)
 TEST_CLOCK = _flag("TEST_CLOCK")
 # Providers' hosts on loopback and private networks: for one machine and for tests, never for an open market.
 ALLOW_PRIVATE_HOSTS = _flag("ALLOW_PRIVATE_HOSTS")

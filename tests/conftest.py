@@ -152,10 +152,16 @@ def worker_name() -> str:
 
 @contextmanager
 def own_database(
-    services: Services, blocker: DjangoDbBlocker, worker_name: str, name: str, *, template: str = TEMPLATE
+    services: Services,
+    blocker: DjangoDbBlocker,
+    worker_name: str,
+    name: str,
+    *,
+    template: str = TEMPLATE,
+    home: Services | None = None,
 ) -> Iterator[TestDatabase]:
-    """A fresh copy that Django works on inside the block."""
-    shared = _database(services, f"tests_{worker_name}")
+    """A fresh copy that Django works on inside the block; `home` is the session's servers if `services` are others."""
+    shared = _database(home or services, f"tests_{worker_name}")
     own = _database(services, f"tests_{worker_name}_{name}")
     services.clone(own.name, template=template)
     with blocker.unblock():

@@ -25,8 +25,9 @@ from marketplace.contracts.services import open_hold
 from marketplace.ids import uuid7
 from marketplace.orders.models import Auction
 from metering.models import UsageBatch
-from metering.services import accept_batch, gateway_source
+from metering.services import accept_batch, add_meter_point, gateway_source, ingest_batches
 from metering.usage import Finish, UsageEvent, encode_event, encode_lines
+from pricing.services import publish_known_calibrations
 from pricing.units import Bucket
 from tests.cast import Party, make_grade, make_party
 from tests.conftest import TestDatabase, own_database
@@ -62,6 +63,7 @@ class House:
     auction: Auction
     batch: UsageBatch
     generation_id: UUID
+    event_id: UUID
 
     @cached_property
     def ids(self) -> dict[str, UUID]:
@@ -81,8 +83,10 @@ class House:
             "offering_id": day.plant.offering.id,
             "batch_id": self.batch.id,
             "generation_id": self.generation_id,
+            "event_id": self.event_id,
             "auction_id": self.auction.id,
             "grade_id": day.grade.id,
+            "discrepancy_id": day.discrepancy.id,
         }
 
     def another_secret(self, party: Party, *, scopes: list[str] | None = None) -> str:
@@ -137,6 +141,7 @@ def make_house(database: TestDatabase) -> House:
     acme = make_party("Acme", ["buyer"], begin)
     hyperion = make_party("Hyperion", ["provider"], begin)
     mallory = make_party("Mallory", ["buyer", "provider"], begin)
+    publish_known_calibrations(now=begin)
     day = make_day(acme, hyperion, make_grade(begin), now=NOW)
     generation_id = uuid7(NOW)
     open_hold(
@@ -166,9 +171,17 @@ def make_house(database: TestDatabase) -> House:
         bytes_out=4_000,
         duration_ms=40,
     )
+    add_meter_point(
+        contract_id=event.contract_id,
+        offering_id=event.offering_id,
+        host_id=day.plant.host.id,
+        grade_id=event.grade_id,
+        valid_from=begin,
+    )
     batch = accept_batch(source=gateway_source(NOW), body=encode_lines([encode_event(event)]), now=NOW)
+    ingest_batches(now=NOW)
     auction = Auction.objects.filter(status=Auction.Status.PUBLISHED).order_by("-id")[0]
-    return House(database, operator, acme, hyperion, mallory, day, auction, batch, generation_id)
+    return House(database, operator, acme, hyperion, mallory, day, auction, batch, generation_id, event.id)
 
 
 @pytest.fixture(scope="module")

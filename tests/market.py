@@ -243,9 +243,16 @@ class Market:
             return cursor.fetchall() if cursor.description else []
 
     def assert_books_balance(self) -> None:
-        self.manage("checkledger")
+        """Roll-ups are the sums of events, charges those of roll-ups, and every account that of its transfers."""
+        self.manage("shell", "-v", "0", "-c", _CHECK)
 
 
+# Each ends the process with 1 when it finds a difference.
+_CHECK = """
+from django.core.management import call_command
+for command in ("checkusage", "checkcharges", "checkledger"):
+    call_command(command)
+"""
 _ADVANCE = "from datetime import timedelta; from marketplace import clock; clock.advance(timedelta(seconds={seconds}))"
 
 

@@ -86,17 +86,54 @@ GOOD: dict[str, dict[str, Any]] = {
         "tokenizer_digest": "bytes",
         "weights_ppm": {"uncached_input": 1_000_000, "output": 4_000_000},
         "kappa_ppm": {"uncached_input": 1_000_000},
+        "calibration_id": "{grade_id}",
         "max_request_s": 15,
         "max_output_tokens": 2048,
         "template_overhead_tokens": 64,
         "spot_minimum_take_ppm": 0,
         "reference_rate_micros_per_mtok": 1,
     },
+    # More than any one kind asks for: a field is looked at before what the kind needs.
+    "post /api/v1/usage/corrections": {
+        "kind": "amend",
+        "reason": "counted twice",
+        "source_id": "{event_id}",
+        "event_id": "{event_id}",
+        "buckets": {"output": 1},
+        "contract_id": "{contract_id}",
+        "offering_id": "{offering_id}",
+        "rate_id": "{contract_id}",
+        "api_key_id": "{api_key_id}",
+        "request_id": "{generation_id}",
+        "period_start": "2026-03-10T12:00:00Z",
+        "occurred_at": "2026-03-10T12:00:01Z",
+    },
+    "post /api/v1/discrepancies/{discrepancy_id}/accept": {"reason": "we counted wrongly"},
+    "post /api/v1/discrepancies/{discrepancy_id}/resolve": {
+        "ruling": "numbers",
+        "reason": "half of it",
+        "numerators": [{"id": "01a1fa2c-14f7-7136-8b1d-740cbe8302f3", "numerator": "1"}],
+    },
+    "post /api/v1/recount-baselines": {
+        "grade_id": "{grade_id}",
+        "baseline_ppm": 540_000,
+        "reason": "measured",
+    },
 }
 # No body is asked for, or a signature before anything is read (tests of providers and metering).
-ELSEWHERE = {"post /api/v1/quotes/{quote_id}/accept", "post /api/v1/usage"}
-OPERATORS = {"post /api/v1/grades", "post /api/v1/organizations"}
-SELLERS = ("/api/v1/hosts", "/api/v1/offerings")
+ELSEWHERE = {
+    "post /api/v1/quotes/{quote_id}/accept",
+    "post /api/v1/usage",
+    "post /api/v1/usage/batches/{batch_id}/revive",
+}
+OPERATORS = {
+    "post /api/v1/grades",
+    "post /api/v1/organizations",
+    "post /api/v1/usage/corrections",
+    "post /api/v1/discrepancies/{discrepancy_id}/resolve",
+    "post /api/v1/recount-baselines",
+}
+SELLERS = ("/api/v1/hosts", "/api/v1/offerings", "/api/v1/discrepancies")
 HUGE = "x" * 1_000_000
 
 

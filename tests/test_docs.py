@@ -147,7 +147,7 @@ def test_every_dependency_has_its_reason() -> None:
 def test_the_locks_hold_every_dependency_with_hashes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for lock, extras in (
-        ("requirements.lock", ("agent", "server", "dev")),
+        ("requirements.lock", ("agent", "server", "dev", "calibrate")),
         ("requirements-server.lock", ("server",)),
         ("requirements-agent.lock", ("agent",)),
     ):

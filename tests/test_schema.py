@@ -22,6 +22,8 @@ APPEND_ONLY = (
     "accounts_auditentry",
     "pricing_rate",
     "pricing_gradebucket",
+    "pricing_tokenizercalibration",
+    "pricing_calibrationclass",
     "providers_bench",
     "billing_invoiceline",
 )

@@ -31,6 +31,8 @@ DOORS = {
     "api/v1/schema": PUBLIC,
     "api/v1/grades": PUBLIC,
     "api/v1/grades/<uuid:grade_id>": PUBLIC,
+    "api/v1/tokenizers": PUBLIC,
+    "api/v1/providers": PUBLIC,
     "api/v1/auctions/<uuid:auction_id>": PUBLIC,
     "api/v1/market/<slug:slug>": PUBLIC,
     "api/v1/market/<slug:slug>/history": PUBLIC,
@@ -39,7 +41,11 @@ DOORS = {
     "api/v1/agent/heartbeat": SIGNED,
     "api/v1/agent/bench": SIGNED,
     "api/v1/agent/offerings": SIGNED,
+    "api/v1/usage/batches": OPERATOR,
     "api/v1/usage/batches/<uuid:batch_id>": OPERATOR,
+    "api/v1/usage/batches/<uuid:batch_id>/events": OPERATOR,
+    "api/v1/usage/batches/<uuid:batch_id>/revive": OPERATOR,
+    "api/v1/usage/corrections": OPERATOR,
     "api/v1/organizations": OPERATOR,
     "api/v1/organization": EACH,
     "api/v1/members": EACH,
@@ -52,6 +58,15 @@ DOORS = {
     "api/v1/balance": EACH,
     "api/v1/contracts": EACH,
     "api/v1/usage": EACH,
+    "api/v1/usage/kappa": EACH,
+    "api/v1/usage/events": EACH,
+    "api/v1/usage/events/<uuid:event_id>": ACME,
+    "api/v1/exports/focus": EACH,
+    "api/v1/discrepancies": EACH,
+    "api/v1/discrepancies/<uuid:discrepancy_id>": ACME,
+    "api/v1/discrepancies/<uuid:discrepancy_id>/accept": HYPERION,
+    "api/v1/discrepancies/<uuid:discrepancy_id>/resolve": OPERATOR,
+    "api/v1/recount-baselines": OPERATOR,
     "api/v1/quotes": ACME,
     "api/v1/quotes/<uuid:quote_id>": ACME,
     "api/v1/quotes/<uuid:quote_id>/accept": ACME,
@@ -76,6 +91,8 @@ DOORS = {
     "api/v1/payouts": HYPERION,
     "": PUBLIC,
     "market": PUBLIC,
+    "providers": PUBLIC,
+    "tokenizers": PUBLIC,
     "market/<slug:slug>": PUBLIC,
     "signin": PUBLIC,
     "signout": PUBLIC,
@@ -88,6 +105,8 @@ DOORS = {
     "buyer/bid": ACME,
     "buyer/bid/worst-case": ACME,
     "buyer/bids/<uuid:bid_id>/cancel": ACME,
+    "buyer/usage": ACME,
+    "buyer/focus": ACME,
     "buyer/keys": ACME,
     "buyer/keys/<uuid:api_key_id>/revoke": ACME,
     "buyer/invoices": ACME,
@@ -95,12 +114,19 @@ DOORS = {
     "buyer/invoice-lines/<uuid:line_id>": ACME,
     "buyer/charges": ACME,
     "buyer/charges/<uuid:charge_id>": ACME,
+    "buyer/discrepancies": ACME,
+    "provider/discrepancies": HYPERION,
+    "provider/discrepancies/<uuid:discrepancy_id>/accept": HYPERION,
+    "operator/discrepancies": OPERATOR,
+    "operator/discrepancies/<uuid:discrepancy_id>/resolve": OPERATOR,
     "provider": HYPERION,
     "provider/hosts/new": HYPERION,
     "provider/hosts/<uuid:host_id>": HYPERION,
     "provider/hosts/<uuid:host_id>/enrolment-code": HYPERION,
     "provider/offerings/<uuid:offering_id>": HYPERION,
     "provider/offerings/<uuid:offering_id>/status": HYPERION,
+    "provider/usage": HYPERION,
+    "provider/focus": HYPERION,
     "provider/earnings": HYPERION,
     "provider/statements/<uuid:statement_id>": HYPERION,
     "operator": OPERATOR,
@@ -115,19 +141,24 @@ BODIES = {
 PUBLIC_ROWS = frozenset(
     {
         "pricing.GradeFamily", "pricing.Grade", "pricing.GradeBucket", "pricing.Rate", "orders.Auction",
-        "contracts.PeriodRate",
+        "contracts.PeriodRate", "pricing.TokenizerCalibration", "pricing.CalibrationClass",
     }
 )  # fmt: skip
 # They are asked by their code or signature first; without a body there is neither.
 UNSIGNED = {"api/v1/agent/enrol": 422}
 
 
+# Where providers stand with the names they sell under: what is published about them is about somebody.
+NAMES_PROVIDERS = frozenset({"api/v1/providers", "providers"})
+
+
 @dataclass(frozen=True)
 class Secrets:
     words: frozenset[str]
 
-    def found_in(self, text: str) -> list[str]:
-        return sorted(word for word in self.words if word in text)
+    def found_in(self, text: str, route: str = "") -> list[str]:
+        named = {"Hyperion"} if route in NAMES_PROVIDERS else set()
+        return sorted(word for word in self.words - named if word in text)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +249,7 @@ def test_the_owner_sees_it(house: House, route: str) -> None:
     if "get" in methods(route):
         client = owner_of(house, route).api if DOORS[route] != PUBLIC else APIClient()
         answer = client.get(address(route, house.ids))
-        assert answer.status_code == 200, answer.content
+        assert answer.status_code == 200, answer.getvalue()
 
 
 @pytest.mark.parametrize("route", rest(ACME, HYPERION, with_id=True))
@@ -242,7 +273,7 @@ def test_mallorys_lists_hold_nothing_of_others(house: House, secrets: Secrets, r
         return
     answer = house.mallory.api.get(address(route, house.ids))
     assert answer.status_code == 200, answer.content
-    assert not secrets.found_in(answer.content.decode())
+    assert not secrets.found_in(answer.getvalue().decode(), route)
 
 
 @pytest.mark.parametrize("route", rest(OPERATOR))
@@ -286,6 +317,13 @@ def test_an_api_key_that_may_read_changes_nothing(house: House, route: str) -> N
     [
         ("usage?contract_id={contract_id}", 404),
         ("usage?api_key_id={api_key_id}", 200),
+        ("usage?host_id={host_id}&role=provider&group_by=host", 200),
+        ("usage?offering_id={offering_id}&group_by=bucket", 200),
+        ("usage/events?contract_id={contract_id}", 200),
+        ("usage/events?offering_id={offering_id}&role=provider", 200),
+        ("exports/focus?invoice_id={invoice_id}&role=buyer", 404),
+        ("exports/focus?statement_id={statement_id}&role=provider", 404),
+        ("usage/kappa?contract_id={contract_id}", 404),
         ("charges?contract_id={contract_id}", 200),
         ("charges?invoice_line_id={line_id}", 200),
     ],
@@ -365,7 +403,7 @@ def test_mallorys_pages_hold_nothing_of_others(
         return
     answer = browser.get(address(route, house.ids), follow=True)
     assert answer.status_code in (200, 405, 422)
-    assert not secrets.found_in(answer.content.decode())
+    assert not secrets.found_in(answer.getvalue().decode(), route)
 
 
 @pytest.mark.parametrize("route", portal(OPERATOR))

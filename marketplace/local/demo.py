@@ -19,9 +19,11 @@ from marketplace.billing.services.top_ups import top_up
 from marketplace.ids import uuid7
 from marketplace.local.environment import write_private
 from marketplace.local.ports import LOOPBACK
+from metering.services import set_recount_baseline
 from pricing.selectors import grade_in_force
-from pricing.services import publish_grade
-from pricing.units import Bucket, Ppm, div_half_even
+from pricing.services import publish_grade, publish_known_calibrations
+from pricing.tokenizers import BYTES
+from pricing.units import Bucket, Ppm
 from providers.models import Host
 from providers.services import create_host, ensure_provider, issue_enrolment_code, open_capacity
 
@@ -41,11 +43,8 @@ WEIGHTS = {
     Bucket.OUTPUT: Ppm(4_000_000),
     Bucket.REASONING: Ppm(4_000_000),
 }
-# The demo model counts bytes; `KAPPA_TEXT` is what o200k_base makes of the same text, measured at preparation.
-KAPPA_TEXT = (
-    "Capacity that nobody bought is auctioned every delivery period at one price for all. "
-    "Every token is metered at two places, normalised to one unit, priced, settled and invoiced. "
-)
+# o200k tokens of a million bytes that the tiny model answers to the demonstration's questions.
+RECOUNT_BASELINE_PPM = 540_000
 # Two differently priced hosts, so that the market has a curve: (spot floor, firm, list) in micros per Mtok.
 HOSTS = (
     ("alpha", "eu-north", (180_000, 420_000, 500_000)),
@@ -165,7 +164,9 @@ def _make_cast(now: datetime) -> dict[str, Any]:
 
 
 def _publish_grade(now: datetime) -> None:
-    publish_grade(
+    # The demo model counts bytes.
+    calibration = next(one for one in publish_known_calibrations(now=now) if one.tokenizer == BYTES)
+    grade = publish_grade(
         slug=MODEL,
         title="Tiny chat (demonstration)",
         model=MODEL,
@@ -174,9 +175,9 @@ def _publish_grade(now: datetime) -> None:
         region="eu-north",
         service_class="standard",
         currency=settings.MARKET_CURRENCY,
-        tokenizer_digest="bytes",
+        tokenizer_digest=f"sha256:{calibration.tokenizer_digest}",
         weights_ppm=WEIGHTS,
-        kappa_ppm=dict.fromkeys(WEIGHTS, _measured_kappa()),
+        calibration_id=calibration.pk,
         max_request_s=settings.MAX_REQUEST_S,
         max_output_tokens=1024,
         template_overhead_tokens=64,
@@ -184,14 +185,12 @@ def _publish_grade(now: datetime) -> None:
         reference_rate_micros_per_mtok=500_000,
         now=now,
     )
-
-
-def _measured_kappa() -> Ppm:
-    """o200k tokens per byte of `KAPPA_TEXT`, in ppm: what one token of a byte vocabulary is worth."""
-    from bpe_openai import get_encoding
-
-    counted = len(get_encoding("o200k_base").encode_ordinary(KAPPA_TEXT))
-    return Ppm(div_half_even(1_000_000 * counted, len(KAPPA_TEXT.encode())))
+    set_recount_baseline(
+        grade_id=grade.pk,
+        baseline_ppm=RECOUNT_BASELINE_PPM,
+        reason="The demonstration model writes letters by chance, unlike any corpus: measured over 1,200 answers.",
+        now=now,
+    )
 
 
 def _agent_file(

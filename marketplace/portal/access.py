@@ -11,6 +11,7 @@ from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers, patch_cache_control
@@ -82,8 +83,9 @@ class SeatedRequest(HttpRequest):
 
 
 PublicView = Callable[Concatenate[PortalRequest, P], HttpResponse]
-SeatedView = Callable[Concatenate[SeatedRequest, P], HttpResponse]
-DjangoView = Callable[Concatenate[HttpRequest, P], HttpResponse]
+# A download is a response that is no HttpResponse: it is made while it is sent.
+SeatedView = Callable[Concatenate[SeatedRequest, P], HttpResponseBase]
+DjangoView = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
 
 
 def actor_of(request: SeatedRequest) -> Actor:
@@ -126,7 +128,7 @@ def public(view: PublicView[P]) -> DjangoView[P]:
     """A page for everybody; who is signed in sees his own navigation on it."""
 
     @wraps(view)
-    def wrapper(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+    def wrapper(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
         return _answer(view, request, seat_of(request), *args, **kwargs)
 
     return wrapper
@@ -140,7 +142,7 @@ def page(role: OrganizationRole, *, manage: bool = False) -> Callable[[SeatedVie
 
     def decorate(view: SeatedView[P]) -> DjangoView[P]:
         @wraps(view)
-        def wrapper(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        def wrapper(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
             seat = seat_of(request)
             # Error pages show the navigation too.
             cast(PortalRequest, request).seat = seat
@@ -162,12 +164,12 @@ def page(role: OrganizationRole, *, manage: bool = False) -> Callable[[SeatedVie
 
 
 def _answer(
-    view: Callable[..., HttpResponse],
+    view: Callable[..., HttpResponseBase],
     request: HttpRequest,
     seat: Seat | None,
     *args: object,
     **kwargs: object,
-) -> HttpResponse:
+) -> HttpResponseBase:
     asked = cast(PortalRequest, request)
     asked.seat = seat
     try:

@@ -9,10 +9,12 @@ from uuid import UUID
 
 from django import forms
 
+from marketplace.accounts.models import OrganizationRole
 from marketplace.contracts.models import OveragePolicy, Payment
 from marketplace.errors import Conflict, DomainError, NotFound
 from marketplace.ids import derived_id, uuid7
 from marketplace.orders.services.bids import MAX_STEPS
+from metering.reading import MOST_RANGE, Group, Slice
 from pricing.units import parse_decimal
 
 _MOST_LOTS = 10**12
@@ -275,3 +277,43 @@ class PricesForm(PortalForm):
         decimals=6, label="Firm rate", help_text="For committed contracts, over their whole term."
     )
     list_rate = DecimalField(decimals=6, label="List rate", help_text="For requests on demand.")
+
+
+class UsageForm(PortalForm):
+    """What a page of usage shows. Days are whole days in UTC, the last one included."""
+
+    service_fields = {"group_by": "by"}
+    BY: ClassVar[Mapping[str, tuple[Group, ...]]] = {
+        OrganizationRole.BUYER: (
+            Group.MODEL, Group.GRADE, Group.CONTRACT, Group.API_KEY, Group.PROJECT, Group.HOST, Group.BUCKET,
+        ),
+        OrganizationRole.PROVIDER: (Group.HOST, Group.OFFERING, Group.MODEL, Group.GRADE, Group.BUCKET),
+    }  # fmt: skip
+
+    since = forms.DateField(label="From", widget=forms.DateInput(attrs={"type": "date"}))
+    until = forms.DateField(label="To", widget=forms.DateInput(attrs={"type": "date"}))
+    slice = forms.ChoiceField(label="Per", choices=[(item.value, item.value) for item in Slice])
+    by = forms.ChoiceField(label="By")
+    buckets = forms.BooleanField(label="Token buckets apart", required=False)
+    model = forms.CharField(max_length=120, required=False)
+    project = forms.CharField(max_length=100, required=False)
+
+    def __init__(self, data: Mapping[str, Any], *, role: OrganizationRole) -> None:
+        super().__init__(data)
+        groups = self.BY[role]
+        self.fields["by"].choices = [(group.value, group.value.replace("_", " ")) for group in groups]  # type: ignore[attr-defined]
+        if role == OrganizationRole.PROVIDER:
+            # Projects are the buyers' own.
+            del self.fields["project"]
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or {}
+        since, until = data.get("since"), data.get("until")
+        if since and until and since > until:
+            self.add_error("until", "Must not lie before the first day.")
+        elif since and until and until - since >= MOST_RANGE:
+            self.add_error("since", f"At most {MOST_RANGE.days} days at once.")
+        for name in ("since", "until"):
+            if data.get(name) and not 1970 <= data[name].year < 3000:
+                self.add_error(name, "Must lie between the years 1970 and 2999.")
+        return data

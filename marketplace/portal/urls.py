@@ -2,12 +2,27 @@
 
 from django.urls import path
 
-from marketplace.portal.views import buyer, buying, documents, keys, market, operator, provider, signing
+from marketplace.portal.views import (
+    buyer,
+    buying,
+    disputes,
+    documents,
+    keys,
+    market,
+    operator,
+    provider,
+    signing,
+    usage,
+)
+from marketplace.portal.views.providers import providers
+from marketplace.portal.views.tokenizers import tokenizers
 
 urlpatterns = [
     path("", market.market, name="home"),
     path("market", market.market, name="market"),
     path("market/<slug:slug>", market.grade, name="market-grade"),
+    path("tokenizers", tokenizers, name="tokenizers"),
+    path("providers", providers, name="providers"),
     path("signin", signing.sign_in, name="sign-in"),
     path("signout", signing.sign_out, name="sign-out"),
     path("organization", signing.switch, name="switch-organization"),
@@ -19,6 +34,8 @@ urlpatterns = [
     path("buyer/bid", buying.bids, name="buyer-bid"),
     path("buyer/bid/worst-case", buying.worst_case, name="buyer-bid-worst-case"),
     path("buyer/bids/<uuid:bid_id>/cancel", buying.cancel, name="buyer-bid-cancel"),
+    path("buyer/usage", usage.buyer, name="buyer-usage"),
+    path("buyer/focus", usage.buyer_focus, name="buyer-focus"),
     path("buyer/keys", keys.keys, name="buyer-keys"),
     path("buyer/keys/<uuid:api_key_id>/revoke", keys.revoke, name="buyer-key-revoke"),
     path("buyer/invoices", documents.invoices, name="buyer-invoices"),
@@ -26,6 +43,7 @@ urlpatterns = [
     path("buyer/invoice-lines/<uuid:line_id>", documents.invoice_line, name="buyer-invoice-line"),
     path("buyer/charges", documents.charges, name="buyer-charges"),
     path("buyer/charges/<uuid:charge_id>", documents.charge, name="buyer-charge"),
+    path("buyer/discrepancies", disputes.of_buyer, name="buyer-discrepancies"),
     path("provider", provider.home, name="provider-home"),
     path("provider/hosts/new", provider.new_host, name="provider-host-new"),
     path("provider/hosts/<uuid:host_id>", provider.host, name="provider-host"),
@@ -36,8 +54,22 @@ urlpatterns = [
         provider.offering_status,
         name="provider-offering-status",
     ),
+    path("provider/usage", usage.provider, name="provider-usage"),
+    path("provider/focus", usage.provider_focus, name="provider-focus"),
     path("provider/earnings", provider.earnings, name="provider-earnings"),
     path("provider/statements/<uuid:statement_id>", provider.statement, name="provider-statement"),
+    path("provider/discrepancies", disputes.of_provider, name="provider-discrepancies"),
+    path(
+        "provider/discrepancies/<uuid:discrepancy_id>/accept",
+        disputes.accept,
+        name="provider-discrepancy-accept",
+    ),
     path("operator", operator.home, name="operator-home"),
+    path("operator/discrepancies", disputes.of_operator, name="operator-discrepancies"),
+    path(
+        "operator/discrepancies/<uuid:discrepancy_id>/resolve",
+        disputes.resolve,
+        name="operator-discrepancy-resolve",
+    ),
     path("operator/ledger-check", operator.ledger_check, name="operator-ledger-check"),
 ]

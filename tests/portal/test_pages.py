@@ -18,7 +18,16 @@ from tests.cast import Party
 from tests.portal.conftest import SignIn
 from tests.portal.world import Day
 
-PUBLIC = {"home", "market", "market-grade", "sign-in", "sign-out", "switch-organization"}
+PUBLIC = {
+    "home",
+    "market",
+    "market-grade",
+    "tokenizers",
+    "providers",
+    "sign-in",
+    "sign-out",
+    "switch-organization",
+}
 # Names of pages that only take POST.
 ACTIONS = {
     "buyer-bid-worst-case",
@@ -26,7 +35,9 @@ ACTIONS = {
     "buyer-key-revoke",
     "provider-host-code",
     "provider-offering-status",
+    "provider-discrepancy-accept",
     "operator-ledger-check",
+    "operator-discrepancy-resolve",
 }
 # Session, user, memberships and the market's clock, on every page.
 DOOR = 6
@@ -45,6 +56,7 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
         "host_id": day.plant.host.id,
         "offering_id": day.plant.offering.id,
         "statement_id": day.statement.id,
+        "discrepancy_id": day.discrepancy.id,
     }
     found = {}
     for pattern in urlpatterns:
@@ -74,7 +86,7 @@ def test_pages_of_the_three_roles_and_nobody_elses(
             if expected == 200:
                 assert answer["Cache-Control"].startswith("max-age=0")
                 assert "private" in answer["Cache-Control"]
-                assert "style=" not in answer.content.decode(), "the security policy forbids inline styles"
+                assert "style=" not in answer.getvalue().decode(), "the security policy forbids inline styles"
     # Nobody signed in: to the sign-in, and back to where he wanted to go.
     for name, path in addresses(day).items():
         answer = Client().post(path) if name in ACTIONS else Client().get(path)
@@ -89,7 +101,7 @@ def test_pages_of_the_three_roles_and_nobody_elses(
         for answer in (intruder.get(path), intruder.post(path, {"move": "pause"})):
             if foreign:
                 assert answer.status_code in (404, 405), (name, answer.status_code)
-            shown = answer.content.decode()
+            shown = answer.getvalue().decode()
             assert not [secret for secret in secrets if secret in shown], name
     day.bid.refresh_from_db()
     day.plant.offering.refresh_from_db()
@@ -97,7 +109,7 @@ def test_pages_of_the_three_roles_and_nobody_elses(
 
 
 def test_public_pages_show_prices_and_never_names(day: Day, acme: Party, hyperion: Party) -> None:
-    for path in ("/", "/market", "/market/tiny-chat", "/signin"):
+    for path in ("/", "/market", "/market/tiny-chat", "/tokenizers", "/signin"):
         answer = Client().get(path)
         assert answer.status_code == 200
         assert "default-src 'none'" in answer["Content-Security-Policy"]
@@ -132,10 +144,13 @@ def test_list_pages_cost_a_constant_number_of_queries(
     django_assert_max_num_queries: DjangoAssertNumQueries,
 ) -> None:
     pages = {
-        acme: {"/buyer": 9, "/buyer/bid": 15, "/buyer/keys": 3, "/buyer/invoices": 1, "/buyer/charges": 1},
-        hyperion: {"/provider": 9, "/provider/earnings": 2},
-        operator: {"/operator": 12},
-    }
+        acme: {
+            "/buyer": 12, "/buyer/bid": 15, "/buyer/keys": 3, "/buyer/invoices": 1, "/buyer/charges": 1,
+            "/buyer/discrepancies": 4,
+        },
+        hyperion: {"/provider": 10, "/provider/earnings": 2, "/provider/discrepancies": 4},
+        operator: {"/operator": 12, "/operator/discrepancies": 3},
+    }  # fmt: skip
     for party, costs in pages.items():
         client = sign_in(party)
         for path, most in costs.items():

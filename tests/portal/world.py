@@ -19,7 +19,7 @@ from marketplace.orders.models import Bid
 from marketplace.orders.services.bids import BidTerms, place_bid
 from marketplace.orders.services.rounds import advance_auctions
 from marketplace.periods import calendar_month, settlement_period
-from metering.models import Discrepancy
+from metering.models import Discrepancy, DisputedUsage
 from pricing.models import Grade
 from providers.services import open_capacity, record_heartbeat
 from tests.billing.world import LOT, PERIOD, accrue, meter, on_demand
@@ -47,6 +47,7 @@ class Day:
     invoice: Invoice
     statement: Statement
     api_key_id: UUID
+    discrepancy: Discrepancy
 
 
 def make_day(acme: Party, hyperion: Party, grade: Grade, *, now: datetime) -> Day:
@@ -98,11 +99,21 @@ def make_day(acme: Party, hyperion: Party, grade: Grade, *, now: datetime) -> Da
             now=now - timedelta(seconds=3),
         )
     open_capacity(now=now)
-    Discrepancy.objects.create(
+    discrepancy = Discrepancy.objects.create(
         host_id=plant.host.id,
         settlement_start=begin,
         evidence={"gateway": 1_000, "agent": 990},
         created_at=now,
+    )
+    DisputedUsage.objects.create(
+        discrepancy=discrepancy,
+        contract_id=contract.id,
+        rate_id=plant.offering.list_rate_id,
+        offering_id=plant.offering.id,
+        period_start=begin,
+        gateway_numerator=1_000,
+        lower_numerator=1_000,
+        withheld_numerator=0,
     )
     charge = Charge.objects.filter(organization_id=acme.id, kind="usage").order_by("-id")[0]
     return Day(
@@ -118,6 +129,7 @@ def make_day(acme: Party, hyperion: Party, grade: Grade, *, now: datetime) -> Da
         invoice,
         statement,
         acme.api_key_id,
+        discrepancy,
     )
 
 

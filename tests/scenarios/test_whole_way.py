@@ -117,6 +117,10 @@ def test_a_token_goes_from_host_to_invoice_and_every_amount_can_be_recomputed(ma
     wait_until(lambda: _meters_agree(market), "both meters' events to be rolled up", seconds=30)
     market.assert_books_balance()
 
+    # Gateway, agents and engines agree: nothing is in dispute, and that is published.
+    wait_until(lambda: _reconciled_ppm(market) == 1_000_000, "all usage to be reconciled", seconds=60)
+    assert market.operator.every("/discrepancies") == []
+
     # Next month the invoice comes; bids end before, so that its month is complete.
     for bid in acme.every("/bids"):
         wait_until(partial(_cancel, market, bid["id"]), "the bid to be cancelled between rounds")
@@ -141,6 +145,12 @@ def test_a_token_goes_from_host_to_invoice_and_every_amount_can_be_recomputed(ma
     # mallory sees none of it.
     assert market.mallory.every("/invoices") == []
     market.mallory.get(f"/invoices/{invoice['id']}", status=404)
+
+
+def _reconciled_ppm(market: Market) -> int | None:
+    [provider] = requests.get(f"{market.portal_url}/api/v1/providers", timeout=10).json()["items"]
+    ppm: int | None = provider["reconciliation_ppm"]
+    return ppm
 
 
 def _cancel(market: Market, bid_id: str) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from django import template
 from django.conf import settings
@@ -18,6 +18,8 @@ from marketplace.portal.charts import Chart
 from pricing.units import decimal_string
 
 register = template.Library()
+
+CLOCK_AGREES_MS: Final = 2_000
 
 for _filter in (
     figures.rate,
@@ -78,6 +80,17 @@ def lookup(mapping: dict[Any, Any], key: Any) -> Any:
 @register.filter
 def age(since: datetime, now: datetime) -> str:
     return figures.age(since, now)
+
+
+@register.filter
+def skew(clock_skew_ms: int | None) -> str:
+    """How far a host's clock is off; a second or two is the way of the message."""
+    if clock_skew_ms is None:
+        return "–"
+    if abs(clock_skew_ms) < CLOCK_AGREES_MS:
+        return "agrees with the market's"
+    length = figures.length(timedelta(milliseconds=abs(clock_skew_ms)))
+    return f"{length} {'ahead of' if clock_skew_ms > 0 else 'behind'} the market's"
 
 
 @register.simple_tag

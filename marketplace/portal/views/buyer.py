@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID
 
 from django.conf import settings
@@ -16,7 +17,7 @@ from marketplace.billing.models import TopUp
 from marketplace.billing.selectors import charges_of, top_ups_of
 from marketplace.billing.services.top_ups import top_up
 from marketplace.contracts.models import Contract
-from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of
+from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of, own_kappas
 from marketplace.errors import DomainError
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
@@ -31,6 +32,7 @@ SPANS = ("day", "hour")
 MOST_CONTRACTS = 50
 RECENT = 10
 RECENT_PERIODS = 24
+OWN_KAPPA_SPAN = timedelta(days=30)
 
 
 @require_safe
@@ -45,6 +47,7 @@ def home(request: SeatedRequest) -> HttpResponse:
         "holdings": holdings_of(list(standing), now),
         "usage": usage_chart(list(contracts.values_list("id", flat=True)), span=span, now=now),
         "span": span,
+        "own_kappas": own_kappas(organization_id=organization_id, since=now - OWN_KAPPA_SPAN, until=now),
         "charges": list(charges_of(organization_id)[:RECENT]),
         "now": now,
         "gateway_url": settings.GATEWAY_URL,
@@ -95,6 +98,9 @@ def contract(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
         "prices": prices_per_bucket(found.grade, rate) if rate else {},
         "periods": [(period, burn_down(period)) for period in entitlements_of(found.id)[:RECENT_PERIODS]],
         "usage": usage_chart([found.id], span=span, now=now),
+        "own_kappas": own_kappas(
+            organization_id=organization_id, since=now - OWN_KAPPA_SPAN, until=now, contract_id=found.id
+        ),
         "span": span,
         "charges": page_of(
             charges_of(organization_id).filter(contract_id=found.id), request, by="period_start"

@@ -18,6 +18,7 @@ from marketplace.billing.selectors import (
     find_invoice_line,
     invoices_of,
     rollups_of_charge,
+    withheld_of_charge,
 )
 from marketplace.portal.access import SeatedRequest, page
 from marketplace.portal.burndown import exact_amount
@@ -74,6 +75,7 @@ def charge(request: SeatedRequest, charge_id: UUID) -> HttpResponse:
         "rollups": [(rollup, labels.get(rollup.api_key_id, "")) for rollup in rollups[:MOST_ROLLUPS]],
         "more": len(rollups) > MOST_ROLLUPS,
         "numerator": sum(rollup.numerator for rollup in rollups),
+        "withheld": withheld_of_charge(found),
         "exact": exact_amount(found.numerator, found.rate_micros_per_mtok),
     }
     return render(request, "portal/charge.html", context)

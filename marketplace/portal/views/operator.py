@@ -19,7 +19,7 @@ from marketplace.orders.selectors import recent_auctions
 from marketplace.periods import delivery_period
 from marketplace.portal.access import SeatedRequest, page
 from marketplace.portal.views.provider import capacity_bar
-from metering.selectors import inbox_state, open_discrepancies
+from metering.selectors import inbox_state, open_discrepancies, overdue_gaps
 from providers.selectors import all_hosts, period_capacities
 
 RECENT = 20
@@ -51,6 +51,7 @@ def _render(request: SeatedRequest, checked: dict[str, object]) -> HttpResponse:
         "auctions": list(recent_auctions()[:RECENT]),
         "hosts": [(host, capacity_bar(capacities[host.id]), capacities[host.id]) for host in hosts],
         "inbox": inbox_state(),
+        "missing_usage": list(overdue_gaps(now)),
         "discrepancies": list(open_discrepancies()[:RECENT]),
         "settlement": _settlement_lag(now),
         "organizations": list(all_organizations()[:MOST_HOSTS]),

@@ -41,6 +41,7 @@ from providers.selectors import (
     latest_benches,
     offerings_of,
     period_capacities,
+    reconciliation_ppm_of,
 )
 from providers.services import (
     create_host,
@@ -94,6 +95,7 @@ def home(request: SeatedRequest) -> HttpResponse:
         "earnings": list(earnings_of(organization_id)[:RECENT]),
         "statements": list(statements_of(organization_id)[:RECENT]),
         "payout_blocked": payout_blocked_reason(organization_id),
+        "reconciliation_ppm": reconciliation_ppm_of(organization_id, now=now),
         "period": period,
         "now": now,
     }
