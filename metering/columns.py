@@ -34,8 +34,6 @@ _READERS: Final = {
         *[f"buckets.{bucket.value}" for bucket in Bucket],
     )
 }  # fmt: skip
-# Few enough to stay in a processor's cache while all their fields are read.
-_EVENTS_AT_ONCE: Final = 256
 # Up to here sums of int64 cannot overflow, however many events a claim has.
 _SMALL: Final = 2**40
 _SOURCE_AND_BATCH: Final = (
@@ -61,16 +59,25 @@ class Sums(NamedTuple):
     recount_o200k: int
 
 
-class Columns:
-    """The columns of `events`, in their order."""
+class Fields:
+    """The fields of events, gathered part by part: the events themselves need not be kept."""
 
-    def __init__(self, events: Sequence[LeanEvent]) -> None:
-        fields: list[list[Any]] = [[] for _ in _READERS]
-        for start in range(0, len(events), _EVENTS_AT_ONCE):
-            part = events[start : start + _EVENTS_AT_ONCE]
-            for values, read in zip(fields, _READERS.values(), strict=True):
-                values.extend(map(read, part))
-        column = dict(zip(_READERS, fields, strict=True))
+    def __init__(self) -> None:
+        self.values: dict[str, list[Any]] = {name: [] for name in _READERS}
+
+    def extend(self, events: Sequence[LeanEvent]) -> None:
+        for values, read in zip(self.values.values(), _READERS.values(), strict=True):
+            values.extend(map(read, events))
+
+    def __len__(self) -> int:
+        return len(self.values["id"])
+
+
+class Columns:
+    """The columns of the gathered events, in their order."""
+
+    def __init__(self, fields: Fields) -> None:
+        column = fields.values
         self.sequences = np.array(column["sequence"], np.int64)
         self.has_id, self.ids = _ids(column["id"])
         self.has_request_id, self.request_ids = _ids(column["request_id"])
@@ -126,11 +133,12 @@ class Columns:
 
 
 class Rows:
-    """Events in the form of COPY ... (FORMAT BINARY) with the columns of `packing.COLUMNS`."""
+    """Some of the events in the form of COPY ... (FORMAT BINARY) with the columns of `packing.COLUMNS`."""
 
     def __init__(
         self,
         columns: Columns,
+        kept: Ints,
         *,
         owners: Sequence[tuple[bytes, bytes]],
         owner_of: Ints,
@@ -140,18 +148,20 @@ class Rows:
     ) -> None:
         """`owners` are (source, batch), `terms` of `packing.pack_terms`; both are named by place for each event."""
         shapes = _shapes(columns, np.array([len(one) for one in terms], np.int64)[terms_of])
-        _, first, self._shape_of = np.unique(shapes, return_index=True, return_inverse=True)
+        _, first, shape_of = np.unique(shapes[kept], return_index=True, return_inverse=True)
+        self._shape_of = np.empty(len(shapes), np.int64)
+        self._shape_of[kept] = shape_of
         self._place_in = np.empty(len(shapes), np.int64)
         self._packed: list[NDArray[Any]] = []
-        for shape, example in enumerate(first):
-            chosen = np.flatnonzero(self._shape_of == shape)
+        for shape, example in enumerate(kept[first].tolist()):
+            chosen = kept[shape_of == shape]
             self._place_in[chosen] = np.arange(len(chosen))
-            lengths = len(terms[terms_of[example]])
-            packed = np.zeros(len(chosen), _row_type(columns, int(example), lengths))
+            length = len(terms[terms_of[example]])
+            packed = np.zeros(len(chosen), _row_type(columns, example, length))
             _fill(packed, columns, chosen, numerators)
             packed["source"] = np.array([source for source, _ in owners], "V16")[owner_of[chosen]]
             packed["batch"] = np.array([batch for _, batch in owners], "V16")[owner_of[chosen]]
-            of_length = np.array([one if len(one) == lengths else b"" for one in terms], f"V{lengths}")
+            of_length = np.array([one if len(one) == length else b"" for one in terms], f"V{length}")
             packed["terms"] = of_length[terms_of[chosen]]
             self._packed.append(packed)
 

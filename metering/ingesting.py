@@ -30,7 +30,6 @@ from metering.models import MeterKind, UsageBatch
 from metering.packing import pack_terms
 from metering.rollups import Tally
 from metering.storing import copy_events, find_stored
-from metering.usage import decode_lean
 from metering.validating import Window
 
 logger = logging.getLogger(__name__)
@@ -181,8 +180,7 @@ def _read_work(
 ) -> Work:
     # The gateway numbers nothing: its event commits together with its capture, so none can be missing.
     assert kind == MeterKind.GATEWAY or sequence_from is not None, "an agent's batch is numbered"
-    lines = unpack_lines(body).removesuffix(b"\n").split(b"\n")
-    return Work(batch_id, source_id, kind, host_id, sequence_from, lines, decode_lean(lines))
+    return Work(batch_id, source_id, kind, host_id, sequence_from, unpack_lines(body))
 
 
 def _store(claim: Claim, kept: Ints) -> None:
@@ -202,9 +200,10 @@ def _store(claim: Claim, kept: Ints) -> None:
     ]
     rows = Rows(
         claim.columns,
+        kept,
         owners=[(work.source_id.bytes, work.id.bytes) for work in claim.works],
         owner_of=claim.work_of,
-        terms=[pack_terms(**lane.terms._asdict()) for lane in claim.lanes],
+        terms=[pack_terms(**lane.terms._asdict()) if lane.terms else b"" for lane in claim.lanes],
         terms_of=claim.lane_of,
         numerators=claim.numerators,
     )
@@ -221,7 +220,8 @@ def _copy_fresh(first: Mapping[bytes, int], rows: Rows) -> tuple[dict[bytes, byt
     """The contents of what was stored before, by key, and the events that are stored now."""
     for _ in range(_MAX_RACES):
         seen = find_stored(first.keys())
-        fresh = np.array([first[key] for key in sorted(first.keys() - seen.keys())], np.int64)
+        new = sorted(first.keys() - seen.keys() if seen else first)
+        fresh = np.array([first[key] for key in new], np.int64)
         if len(fresh) == 0:
             return seen, fresh
         try:
@@ -242,6 +242,7 @@ def _roll_up(claim: Claim, stored: Ints) -> None:
     for events in np.split(by_lane, starts[1:]):
         if len(events):
             lane = claim.lanes[claim.lane_of[events[0]]]
+            assert lane.terms is not None, "what is stored has terms"
             weights = claim.facts.standard_ppm.get(lane.terms.grade_id, {})
             tally.add(lane.terms, lane.kind, weights, claim.columns.sums(events))
     with connection.cursor() as cursor:

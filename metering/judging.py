@@ -5,17 +5,18 @@ The rules are `validating`'s. Reads the database for what the market knows, once
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
 
-from metering.columns import BUCKETS, Columns, Ints
+from metering.columns import BUCKETS, Columns, Fields, Ints
 from metering.packing import EPOCH_US
-from metering.usage import LeanEvent, UsageError, decode_event
+from metering.usage import LeanEvent, UsageError, decode_event, read_lean
 from metering.validating import (
     ID_BEFORE_US,
     MAX_DURATION_MS,
@@ -41,7 +42,7 @@ _read_texts: Final = attrgetter(
 _Texts = tuple[str, str, str, str, str, str | None]
 
 
-@dataclass(slots=True)
+@dataclass
 class Work:
     """A claimed batch and what became of its events."""
 
@@ -50,11 +51,14 @@ class Work:
     kind: str
     host_id: UUID | None
     sequence_from: int | None
-    lines: list[bytes]
-    events: list[LeanEvent | UsageError]
+    body: bytes
     accepted: int = 0
     duplicates: list[int] = field(default_factory=list)
     exceptions: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def lines(self) -> list[bytes]:
+        return self.body.removesuffix(b"\n").split(b"\n")
 
     def except_event(self, index: int, event_id: UUID | None, result: str, name: str, reason: str) -> None:
         self.exceptions.append({
@@ -65,9 +69,9 @@ class Work:
 
 @dataclass(slots=True)
 class Lane:
-    """What the events of one contract, period, key and meter share."""
+    """What the events of one contract, period, key and meter share. `terms` is None where they cannot be read."""
 
-    terms: Terms
+    terms: Terms | None
     kind: str
     supply: Supply | None
 
@@ -89,63 +93,59 @@ class Claim:
         return self.works[self.work_of[event]], int(self.place_of[event])
 
 
-def _texts_of(events: Iterable[LeanEvent | UsageError]) -> list[_Texts | None]:
-    return [_read_texts(event) if isinstance(event, LeanEvent) else None for event in events]
-
-
 def lay_out(works: list[Work], window: Window) -> Claim | None:
-    """The events that have readable terms; those without are noted on their batches. None when no event is left."""
-    texts_of = [_texts_of(work.events) for work in works]
-    terms = {texts: read_terms(texts) for texts in set().union(*texts_of) if texts is not None}
-    facts = load_facts(read for read in terms.values() if read is not None)
-    events: list[LeanEvent] = []
-    lanes: dict[tuple[str, UUID | None, _Texts], tuple[int, Lane]] = {}
+    """The events that could be read; the others are noted on their batches. None when no event is left."""
+    fields = Fields()
+    owners: dict[tuple[str, UUID | None], int] = {}
+    lanes: dict[tuple[int, _Texts], int] = {}
     work_of: list[int] = []
     place_of: list[int] = []
     lane_of: list[int] = []
-    for number, (work, texts) in enumerate(zip(works, texts_of, strict=True)):
-        numbered: dict[_Texts | None, int] = {}
-        for shared in set(texts):
-            known = terms[shared] if shared is not None else None
-            if shared is None or known is None:
-                continue
-            key = (work.kind, work.host_id, shared)
-            if key not in lanes:
-                supply = find_supply(known, kind=work.kind, host_id=work.host_id, facts=facts, window=window)
-                lanes[key] = len(lanes), Lane(known, work.kind, supply)
-            numbered[shared] = lanes[key][0]
-        in_lanes = [numbered.get(shared) for shared in texts]
-        places = [place for place, lane in enumerate(in_lanes) if lane is not None]
-        if len(places) < len(texts):
-            _except_unread(work, in_lanes)
-        events += [work.events[place] for place in places]  # type: ignore[misc]  # What has a lane is no error.
-        work_of += [number] * len(places)
-        place_of += places
-        lane_of += [lane for lane in in_lanes if lane is not None]
-    if not events:
+    for number, work in enumerate(works):
+        before, place = len(fields), 0
+        owner = owners.setdefault((work.kind, work.host_id), len(owners))
+        for part in read_lean(work.body):
+            events = [event for event in part if isinstance(event, LeanEvent)]
+            if len(events) == len(part):
+                place_of += range(place, place + len(part))
+            else:
+                place_of += _except_unread(work, place, part)
+            fields.extend(events)
+            lane_of += [lanes.setdefault((owner, texts), len(lanes)) for texts in map(_read_texts, events)]
+            place += len(part)
+        work_of += [number] * (len(fields) - before)
+    if not work_of:
         return None
+    terms = {texts: read_terms(texts) for texts in {texts for _, texts in lanes}}
+    known_owners = list(owners)
+    facts = load_facts(read for read in terms.values() if read is not None)
     return Claim(
         works=works,
-        lanes=[lane for _, lane in lanes.values()],
+        lanes=[_lane(terms[texts], *known_owners[owner], facts, window) for owner, texts in lanes],
         work_of=np.array(work_of, np.int64),
         place_of=np.array(place_of, np.int64),
         lane_of=np.array(lane_of, np.int64),
-        columns=Columns(events),
-        numerators=np.zeros(len(events), np.int64),
+        columns=Columns(fields),
+        numerators=np.zeros(len(work_of), np.int64),
         facts=facts,
     )
 
 
-def _except_unread(work: Work, in_lanes: Sequence[int | None]) -> None:
-    for place, lane in enumerate(in_lanes):
-        if lane is not None:
-            continue
-        try:
-            decode_event(work.lines[place])
-        except UsageError as error:
-            work.except_event(place, None, "quarantined", error.field, error.reason)
+def _except_unread(work: Work, first: int, part: Sequence[LeanEvent | UsageError]) -> list[int]:
+    """The places of those that could be read; what is wrong with the others is noted."""
+    read = []
+    for place, event in enumerate(part, first):
+        if isinstance(event, LeanEvent):
+            read.append(place)
         else:
-            raise AssertionError("what can be read has terms")
+            work.except_event(place, None, "quarantined", event.field, event.reason)
+    return read
+
+
+def _lane(terms: Terms | None, kind: str, host_id: UUID | None, facts: Facts, window: Window) -> Lane:
+    if terms is None:
+        return Lane(None, kind, None)
+    return Lane(terms, kind, find_supply(terms, kind=kind, host_id=host_id, facts=facts, window=window))
 
 
 def judge(claim: Claim, window: Window) -> Ints:

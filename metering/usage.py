@@ -10,7 +10,7 @@ clock.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -56,6 +56,9 @@ class Flag(StrEnum):
     RECOVERED = "recovered"  # Written after a restart from the last running counts.
 
 
+Flags = Annotated[tuple[Flag, ...], Meta(max_length=len(Flag))]
+
+
 class Finish(StrEnum):
     STOP = "stop"
     LENGTH = "length"
@@ -92,7 +95,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     bytes_out: Count
     duration_ms: Count
     api_key_id: UUID | None = None
-    flags: tuple[Flag, ...] = ()
+    flags: Flags = ()
     recount_o200k: Count | None = None
     first_byte_ms: Count | None = None
     unproved: Evidence | None = None
@@ -130,7 +133,7 @@ class LeanEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     duration_ms: Count
     finish: Finish
     first_byte_ms: Count | None = None
-    flags: tuple[Flag, ...] = ()
+    flags: Flags = ()
     grade_id: str
     id: str
     occurred_at: Moment
@@ -166,8 +169,7 @@ class UsageError(ValueError):
         self.reason = reason
 
 
-# Few enough to stay in a processor's cache, and so that one bad line makes only its neighbours slow.
-_LINES_AT_ONCE: Final = 256
+_PART_BYTES: Final = 128 * 1024
 _event_decoder = msgspec.json.Decoder(UsageEvent)
 _lean_decoder = msgspec.json.Decoder(LeanEvent)
 _header_decoder = msgspec.json.Decoder(BatchHeader)
@@ -193,25 +195,28 @@ def decode_event(line: bytes) -> UsageEvent:
     return event
 
 
-def decode_lean(lines: Sequence[bytes]) -> list[LeanEvent | UsageError]:
-    """Each line's event with its ids and period unproved, or what `decode_event` says is wrong with the line."""
-    events: list[LeanEvent | UsageError] = []
-    for start in range(0, len(lines), _LINES_AT_ONCE):
-        part = lines[start : start + _LINES_AT_ONCE]
-        events += _decode_good(part) or [_decode_lean(line) for line in part]
-    return events
+def read_lean(body: bytes) -> Iterator[list[LeanEvent | UsageError]]:
+    """Each line's event with its ids and period unproved, or what `decode_event` says is wrong with the line.
+
+    In order, some hundred at a time: few enough to stay in a processor's cache until they are used, and so that one bad
+    line makes only its neighbours slow.
+    """
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start + _PART_BYTES) + 1 or len(body)
+        part = body[start:end]
+        yield _read_good(part) or [_decode_lean(line) for line in part.removesuffix(b"\n").split(b"\n")]
+        start = end
 
 
-def _decode_good(lines: Sequence[bytes]) -> list[LeanEvent]:
-    """All of the lines; nothing when any of them needs a slower look."""
-    if max(map(len, lines)) > MAX_EVENT_BYTES:
-        return []
+def _read_good(part: bytes) -> list[LeanEvent | UsageError]:
+    """All events of these lines; nothing when any of them needs a slower look."""
     try:
-        events = list(map(_lean_decoder.decode, lines))
+        events = _lean_decoder.decode_lines(part)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     # What reads the same when it is written again says nothing twice.
-    return events if _lean_encoder.encode_lines(events) == encode_lines(lines) else []
+    return list(events) if _lean_encoder.encode_lines(events) == part else []
 
 
 def _decode_lean(line: bytes) -> LeanEvent | UsageError:

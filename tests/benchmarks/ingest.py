@@ -31,10 +31,10 @@ from django.db.models import Sum
 
 from marketplace.ids import uuid7
 from marketplace.local.ports import any_free_port
-from metering.columns import Columns, Rows
+from metering.columns import Columns, Fields, Rows
 from metering.models import UsageBatch, UsageEvent, UsageRollup
 from metering.packing import COLUMN_TYPES, COLUMNS, HEADER, TRAILER, pack_terms
-from metering.usage import LeanEvent, decode_lean
+from metering.usage import LeanEvent, read_lean
 from metering.usage import UsageEvent as WireEvent
 from metering.validating import Terms, read_terms
 from pricing.units import Bucket
@@ -300,7 +300,10 @@ def _floor(bodies: list[bytes]) -> float:
 
 
 def _packed(body: bytes) -> Iterator[bytes]:
-    events = [event for event in decode_lean(body.splitlines()[1:]) if isinstance(event, LeanEvent)]
+    fields, events = Fields(), []
+    for part in read_lean(body.partition(b"\n")[2]):
+        events += [event for event in part if isinstance(event, LeanEvent)]
+    fields.extend(events)
     assert len(events) == EVENTS_PER_BATCH
     nothing = np.zeros(len(events), np.int64)
     by_terms: dict[Terms, int] = {}
@@ -311,7 +314,8 @@ def _packed(body: bytes) -> Iterator[bytes]:
         assert terms is not None
         terms_of.append(by_terms.setdefault(terms, len(by_terms)))
     rows = Rows(
-        Columns(events),
+        Columns(fields),
+        np.arange(len(events)),
         owners=[(uuid4().bytes, uuid4().bytes)],
         owner_of=nothing,
         terms=[pack_terms(**terms._asdict()) for terms in by_terms],

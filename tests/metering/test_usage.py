@@ -21,9 +21,10 @@ from metering.usage import (
     UsageEvent,
     decode_batch,
     decode_event,
-    decode_lean,
     encode_batch,
     encode_event,
+    encode_lines,
+    read_lean,
     split_batch,
 )
 from pricing.units import Bucket
@@ -66,6 +67,10 @@ def test_an_event_survives_the_wire_and_its_form_is_canonical() -> None:
     assert list(json.loads(encoded)) == sorted(json.loads(encoded))
 
 
+def lean_events(*lines: bytes) -> list[LeanEvent | UsageError]:
+    return [event for part in read_lean(encode_lines(lines)) for event in part]
+
+
 def test_a_lean_event_has_the_fields_of_an_event() -> None:
     fields = {field.name: field.required for field in msgspec.structs.fields(UsageEvent)}
     assert {field.name: field.required for field in msgspec.structs.fields(LeanEvent)} == fields
@@ -75,7 +80,7 @@ def test_a_lean_event_has_the_fields_of_an_event() -> None:
     assert set(LeanCounts.__struct_fields__) == {bucket.value for bucket in Bucket}
     # By which a name that stands twice is found in the whole line at once.
     assert set(LeanCounts.__struct_fields__).isdisjoint(LeanEvent.__struct_fields__)
-    (lean,) = decode_lean([encode_event(EVENT)])
+    (lean,) = lean_events(encode_event(EVENT))
     assert isinstance(lean, LeanEvent)
     counts = {Bucket(name): getattr(lean.buckets, name) for name in LeanCounts.__struct_fields__}
     assert {bucket: tokens for bucket, tokens in counts.items() if tokens is not None} == {
@@ -141,7 +146,7 @@ def test_a_name_that_stands_twice_is_refused_by_both_readers(spelled: bytes) -> 
         with pytest.raises(UsageError, match="twice") as refusal:
             decode_event(twice)
         assert refusal.value.field == "bytes_in"
-        good, bad, last = decode_lean([line, twice, line])
+        good, bad, last = lean_events(*[one.replace(b"\n", b" ") for one in (line, twice, line)])
         assert isinstance(bad, UsageError)
         assert (bad.field, type(good), good) == ("bytes_in", LeanEvent, last)
 
@@ -149,8 +154,8 @@ def test_a_name_that_stands_twice_is_refused_by_both_readers(spelled: bytes) -> 
 def test_the_strict_reader_takes_any_spelling_that_says_the_same() -> None:
     shuffled = dict(reversed(json.loads(encode_event(EVENT)).items()))
     del shuffled["api_key_id"], shuffled["flags"]
-    (lean,) = decode_lean([json.dumps(shuffled).encode()])
-    assert [lean] == decode_lean([encode_event(replace(EVENT, flags=()))])
+    (lean,) = lean_events(json.dumps(shuffled).encode())
+    assert [lean] == lean_events(encode_event(replace(EVENT, flags=())))
 
 
 def test_a_batch_comes_back_whole_and_chained() -> None:
