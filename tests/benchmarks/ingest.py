@@ -10,7 +10,6 @@ Needs a migrated, empty database (`DATABASE_URL`, and `DATABASE_OWNER_URL` for t
 
 from __future__ import annotations
 
-import http.client
 import os
 import pickle
 import subprocess
@@ -30,7 +29,6 @@ from django.db import connections
 from django.db.models import Sum
 
 from marketplace.ids import uuid7
-from marketplace.local.ports import any_free_port
 from metering.columns import Columns, Fields, Rows
 from metering.models import UsageBatch, UsageEvent, UsageRollup
 from metering.packing import COLUMN_TYPES, COLUMNS, HEADER, TRAILER, pack_terms
@@ -39,6 +37,7 @@ from metering.usage import UsageEvent as WireEvent
 from metering.validating import Terms, read_terms
 from pricing.units import Bucket
 from providers.wire import sign_request
+from tests.benchmarks.servers import web_server
 from tests.metering.meters import Meters, digest_of, make_host, make_meters
 
 HOSTS = 2
@@ -46,6 +45,8 @@ BATCHES_PER_HOST = 15
 EVENTS_PER_BATCH = 5_000
 CONTRACTS_PER_HOST = 10
 INGESTERS = 2
+# The bound on the inbox is for a market that cannot follow; here the whole burst may wait.
+NO_BOUND = {"USAGE_INBOX_MAX_BATCHES": "100000", "USAGE_INBOX_MAX_BYTES": str(2**40)}
 TIMEOUT_S = 120
 TOTAL: Final = HOSTS * BATCHES_PER_HOST * EVENTS_PER_BATCH
 _INGEST = """
@@ -125,8 +126,7 @@ def _measure(market: Meters, mix: Mix) -> _Measured:
     batches = {host.host_id: _batches(host, mix, random) for host in hosts}
     stored_before = UsageEvent.objects.count()
     summed_before = _output_events()
-    port = any_free_port()
-    with _processes(port) as ingesters:
+    with web_server(**NO_BOUND) as (port, _), _ingesters() as ingesters:
         requests = {
             host.host_id: [(body, _signed(host, port, body)) for body in batches[host.host_id]]
             for host in hosts
@@ -229,17 +229,9 @@ def _client(port: int, requests: list[tuple[bytes, dict[str, str]]]) -> subproce
 
 
 @contextmanager
-def _processes(port: int) -> Iterator[list[subprocess.Popen[Any]]]:
-    """The web server and the ingesters, warm; ended by their own handles."""
-    gunicorn = [
-        sys.executable, "-m", "gunicorn", "marketplace.wsgi:application", "--bind", f"127.0.0.1:{port}",
-        "--worker-class", "gthread", "--workers", "1", "--threads", "2", "--no-control-socket",
-        "--log-level", "error",
-    ]  # fmt: skip
-    # The bound on the inbox is for a market that cannot follow; here the whole burst may wait.
-    environment = os.environ | {"USAGE_INBOX_MAX_BATCHES": "100000", "USAGE_INBOX_MAX_BYTES": str(2**40)}
-    web: subprocess.Popen[Any] = subprocess.Popen(gunicorn, env=environment)
-    ingesters: list[subprocess.Popen[Any]] = [
+def _ingesters() -> Iterator[list[subprocess.Popen[str]]]:
+    """Warm; ended by their own handles."""
+    ingesters = [
         subprocess.Popen([sys.executable, "-c", _INGEST], stdout=subprocess.PIPE, text=True)
         for _ in range(INGESTERS)
     ]
@@ -247,33 +239,18 @@ def _processes(port: int) -> Iterator[list[subprocess.Popen[Any]]]:
         for ingester in ingesters:
             assert ingester.stdout is not None
             assert ingester.stdout.readline() == "ready\n"
-        _wait_until_up(port)
         yield ingesters
     finally:
-        for process in [web, *ingesters]:
-            process.terminate()
-        for process in [web, *ingesters]:
-            process.wait(timeout=30)
+        for ingester in ingesters:
+            ingester.terminate()
+        for ingester in ingesters:
+            ingester.wait(timeout=30)
 
 
 def _peak_mib(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) // 1024
-
-
-def _wait_until_up(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/healthz")
-            connection.getresponse().read()
-            connection.close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the web server does not answer"
-            time.sleep(0.05)
 
 
 def _floor(bodies: list[bytes]) -> float:

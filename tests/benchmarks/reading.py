@@ -26,6 +26,8 @@ from uuid import UUID
 import psutil
 import psycopg
 
+from tests.benchmarks.servers import web_server
+
 CONTRACTS: Final = 200
 BUYERS: Final = 10
 DAYS: Final = 400
@@ -274,32 +276,9 @@ def _event_bytes(filled: Filled) -> float:
 
 @contextmanager
 def _web() -> Iterator[tuple[int, psutil.Process]]:
-    from marketplace.local.ports import any_free_port
-
-    port = any_free_port()
-    command = [
-        sys.executable, "-m", "gunicorn", "marketplace.wsgi:application", "--bind", f"127.0.0.1:{port}",
-        "--worker-class", "gthread", "--workers", "1", "--threads", "2", "--no-control-socket", "--timeout", "600",
-        "--log-level", "error",
-    ]  # fmt: skip
-    web = subprocess.Popen(command)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/healthz")
-                connection.getresponse().read()
-                connection.close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the web server does not answer"
-                time.sleep(0.05)
+    with web_server() as (port, web):
         [worker] = psutil.Process(web.pid).children()
         yield port, worker
-    finally:
-        web.terminate()
-        web.wait(timeout=30)
 
 
 def _ask(port: int, filled: Filled, form: str, read: Callable[[Any], None] | None = None) -> None:

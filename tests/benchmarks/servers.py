@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,3 +96,35 @@ def environment(services: Services, database: str) -> dict[str, str]:
         # As in production: no statement per look at the clock.
         "TEST_CLOCK": "0",
     }
+
+
+@contextmanager
+def web_server(**settings: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The real application under gunicorn, one worker with two threads, once it answers; its port and its process."""
+    port = any_free_port()
+    command = [
+        sys.executable, "-m", "gunicorn", "marketplace.wsgi:application", "--bind", f"127.0.0.1:{port}",
+        "--worker-class", "gthread", "--workers", "1", "--threads", "2", "--no-control-socket", "--timeout", "600",
+        "--log-level", "error",
+    ]  # fmt: skip
+    web = subprocess.Popen(command, env=os.environ | settings)
+    try:
+        _wait_until_up(port)
+        yield port, web
+    finally:
+        web.terminate()
+        web.wait(_STOP_TIMEOUT_S)
+
+
+def _wait_until_up(port: int) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            connection.close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the web server does not answer"
+            time.sleep(0.05)
