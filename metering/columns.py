@@ -153,16 +153,21 @@ class Rows:
         self._shape_of[kept] = shape_of
         self._place_in = np.empty(len(shapes), np.int64)
         self._packed: list[NDArray[Any]] = []
+        sources = np.array([source for source, _ in owners], "V16")
+        batches = np.array([batch for _, batch in owners], "V16")
+        by_length = {
+            length: np.array([one if len(one) == length else b"" for one in terms], f"V{length}")
+            for length in {len(terms[place]) for place in set(terms_of[kept].tolist())}
+        }
         for shape, example in enumerate(kept[first].tolist()):
             chosen = kept[shape_of == shape]
             self._place_in[chosen] = np.arange(len(chosen))
             length = len(terms[terms_of[example]])
             packed = np.zeros(len(chosen), _row_type(columns, example, length))
             _fill(packed, columns, chosen, numerators)
-            packed["source"] = np.array([source for source, _ in owners], "V16")[owner_of[chosen]]
-            packed["batch"] = np.array([batch for _, batch in owners], "V16")[owner_of[chosen]]
-            of_length = np.array([one if len(one) == length else b"" for one in terms], f"V{length}")
-            packed["terms"] = of_length[terms_of[chosen]]
+            packed["source"] = sources[owner_of[chosen]]
+            packed["batch"] = batches[owner_of[chosen]]
+            packed["terms"] = by_length[length][terms_of[chosen]]
             self._packed.append(packed)
 
     def rows(self, chosen: Ints) -> Iterator[bytes]:

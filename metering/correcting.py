@@ -222,8 +222,8 @@ def _grade_of(contract_id: UUID, offering_id: UUID) -> UUID:
 
 
 def _check_supplied(terms: Terms, occurred_at: datetime, facts: Facts, now: datetime) -> None:
-    if terms.rate_id not in facts.rates:
-        raise InvalidInput("It is not a rate of this market.", field="rate_id")
+    if facts.rates.get(terms.rate_id) != terms.grade_id:
+        raise InvalidInput("It is not a rate of the contract's grade version.", field="rate_id")
     supply = find_supply(terms, kind=MeterKind.GATEWAY, host_id=None, facts=facts, window=Window.at(now))
     if supply is None:
         raise InvalidInput("It lies outside retention or in the future.", field="period_start")

@@ -88,9 +88,16 @@ def find_evidence(
     )
     events = list(same.order_by("id", "source_id"))
     ids = [event.id for event in events]
-    corrections = list(
-        UsageCorrection.objects.filter(Q(target_id__in=ids) | Q(replacement_id__in=ids)).order_by("id")
-    )
+    # Another meter may have used the same id for something else.
+    own_keys = {(event.id, event.source_id) for event in events}
+    corrections = [
+        correction
+        for correction in UsageCorrection.objects.filter(
+            Q(target_id__in=ids) | Q(replacement_id__in=ids)
+        ).order_by("id")
+        if (correction.target_id, correction.target_source_id) in own_keys
+        or (correction.replacement_id, correction.replacement_source_id) in own_keys
+    ]
     seen = _seen(events, corrections)
     own = next(item for item in seen if (item.event.id, item.event.source_id) == (found.id, found.source_id))
     return Evidence(own, seen, corrections)

@@ -63,7 +63,8 @@ class Work:
     def except_event(self, index: int, event_id: UUID | None, result: str, name: str, reason: str) -> None:
         self.exceptions.append({
             "index": index, "id": str(event_id) if event_id else None, "result": result, "field": name,
-            "reason": reason,
+            # No JSON of PostgreSQL's holds a NUL; some texts of the engine's may.
+            "reason": reason.replace("\0", "\ufffd"),
         })  # fmt: skip
 
 

@@ -147,7 +147,8 @@ def usage_rows(query: UsageQuery) -> Iterator[UsageRow]:
 
 def place_of(query: UsageQuery, start: datetime, keys: Sequence[str]) -> Place:
     """A place of this query's rows from its parts as text. Raises ValueError for what cannot be one."""
-    if len(keys) != len(query.groups) or start.tzinfo is None or any("\x00" in key for key in keys):
+    # What has no UTF-8 form (half a surrogate pair) is a ValueError, too.
+    if len(keys) != len(query.groups) or start.tzinfo is None or any(b"\0" in key.encode() for key in keys):
         raise ValueError("not a place of this query")
     return Place(
         start.astimezone(UTC),

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from uuid import RFC_4122, UUID
 
 import msgspec
+from django.conf import settings
 from django.db import connection
 
 from marketplace.ids import uuid7_time_ms
@@ -77,7 +78,10 @@ class Facts:
 
     points: Mapping[tuple[UUID, UUID], Point]
     standard_ppm: Mapping[UUID, Mapping[Bucket, int]]
-    rates: frozenset[UUID]
+    # By the id of a rate, the grade version that it prices.
+    rates: Mapping[UUID, UUID]
+    # How long delivery periods are; agents copy theirs from the market's delivery key.
+    period_s: int = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ def load_facts(named: Iterable[Terms]) -> Facts:
         grade_ids.add(terms.grade_id)
         rate_ids.add(terms.rate_id)
     if not pairs:
-        return Facts({}, {}, frozenset())
+        return Facts({}, {}, {}, settings.DELIVERY_PERIOD_S)
     contracts, offerings = zip(*pairs, strict=True)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -129,8 +133,8 @@ def load_facts(named: Iterable[Terms]) -> Facts:
         "grade_id", "bucket", "standard_ppm"
     ):
         standard_ppm.setdefault(grade_id, {})[Bucket(bucket)] = ppm
-    rates = frozenset(Rate.objects.filter(pk__in=rate_ids).values_list("pk", flat=True))
-    return Facts(points, standard_ppm, rates)
+    rates = dict(Rate.objects.filter(pk__in=rate_ids).values_list("pk", "grade_id"))
+    return Facts(points, standard_ppm, rates, settings.DELIVERY_PERIOD_S)
 
 
 def find_supply(
@@ -146,7 +150,8 @@ def find_supply(
     start = terms.period_start
     if (
         terms.grade_id != point.grade_id
-        or terms.rate_id not in facts.rates
+        or facts.rates.get(terms.rate_id) != point.grade_id
+        or (kind == MeterKind.AGENT and _find_foreign(terms.api_key_id, start, facts) is not None)
         or start.microsecond
         or not window.first - timedelta(days=1) <= start <= window.last + timedelta(days=1)
     ):
@@ -179,11 +184,13 @@ def find_problem(
         return Problem("contract_id", "is not supplied by this offering of this meter's host")
     if event.grade_id != point.grade_id:
         return Problem("grade_id", "is not the grade version of the contract")
-    if event.rate_id not in facts.rates:
-        return Problem("rate_id", "is not a rate of this market")
+    if facts.rates.get(event.rate_id) != point.grade_id:
+        return Problem("rate_id", "is not a rate of the contract's grade version")
     found = _find_time_problem(event, point, window) or _find_size_problem(event)
     if found is None and made_ms * 1000 < microseconds(event.occurred_at) + EPOCH_US - ID_BEFORE_US:
         return Problem("id", "was made a day before what it tells")
+    if found is None and kind == MeterKind.AGENT:
+        found = _find_foreign(event.api_key_id, event.period_start, facts)
     if found is None and event.unproved is not None:
         return Problem("buckets", f"could not be proved: {event.unproved}")
     return found
@@ -199,6 +206,15 @@ def _find_time_problem(event: UsageEvent, point: Point, window: Window) -> Probl
     # A difference cannot overflow, whatever the year.
     if start.microsecond or not -SKEW <= at - start < _LONGEST_PERIOD + SKEW:
         return Problem("period_start", "is not the start of the delivery period of occurred_at")
+    return None
+
+
+def _find_foreign(api_key_id: UUID | None, period_start: datetime, facts: Facts) -> Problem | None:
+    """What a host cannot know, or copies from the market's delivery key and nowhere else."""
+    if api_key_id is not None:
+        return Problem("api_key_id", "is not for a host's meter to say")
+    if int(period_start.timestamp()) % facts.period_s:
+        return Problem("period_start", "is not the start of a delivery period")
     return None
 
 

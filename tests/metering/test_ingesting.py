@@ -19,7 +19,9 @@ from metering.packing import FLAG_BITS, flags_of
 from metering.selectors import inbox_state, pending_before
 from metering.services import accept_batch, register_source, revive_batch
 from metering.usage import GENESIS_DIGEST, Finish, Flag, encode_batch, encode_event
+from pricing.services import publish_rate
 from pricing.units import Bucket
+from tests.cast import make_grade
 from tests.metering.meters import API_KEY_ID, COUNTS, Meters, rollups, totals
 
 # 12 x 0.25 + 30 x 1.0 standard tokens (weights 1 and 4, kappa 0.25), in millionths.
@@ -512,3 +514,69 @@ def test_usage_that_could_not_be_proved_is_quarantined_with_the_engines_own_figu
     )
     assert exception["reason"].endswith(raw)
     assert totals() == (1, NUMERATOR, NUMERATOR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"api_key_id": API_KEY_ID}, "api_key_id"),
+        ({"period_start": timedelta(seconds=7)}, "period_start"),
+        ({"rate_id": "another grade's"}, "rate_id"),
+    ],
+)
+def test_a_host_says_nothing_that_only_the_market_knows(
+    meters: Meters, now: datetime, changes: dict[str, Any], field: str
+) -> None:
+    if field == "period_start":
+        changes = {"period_start": meters.now + changes["period_start"]}
+    if field == "rate_id":
+        other = make_grade(now, slug="other", model="other")
+        rate = publish_rate(grade_id=other.id, kind="list", micros_per_mtok=1, source_id=uuid4(), now=now)
+        changes = {"rate_id": rate.id}
+    batch = accept_batch(
+        source=meters.agent, body=meters.sent([meters.event(**changes), meters.event()]), now=now
+    )
+    drain(now)
+    batch.refresh_from_db()
+    assert (batch.status, batch.accepted_events) == ("stored", 1)
+    assert [(row["index"], row["result"], row["field"]) for row in batch.exceptions] == [
+        (0, "quarantined", field)
+    ]
+
+
+def test_a_nul_in_what_an_engine_said_costs_nobody_his_batch(meters: Meters, now: datetime) -> None:
+    batch = meters.report([meters.event(buckets={}, unproved="a\0b"), meters.event()])
+    drain(now)
+    batch.refresh_from_db()
+    assert (batch.status, batch.accepted_events, batch.attempts) == ("stored", 1, 1)
+    assert batch.exceptions[0]["reason"].endswith("a\ufffdb")
+
+
+def test_rows_of_many_shapes_and_terms_are_stored_together(meters: Meters, now: datetime) -> None:
+    """Every combination of reported buckets, in two contracts."""
+    contracts = [meters, meters.other_contract()]
+    ppm = [Bucket.UNCACHED_INPUT, Bucket.CACHE_READ, Bucket.OUTPUT, Bucket.REASONING, Bucket.CACHE_WRITE]
+    events = [
+        contracts[mask % 2].event(
+            buckets={bucket: mask + place for place, bucket in enumerate(ppm) if mask >> place & 1},
+            first_byte_ms=mask if mask % 3 else None,
+            recount_o200k=mask if mask % 5 else None,
+            api_key_id=API_KEY_ID if mask % 7 else None,
+            finish=list(Finish)[mask % len(Finish)],
+        )
+        for mask in range(1, 256)
+    ]
+    meters.report(events)
+    drain(now)
+    stored = {event.id: event for event in UsageEvent.objects.all()}
+    assert len(stored) == len(events)
+    for event in events:
+        row = stored[event.id]
+        told = {bucket: getattr(row, f"{bucket.value}_tokens") for bucket in Bucket}
+        assert {bucket: tokens for bucket, tokens in told.items() if tokens is not None} == event.buckets
+        assert (row.first_byte_ms, row.recount_o200k_tokens) == (event.first_byte_ms, event.recount_o200k)
+        assert (row.api_key_id, row.finish, row.contract_id) == (
+            event.api_key_id,
+            event.finish.value,
+            event.contract_id,
+        )
