@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -219,6 +220,16 @@ def test_a_cursor_of_another_question_is_refused(usage: Usage, acme: Party) -> N
     for other in ({"group_by": "model"}, {"group_by": "bucket", "slice": "day"}):
         answer = acme.api.get("/api/v1/usage", {**other, **ALL, "cursor": cursor})
         assert (answer.status_code, answer.json()["field"]) == (422, "cursor")
+
+
+@pytest.mark.parametrize("key", ["\ud800", "a\0b"])
+def test_a_cursor_whose_place_is_no_text_is_refused(usage: Usage, acme: Party, key: str) -> None:
+    cursor = read(acme, group_by="model", page_size=1, **ALL)["next"]
+    told = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    bad = json.dumps([*told[:-1], key])
+    forged = base64.urlsafe_b64encode(bad.encode()).decode().rstrip("=")
+    answer = acme.api.get("/api/v1/usage", {"group_by": "model", **ALL, "cursor": forged})
+    assert (answer.status_code, answer.json()["field"]) == (422, "cursor")
 
 
 def test_the_agents_counts_can_be_read_beside_the_gateways(usage: Usage, acme: Party) -> None:
