@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -62,6 +63,15 @@ def ask_hosts(questions: Sequence[Question], *, timeout_s: float = 10.0) -> list
     return asyncio.run(_ask_all(questions, timeout_s)) if questions else []
 
 
+@contextmanager
+def passed_over(log: logging.Logger, message: str, *, host_id: UUID | None) -> Iterator[None]:
+    """Whatever goes wrong inside is logged, so that one host's answer never stops what is done for the others."""
+    try:
+        yield
+    except Exception:
+        log.exception(message, extra={"host_id": str(host_id)})
+
+
 async def _ask_all(questions: Sequence[Question], timeout_s: float) -> list[Answer | None]:
     resolver: AbstractResolver = ThreadedResolver()
     if not settings.ALLOW_PRIVATE_HOSTS:
@@ -102,6 +112,10 @@ async def _ask(client: aiohttp.ClientSession, turns: asyncio.Semaphore, question
         logger.warning(
             "a host did not answer", extra={"host_id": str(question.host_id), "reason": _reason(error)}
         )
+        return None
+    # The others' answers are not lost by whatever else one host finds to say.
+    except Exception:
+        logger.exception("a host's answer failed", extra={"host_id": str(question.host_id)})
         return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
@@ -21,7 +21,8 @@ from metering.models import MeterSource
 from metering.selectors import overdue_gaps, sequence_gaps, sources_with_gaps
 from metering.services import accept_batch, close_filled_gaps
 from metering.services import accept_gap as accept_gap_of_source
-from providers.asking import Answer, Question, ask_hosts
+from metering.usage import MAX_COUNT
+from providers.asking import Answer, Question, ask_hosts, passed_over
 from providers.claims import check_text
 from providers.hosting import audit_host
 from providers.models import Host
@@ -50,22 +51,33 @@ def pull_missing_usage(*, now: datetime) -> int:
 
     Gaps that are filled are closed; for those that stay longer than METERING_GAP_ALARM_S an error is logged.
     """
+    try:
+        return _pull(now)
+    finally:
+        for source in sources_with_gaps():
+            with passed_over(logger, "gaps were not closed", host_id=source.host_id):
+                close_filled_gaps(source_id=source.pk)
+        _raise_alarm(now)
+
+
+def _pull(now: datetime) -> int:
     came = 0
     chases = _chases()
     for _ in range(MAX_BATCHES):
         answers = ask_hosts([Question.to(each.host, f"{METER_USAGE}?after={each.after}") for each in chases])
-        taken = [_take(chase, answer, now) for chase, answer in zip(chases, answers, strict=True)]
-        came += sum(until is not None and until.came for until in taken)
-        chases = [
-            _Chase(chase.host, chase.source, after)
-            for chase, until in zip(chases, taken, strict=True)
-            if until is not None and (after := _next_after(chase.source, until.number)) is not None
-        ]
+        ongoing = []
+        for chase, answer in zip(chases, answers, strict=True):
+            with passed_over(logger, "an answer about missing usage failed", host_id=chase.host.pk):
+                until = _take(chase, answer, now)
+                if until is None:
+                    continue
+                came += until.came
+                after = _next_after(chase.source, until.number)
+                if after is not None:
+                    ongoing.append(_Chase(chase.host, chase.source, after))
+        chases = ongoing
         if not chases:
             break
-    for source in sources_with_gaps():
-        close_filled_gaps(source_id=source.pk)
-    _raise_alarm(now)
     return came
 
 
@@ -138,14 +150,17 @@ def _take(chase: _Chase, answer: Answer | None, now: datetime) -> _Until | None:
     return _Until(batch.sequence_to, True)
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    kept_from: Annotated[int, msgspec.Meta(gt=0, le=MAX_COUNT)]
+
+
 def _kept_from(body: bytes) -> int | None:
     """From where on a host that no longer has it all still has something."""
     try:
-        said: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError:
+        return msgspec.json.decode(body, type=_Kept).kept_from
+    # Text that is no UTF-8 is a ValueError of another kind.
+    except (ValueError, RecursionError):
         return None
-    number = said.get("kept_from")
-    return number if type(number) is int and number > 0 else None
 
 
 def _raise_alarm(now: datetime) -> None:

@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from marketplace.errors import DomainError
-from providers.asking import Answer, Question, ask_hosts
+from providers.asking import Answer, Question, ask_hosts, passed_over
 from providers.heartbeats import record_registers, register_slot
 from providers.models import Host, Outage
 from providers.wire import METER_REGISTERS
@@ -34,7 +34,11 @@ def read_registers(*, now: datetime) -> int:
     started = time.monotonic()
     answers = ask_hosts([Question.to(host, METER_REGISTERS) for host in due], timeout_s=ANSWER_S)
     read_at = now + timedelta(seconds=time.monotonic() - started)
-    return sum(_keep(host, answer, read_at) for host, answer in zip(due, answers, strict=True))
+    kept = 0
+    for host, answer in zip(due, answers, strict=True):
+        with passed_over(logger, "a register read failed", host_id=host.pk):
+            kept += _keep(host, answer, read_at)
+    return kept
 
 
 @transaction.atomic
@@ -60,17 +64,25 @@ def _claim(now: datetime) -> list[Host]:
     return due
 
 
+class _Said(msgspec.Struct, frozen=True):
+    """An agent's answer; `record_registers` checks what is in it."""
+
+    registers: dict[str, Any] | None = None
+    energy_millijoules: int | None = None
+
+
 def _keep(host: Host, answer: Answer | None, read_at: datetime) -> bool:
     if answer is None or answer.status != _OK:
         return False
     try:
-        said = msgspec.json.decode(answer.body, type=dict[str, Any])
+        said = msgspec.json.decode(answer.body, type=_Said)
         return record_registers(
             host_id=host.pk,
-            registers=said.get("registers") or {},
-            energy_millijoules=said.get("energy_millijoules"),
+            registers=said.registers or {},
+            energy_millijoules=said.energy_millijoules,
             now=read_at,
         )
-    except (msgspec.DecodeError, DomainError) as error:
+    # Text that is no UTF-8 is a ValueError of another kind than msgspec's own.
+    except (ValueError, RecursionError, DomainError) as error:
         logger.warning("a register read is not one", extra={"host_id": str(host.pk), "reason": str(error)})
         return False

@@ -265,7 +265,7 @@ def verify_signed_request(
             message, max_age=MAX_SIGNATURE_AGE, require_components=(*_COVERED, *covered_headers), body=body
         )
     except (InvalidSignature, HTTPMessageSignaturesException, ValueError) as error:
-        raise SignatureRefused(f"signature: {error or 'does not match'}") from None
+        raise SignatureRefused(f"signature: {str(error) or 'does not match'}") from None
     if len(results) != 1:
         raise SignatureRefused("signature: exactly one is expected")
     proved = results[0].parameters

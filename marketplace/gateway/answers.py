@@ -73,7 +73,7 @@ class Answer:
         if not isinstance(delta, Mapping):
             return
         self._text.append(_text(delta.get("content")))
-        self._reasoning.append(_text(delta.get("reasoning_content")))
+        self._reasoning.append(_text(delta.get("reasoning_content") or delta.get("reasoning")))
         for call in delta.get("tool_calls") or []:
             self._collect_call(call)
 
@@ -121,5 +121,5 @@ def has_output(choice: Mapping[str, Any]) -> bool:
         return True
     delta = choice.get("delta")
     return isinstance(delta, Mapping) and any(
-        delta.get(name) for name in ("content", "reasoning_content", "tool_calls", "refusal")
+        delta.get(name) for name in ("content", "reasoning_content", "reasoning", "tool_calls", "refusal")
     )

@@ -24,7 +24,7 @@ from marketplace.gateway.attempts import Attempt, HostFailed, Means
 from marketplace.gateway.config import FIRST_OUTPUT_TOKENS, MAX_ANSWER_BYTES, MAX_ATTEMPTS
 from marketplace.gateway.errors import ApiError, invalid, timed_out, upstream_failed
 from marketplace.gateway.exchange import ClientGone, Exchange
-from marketplace.gateway.parsing import EMBEDDINGS, Asked
+from marketplace.gateway.parsing import CHAT, EMBEDDINGS, Asked
 from marketplace.gateway.refusals import rate_limit_headers, refusal_of
 from marketplace.gateway.settling import Settling
 from marketplace.gateway.store import Caller, GradeVersion, Model
@@ -290,7 +290,8 @@ class Delivery:
                         if not self._exchange.started:
                             await self._start_stream(attempt)
                         await self._exchange.write(out, more=True)
-                    meter.recount.count_some()
+                    for _ in iter(meter.recount.count_some, False):
+                        await asyncio.sleep(0)
                     if ended or meter.finish is not None:
                         pass  # Only usage can follow; nothing more is generated.
                     elif not await self._settling.covered(attempt):
@@ -346,7 +347,7 @@ class Delivery:
                     raise HostFailed("finish_reason is no text")
                 meter.finish = reason or meter.finish
                 meter.generated_chunks += has_output(choice)
-                meter.recount.take(choice, streamed=self._asked.stream)
+                meter.recount.take(choice, streamed=self._asked.stream, chat=self._asked.path == CHAT)
                 if self._asked.stream:
                     out.append(answer.chunk(choice))
                 else:

@@ -48,7 +48,8 @@ SELECT f.model, f.slug, f.title, f.context_tokens, f.created_at, g.id, g.version
        (SELECT jsonb_object_agg(b.bucket, b.standard_ppm) FROM pricing_gradebucket b WHERE b.grade_id = g.id),
        (SELECT min(r.micros_per_mtok) FROM providers_offering o
           JOIN providers_host h ON h.id = o.host_id JOIN pricing_rate r ON r.id = o.list_rate_id
-         WHERE o.grade_id = g.id AND o.status = 'listed' AND h.status = 'enrolled')
+         WHERE o.grade_id = g.id AND o.status = 'listed' AND h.status = 'enrolled'),
+       (SELECT b.kappa_ppm FROM pricing_gradebucket b WHERE b.grade_id = g.id AND b.bucket = 'output')
   FROM pricing_grade g JOIN pricing_gradefamily f ON f.id = g.family_id
  WHERE lower(g.valid_during) <= %(now)s
  ORDER BY f.slug, in_force DESC, g.version DESC
@@ -76,6 +77,8 @@ class GradeVersion:
     max_output_tokens: int
     template_overhead_tokens: int
     standard_ppm: dict[Bucket, int]
+    # o200k tokens for a million native tokens of output text; None where the grade has none.
+    output_kappa_ppm: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +232,9 @@ def _models_of(rows: Sequence[TupleRow]) -> dict[str, Model]:
     models: dict[str, Model] = {}
     for row in rows:
         (model, slug, title, context_tokens, created_at, grade_id, version, currency, max_request_s) = row[:9]
-        (max_output_tokens, template_overhead_tokens, in_force, standard_ppm, list_rate) = row[9:]
+        (max_output_tokens, template_overhead_tokens, in_force, standard_ppm, list_rate, output_kappa) = row[
+            9:
+        ]
         found = GradeVersion(
             id=grade_id,
             version=version,
@@ -238,6 +243,7 @@ def _models_of(rows: Sequence[TupleRow]) -> dict[str, Model]:
             max_output_tokens=max_output_tokens,
             template_overhead_tokens=template_overhead_tokens,
             standard_ppm={Bucket(bucket): ppm for bucket, ppm in (standard_ppm or {}).items()},
+            output_kappa_ppm=output_kappa,
         )
         if model in models:
             known = models[model]

@@ -13,7 +13,7 @@ from marketplace.gateway.store import GradeVersion
 from metering.usage import Finish, Flag, UsageEvent, encode_event, unproved_usage
 from pricing.normalising import SOURCES, Unprovable, adapt, collect_usage
 from pricing.rating import TEXT_INPUT_BUCKETS, TEXT_OUTPUT_BUCKETS, exact_price, standard_numerator
-from pricing.units import INPUT_BUCKETS, OUTPUT_BUCKETS, Bucket
+from pricing.units import INPUT_BUCKETS, OUTPUT_BUCKETS, PPM, Bucket, div_half_even
 
 _FINISHES: Final = {
     "stop": Finish.STOP,
@@ -83,8 +83,14 @@ class UsageMeter:
             return {}
 
     def estimate(self, input_tokens: int) -> None:
-        """No usage came: what the gateway counted stands for it."""
-        self._running = {Bucket.UNCACHED_INPUT: input_tokens, Bucket.OUTPUT: self.generated_chunks}
+        """No usage came: what the gateway counted stands for it.
+
+        Output is the recount of the delivered text by the grade's kappa: a host cuts its text into chunks as it likes.
+        """
+        delivered, output = self.recount.tokens(), 0
+        if delivered is not None:
+            output = max(1, div_half_even(delivered * PPM, self._grade.output_kappa_ppm or PPM))
+        self._running = {Bucket.UNCACHED_INPUT: input_tokens, Bucket.OUTPUT: output}
         self.flags.add(Flag.ESTIMATED)
 
     def numerator(self) -> int:
@@ -155,6 +161,20 @@ class UsageMeter:
             },
         }
 
+    def _witness(self) -> int | None:
+        """The recount, if it can be held against the counts.
+
+        Where the engine reasoned and kept that for itself, it stands for the rest of the output, which is flagged;
+        and for nothing where most of the output is hidden.
+        """
+        counts = self.counts()
+        reasoning = counts.get(Bucket.REASONING, 0)
+        if reasoning and not self.recount.has_reasoning:
+            self.flags.add(Flag.HIDDEN_REASONING)
+            if reasoning > counts.get(Bucket.OUTPUT, 0):
+                return None
+        return self.recount.tokens()
+
     def event(
         self,
         *,
@@ -176,6 +196,7 @@ class UsageMeter:
         assert opened.grade_id is not None
         assert opened.rate_id is not None
         assert opened.period_start is not None
+        recount = self._witness()
         event = UsageEvent(
             id=hold_id,
             sequence=1,
@@ -197,6 +218,6 @@ class UsageMeter:
             flags=tuple(sorted(self.flags)),
             first_byte_ms=first_byte_ms,
             unproved=self._unproved,
-            recount_o200k=self.recount.tokens(native_reasoning_tokens=self.counts().get(Bucket.REASONING, 0)),
+            recount_o200k=recount,
         )
         return encode_event(event) + b"\n"

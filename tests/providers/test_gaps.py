@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -21,8 +22,9 @@ from metering.selectors import overdue_gaps, sequence_gaps
 from metering.services import accept_batch, ingest_batches
 from providers import tasks
 from providers.agent.spool import Batch, Spool
+from providers.asking import Answer, Question, ask_hosts
 from providers.services import accept_gap, pull_missing_usage
-from tests.cast import Party
+from tests.cast import Party, make_plant
 from tests.providers.asked_agent import Agent
 
 
@@ -149,6 +151,87 @@ def test_a_forged_batch_is_refused_whatever_the_signature(agent: Agent, now: dat
     agent.wrap = forge
     assert pull_missing_usage(now=now) == 0
     assert sequence_gaps(agent.source) == [(2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (410, b'{"kept_from":"\xff"}'),
+        (410, b'{"a":' * 3_000),
+        (410, b'{"kept_from":9' + b"9" * 40 + b"}"),
+        (410, b'{"kept_from":true}'),
+        (410, b"[1]"),
+        (200, b'{"a":' * 3_000),
+        (200, b"\xff\n\xff\n"),
+    ],
+)
+def test_nonsense_of_one_host_stops_no_other(
+    hyperion: Party,
+    agent: Agent,
+    now: datetime,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    body: bytes,
+) -> None:
+    bad = make_plant(hyperion, agent.plant.offering.grade, now, name="h2").host
+    assert bad.source_id is not None
+    # It has waited longest, so that it is the first of those to be looked at.
+    MeterSource.objects.filter(pk=bad.source_id).update(gap_since=now - timedelta(days=1), next_sequence=6)
+    UsageBatch.objects.create(
+        source_id=bad.source_id, body=b"x", body_bytes=1, received_at=now, sequence_from=5, sequence_to=5,
+        status="stored", digest="0" * 64, previous_digest="0" * 64, chain="gap",
+    )  # fmt: skip
+    batches = [agent.meter(1) for _ in range(3)]
+    send(agent, batches[0], now)
+    send(agent, batches[2], now)
+
+    def ask(questions: Sequence[Question]) -> list[Answer | None]:
+        honest = iter(ask_hosts([one for one in questions if one.host_id != bad.pk]))
+        return [Answer(status, body) if one.host_id == bad.pk else next(honest) for one in questions]
+
+    monkeypatch.setattr("providers.gaps.ask_hosts", ask)
+    with caplog.at_level(logging.ERROR):
+        assert pull_missing_usage(now=now) == 1
+    assert (sequence_gaps(agent.source), agent.source.gap_since) == ([], None)
+    alarms = [record for record in caplog.records if "does not come" in record.message]
+    assert [record.__dict__["host_id"] for record in alarms] == [str(bad.pk)]
+
+
+def test_a_fault_at_one_host_is_logged_and_stops_no_other(
+    hyperion: Party,
+    agent: Agent,
+    now: datetime,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad = make_plant(hyperion, agent.plant.offering.grade, now, name="h2").host
+    assert bad.source_id is not None
+    MeterSource.objects.filter(pk=bad.source_id).update(gap_since=now - timedelta(days=1), next_sequence=6)
+    UsageBatch.objects.create(
+        source_id=bad.source_id, body=b"x", body_bytes=1, received_at=now, sequence_from=5, sequence_to=5,
+        status="stored", digest="0" * 64, previous_digest="0" * 64, chain="gap",
+    )  # fmt: skip
+    batches = [agent.meter(1) for _ in range(3)]
+    send(agent, batches[0], now)
+    send(agent, batches[2], now)
+
+    def accept(*, source: MeterSource, body: bytes, now: datetime) -> UsageBatch:
+        if source.pk == bad.source_id:
+            raise ZeroDivisionError
+        return accept_batch(source=source, body=body, now=now)
+
+    def ask(questions: Sequence[Question]) -> list[Answer | None]:
+        honest = iter(ask_hosts([one for one in questions if one.host_id != bad.pk]))
+        return [Answer(200, b"") if one.host_id == bad.pk else next(honest) for one in questions]
+
+    monkeypatch.setattr("providers.gaps.ask_hosts", ask)
+    monkeypatch.setattr("providers.gaps.accept_batch", accept)
+    with caplog.at_level(logging.ERROR):
+        assert pull_missing_usage(now=now) == 1
+    assert sequence_gaps(agent.source) == []
+    (failed,) = [record for record in caplog.records if record.exc_info]
+    assert failed.__dict__["host_id"] == str(bad.pk)
 
 
 def test_what_was_forgotten_after_its_retention_is_no_gap(agent: Agent, now: datetime) -> None:

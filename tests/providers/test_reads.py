@@ -1,5 +1,6 @@
 """The engine's registers, read by the market each minute; by heartbeats where that fails."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.conf import settings
 
 from metering.models import RegisterRead
+from providers.asking import Answer, Question, ask_hosts
 from providers.models import Host
 from providers.services import check_heartbeats, read_registers, record_registers
-from tests.cast import Plant
+from tests.cast import Party, Plant, make_plant
 from tests.providers.asked_agent import Agent
 from tests.providers.test_services import beat
 
@@ -77,12 +79,47 @@ def test_a_host_that_hangs_up_is_asked_again_and_one_that_is_down_is_not(agent: 
         {"registers": {}},
         {},
         {"energy_millijoules": 2**63},
+        {"energy_millijoules": "7"},
+        {"registers": [1]},
+        {"registers": "x"},
+        {"registers": {"engine_boot": ["a"], "prompt_tokens_total": 1}},
+        {"registers": {"prompt_tokens_total": True}},
     ],
 )
 def test_nonsense_is_not_kept(agent: Agent, now: datetime, said: dict[str, Any]) -> None:
     agent.registers = said
     assert read_registers(now=now + timedelta(seconds=1)) == 0
     assert RegisterRead.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"registers":[1]}',
+        b'{"a":' * 3_000,
+        b"[" * 5_000,
+        b'{"registers":{"engine_boot":"\xff","output_tokens_total":1}}',
+        b'{"registers":{"engine_boot":"\\ud800","output_tokens_total":1}}',
+        b'{"registers":{"output_tokens_total":1' + b"0" * 5_000 + b"}}",
+    ],
+)
+def test_nonsense_of_one_host_stops_no_other(
+    hyperion: Party, agent: Agent, now: datetime, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    others = [make_plant(hyperion, agent.plant.offering.grade, now, name=name) for name in ("h2", "h3")]
+    bad = others[0].host.pk
+    Host.objects.update(last_heartbeat_at=now)
+
+    def ask(questions: Sequence[Question], *, timeout_s: float) -> list[Answer | None]:
+        assert len(questions) == 3
+        (honest,) = ask_hosts([one for one in questions if one.host_id == agent.plant.host.id])
+        assert honest is not None
+        # What the third says is as good as any.
+        return [Answer(200, body) if one.host_id == bad else honest for one in questions]
+
+    monkeypatch.setattr("providers.reads.ask_hosts", ask)
+    assert read_registers(now=now + timedelta(seconds=1)) == 2
+    assert not RegisterRead.objects.filter(host_id=bad).exists()
 
 
 def test_an_answer_of_another_key_or_to_another_question_is_not_believed(agent: Agent, now: datetime) -> None:
@@ -115,8 +152,6 @@ def test_an_agent_answers_only_the_market_and_each_question_once(
 @pytest.mark.parametrize("after", ["", "-1", "x", "1.5", "9" * 17, "٣"])
 def test_an_agent_refuses_a_number_that_is_none(agent: Agent, after: str) -> None:
     from urllib.parse import quote
-
-    from providers.asking import Question, ask_hosts
 
     (answer,) = ask_hosts([Question.to(agent.plant.host, f"/meter/usage?after={quote(after)}")])
     assert answer is not None

@@ -7,11 +7,21 @@ from datetime import datetime, timedelta
 import pytest
 
 from marketplace.ids import uuid7
+from marketplace.models import JobRun
 from metering.models import Discrepancy, MeterFinding, MeterSource, Reconciliation, UsageRollup
+from metering.services import accept_batch, ingest_batches
+from metering.usage import Flag
 from pricing.models import Grade
 from providers.models import Host
-from providers.reconciling import reconcile_hosts, reconcile_period
+from providers.reconciling import LATE_USAGE_JOB, RECOUNT_JOB, reconcile_hosts, reconcile_period
 from tests.cast import Party, Plant, make_plant
+from tests.metering.meters import Meters, make_meters
+
+
+@pytest.fixture
+def meters(db: None, now: datetime) -> Meters:
+    return make_meters(now)
+
 
 NIL = "00000000-0000-0000-0000-000000000000"
 
@@ -93,6 +103,52 @@ def test_a_host_that_cannot_be_compared_keeps_no_other_from_being_so(
     with pytest.raises(ValueError, match="noise"):
         reconcile_period(settlement_start=now, now=now + DUE)
     assert Discrepancy.objects.get().host_id == second.host.id
+
+
+def test_a_host_that_cannot_be_compared_stops_no_other_work(
+    hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    second = make_plant(hyperion, grade, now, name="h2")
+    for one in (plant, second):
+        metered(one, "gateway", 10_000, now)
+        metered(one, "agent", 9_000, now)
+    UsageRollup.objects.filter(offering_id=plant.offering.id, meter="agent").update(bucket="noise")
+    old = Discrepancy.objects.create(
+        host_id=uuid7(), settlement_start=now - timedelta(days=20), created_at=now - timedelta(days=20)
+    )
+    with pytest.raises(ValueError, match="noise"):
+        reconcile_hosts(now=now + DUE)
+    old.refresh_from_db()
+    assert (old.status, old.ruling) == ("resolved", "lower")
+    assert Discrepancy.objects.get(status="open").host_id == second.host.id
+    assert JobRun.objects.get(job=RECOUNT_JOB).finished_at is not None
+    assert JobRun.objects.get(job=LATE_USAGE_JOB).finished_at is not None
+
+
+def test_sums_that_no_column_holds_stop_nobody(
+    hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    second = make_plant(hyperion, grade, now, name="h2")
+    for one in (plant, second):
+        metered(one, "gateway", 10_000, now)
+    for _ in range(2):
+        metered(plant, "agent", 9 * 10**18, now)
+    metered(second, "agent", 9_000, now)
+    assert reconcile_hosts(now=now + DUE) == 2
+    assert Reconciliation.objects.get(host_id=plant.host.id).agent_numerator == 2**63 - 1
+
+
+def test_an_agents_event_without_any_count_stops_nobody(meters: Meters, plant: Plant, now: datetime) -> None:
+    """Another host's, of a request that the gateway estimated."""
+    metered(plant, "gateway", 10_000, now)
+    metered(plant, "agent", 9_000, now)
+    event = meters.event(flags=(Flag.ESTIMATED,))
+    meters.report([event])
+    nothing = meters.event(id=uuid7(now), request_id=event.request_id, buckets={})
+    accept_batch(source=meters.agent, body=meters.sent([nothing]), now=now)
+    ingest_batches(now=now + timedelta(minutes=9))
+    assert reconcile_period(settlement_start=now, now=now + DUE) == 1
+    assert Discrepancy.objects.get().host_id == plant.host.id
 
 
 def test_what_is_not_agreed_is_looked_at_again_for_a_day(plant: Plant, now: datetime) -> None:
