@@ -16,6 +16,7 @@ from metering.validating import RETENTION
 from pricing.units import Bucket
 
 _ESTIMATED: Final = FLAG_BITS[Flag.ESTIMATED] | FLAG_BITS[Flag.RECOVERED]
+_HIDDEN: Final = FLAG_BITS[Flag.HIDDEN_REASONING]
 _KEY: Final = ("contract_id", "rate_id", "api_key_id", "offering_id", "bucket", "meter", "period_start")
 _FIGURES: Final = (
     "events", "native_tokens", "numerator", "estimated_events", "estimated_numerator", "recounted_tokens",
@@ -43,9 +44,10 @@ WITH counted AS (
 ), keyed AS (
     SELECT contract_id, rate_id, coalesce(api_key_id, '00000000-0000-0000-0000-000000000000') AS api_key_id,
            offering_id, meter, period_start, grade_id, sum(numerator) AS numerator, {_SUMS},
-           sum(coalesce(output_tokens, 0) + coalesce(reasoning_tokens, 0))
-               FILTER (WHERE recount_o200k_tokens IS NOT NULL AND output_tokens IS NOT NULL) AS recounted,
-           sum(recount_o200k_tokens) FILTER (WHERE output_tokens IS NOT NULL) AS recount
+           sum(output_tokens + CASE WHEN flags & {_HIDDEN} <> 0 THEN 0 ELSE coalesce(reasoning_tokens, 0) END)
+               FILTER (WHERE recount_o200k_tokens IS NOT NULL AND flags & {_ESTIMATED} = 0) AS recounted,
+           sum(recount_o200k_tokens)
+               FILTER (WHERE output_tokens IS NOT NULL AND flags & {_ESTIMATED} = 0) AS recount
       FROM counted GROUP BY 1, 2, 3, 4, 5, 6, 7
 ), weighed AS (
     SELECT k.contract_id, k.rate_id, k.api_key_id, k.offering_id, b.bucket, k.meter, k.period_start, k.grade_id,

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metering.packing import COLUMNS, ESTIMATED_BITS, flag_bits, microseconds
+from metering.packing import COLUMNS, ESTIMATED_BITS, FLAG_BITS, flag_bits, microseconds
 from metering.usage import Finish, Flag, LeanEvent
 from pricing.units import Bucket
 
@@ -20,6 +20,7 @@ NOT_REPORTED: Final = -1
 BUCKETS: Final = len(Bucket)
 _OUTPUT: Final = tuple(Bucket).index(Bucket.OUTPUT)
 _REASONING: Final = tuple(Bucket).index(Bucket.REASONING)
+_HIDDEN: Final = FLAG_BITS[Flag.HIDDEN_REASONING]
 _ROWS_A_PART: Final = 512
 _UUID_CHARACTERS: Final = 36
 _DASHES: Final = (8, 13, 18, 23)
@@ -48,7 +49,8 @@ class Sums(NamedTuple):
     """What events of one contract, period and key come to: per bucket in the order of `Bucket`, and their recounts.
 
     `known` are the events that report the bucket; recounts are o200k tokens, `recounted` the native output and
-    reasoning tokens of the same events.
+    reasoning tokens of the same events, without reasoning whose text was hidden. An estimate is made of its recount, so
+    that the one says nothing about the other.
     """
 
     known: Sequence[int]
@@ -118,10 +120,12 @@ class Columns:
     def sums(self, chosen: Ints) -> Sums:
         """Of the events at these places. Exact."""
         counts = self.counts[:, chosen]
-        estimated = counts[:, (self.flags[chosen] & ESTIMATED_BITS) != 0]
-        recounts = self.recounts[chosen]
-        recounted = (recounts >= 0) & (counts[_OUTPUT] >= 0)
-        native = counts[_OUTPUT][recounted], np.maximum(counts[_REASONING][recounted], 0)
+        flags, recounts = self.flags[chosen], self.recounts[chosen]
+        is_estimated = (flags & ESTIMATED_BITS) != 0
+        estimated = counts[:, is_estimated]
+        recounted = (recounts >= 0) & (counts[_OUTPUT] >= 0) & ~is_estimated
+        shown = recounted & ((flags & _HIDDEN) == 0)
+        native = counts[_OUTPUT][recounted], counts[_REASONING][shown]
         return Sums(
             known=(counts >= 0).sum(axis=1).tolist(),
             tokens=[_total(column) for column in counts],

@@ -13,14 +13,15 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from django.db import IntegrityError, connection, transaction
+from django.db.models import Exists, OuterRef
 
 from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
 from marketplace.ids import uuid7
 from metering.columns import Sums
 from metering.models import MeterKind, MeterPoint, MeterSource, UsageCorrection, UsageEvent
-from metering.packing import COUNT_COLUMNS, ESTIMATED_BITS, microseconds
+from metering.packing import COUNT_COLUMNS, ESTIMATED_BITS, FLAG_BITS, microseconds
 from metering.rollups import Tally
-from metering.usage import MAX_COUNT, Finish
+from metering.usage import MAX_COUNT, Finish, Flag
 from metering.validating import (
     MAX_EVENT_NUMERATOR,
     RETENTION,
@@ -28,12 +29,14 @@ from metering.validating import (
     Terms,
     Window,
     find_supply,
+    is_period_start,
     load_facts,
     weigh,
 )
 from pricing.units import Bucket
 
 MAX_REASON: Final = 500
+_HIDDEN: Final = FLAG_BITS[Flag.HIDDEN_REASONING]
 MAX_ACTOR: Final = 100
 
 
@@ -50,6 +53,7 @@ class _Edit(NamedTuple):
     bytes_in: int = 0
     bytes_out: int = 0
     recount_o200k_tokens: int | None = None
+    flags: int = 0
     first_byte_ms: int | None = None
     duration_ms: int = 0
 
@@ -81,6 +85,8 @@ def amend_event(
         bytes_in=target.bytes_in,
         bytes_out=target.bytes_out,
         recount_o200k_tokens=target.recount_o200k_tokens,
+        # What the recount stands for is as before; the counts are not the meter's any more.
+        flags=target.flags & _HIDDEN,
         first_byte_ms=target.first_byte_ms,
         duration_ms=target.duration_ms or 0,
     )
@@ -93,7 +99,9 @@ def amend_event(
     )
     tally = Tally()
     tally.add(edit.terms, target.source.kind, weights, _sums_of(target), sign=-1)
-    tally.add(edit.terms, target.source.kind, weights, _sums(edit.counts, edit.recount_o200k_tokens))
+    tally.add(
+        edit.terms, target.source.kind, weights, _sums(edit.counts, edit.recount_o200k_tokens, edit.flags)
+    )
     _write(tally)
     return correction
 
@@ -129,7 +137,7 @@ def backfill_event(
     """Usage that no meter reported counts as the gateway's from now on, whatever its age inside retention.
 
     The contract must be supplied by the offering at that time, as for a meter's own event; its grade version comes from
-    there. Raises InvalidInput naming the field.
+    there. Raises InvalidInput naming the field, Conflict for a request that has an event already.
     """
     grade_id = _grade_of(contract_id, offering_id)
     terms = Terms(contract_id, offering_id, grade_id, rate_id, period_start, api_key_id)
@@ -138,13 +146,14 @@ def backfill_event(
     counts = _checked_counts(buckets)
     weights = facts.standard_ppm.get(grade_id, {})
     editor = _editor(MeterKind.GATEWAY, now)
+    _refuse_known_request(terms, request_id, editor)
     edit = _Edit(terms, counts, occurred_at, request_id, Finish.NONE.value)
     replacement_id = _store(edit, editor, _numerator(counts, weights), now)
     correction = _record(
         UsageCorrection.Kind.BACKFILL, None, (replacement_id, editor), reason=reason, actor=actor, now=now
     )
     tally = Tally()
-    tally.add(terms, MeterKind.GATEWAY, weights, _sums(counts, None))
+    tally.add(terms, MeterKind.GATEWAY, weights, _sums(counts, None, 0))
     _write(tally)
     return correction
 
@@ -171,13 +180,13 @@ def _terms_of(event: UsageEvent) -> Terms:
 
 def _sums_of(event: UsageEvent) -> Sums:
     counts = tuple(getattr(event, column) for column in COUNT_COLUMNS)
-    sums = _sums(counts, event.recount_o200k_tokens)
     if not event.flags & ESTIMATED_BITS:
-        return sums
+        return _sums(counts, event.recount_o200k_tokens, event.flags)
+    sums = _sums(counts, None, event.flags)
     return sums._replace(estimated_known=sums.known, estimated_tokens=sums.tokens)
 
 
-def _sums(counts: tuple[int | None, ...], recount_o200k: int | None) -> Sums:
+def _sums(counts: tuple[int | None, ...], recount_o200k: int | None, flags: int) -> Sums:
     """What one event comes to that is not estimated."""
     none = (0,) * len(counts)
     known = tuple(int(count is not None) for count in counts)
@@ -186,7 +195,7 @@ def _sums(counts: tuple[int | None, ...], recount_o200k: int | None) -> Sums:
     output = by_bucket[Bucket.OUTPUT]
     if recount_o200k is None or output is None:
         return Sums(known, tokens, none, none, 0, 0)
-    recounted = output + (by_bucket[Bucket.REASONING] or 0)
+    recounted = output + (0 if flags & _HIDDEN else by_bucket[Bucket.REASONING] or 0)
     return Sums(known, tokens, none, none, recounted, recount_o200k)
 
 
@@ -224,6 +233,8 @@ def _grade_of(contract_id: UUID, offering_id: UUID) -> UUID:
 def _check_supplied(terms: Terms, occurred_at: datetime, facts: Facts, now: datetime) -> None:
     if facts.rates.get(terms.rate_id) != terms.grade_id:
         raise InvalidInput("It is not a rate of the contract's grade version.", field="rate_id")
+    if not is_period_start(terms.period_start, facts):
+        raise InvalidInput("It is not the start of a delivery period.", field="period_start")
     supply = find_supply(terms, kind=MeterKind.GATEWAY, host_id=None, facts=facts, window=Window.at(now))
     if supply is None:
         raise InvalidInput("It lies outside retention or in the future.", field="period_start")
@@ -232,6 +243,22 @@ def _check_supplied(terms: Terms, occurred_at: datetime, facts: Facts, now: date
             "The offering did not supply the contract then, or it is not of this delivery period.",
             field="occurred_at",
         )
+
+
+def _refuse_known_request(terms: Terms, request_id: UUID, editor: MeterSource) -> None:
+    """Raises Conflict when the gateway or an earlier backfill says something of the request that still counts."""
+    # One backfill at a time, or two could both find nothing.
+    MeterSource.objects.select_for_update(no_key=True).get(pk=editor.pk)
+    corrected = UsageCorrection.objects.filter(target_id=OuterRef("id"), target_source=OuterRef("source"))
+    known = UsageEvent.objects.filter(
+        ~Exists(corrected),
+        contract_id=terms.contract_id,
+        period_start=terms.period_start,
+        request_id=request_id,
+        source__kind=MeterKind.GATEWAY,
+    )
+    if known.exists():
+        raise Conflict("The request has an event that counts; amend that one.", field="request_id")
 
 
 def _editor(kind: str, now: datetime) -> MeterSource:
@@ -269,7 +296,7 @@ def _store(edit: _Edit, editor: MeterSource, numerator: int, now: datetime) -> U
         occurred_at=edit.occurred_at,
         numerator=numerator,
         recount_o200k_tokens=edit.recount_o200k_tokens,
-        flags=0,
+        flags=edit.flags,
         finish=edit.finish,
         bytes_in=edit.bytes_in,
         bytes_out=edit.bytes_out,

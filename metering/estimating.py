@@ -16,7 +16,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
-from marketplace.errors import Conflict, NotFound
+from marketplace.errors import DomainError
 from metering.correcting import amend_event
 from metering.models import MeterFinding, MeterSource, UsageRollup
 from metering.packing import COUNT_COLUMNS, ESTIMATED_BITS, FLAG_BITS
@@ -189,7 +189,8 @@ def replace_estimates(
     """Replace each estimate of `[since, until)` of which the agent has reported the actual count; returns how many.
 
     The lower of both settles: the agent's where it is not above the estimate, else the estimate's own, unflagged. The
-    next settlement run writes what that changes as an adjustment.
+    next settlement run writes what that changes as an adjustment. One that cannot be replaced keeps no other from
+    being so: the error is logged.
     """
     replaced = 0
     for estimate in _replaceable(since, until or now, limit):
@@ -207,9 +208,13 @@ def replace_estimates(
                 actor=EDITOR,
                 now=now,
             )
-        except (Conflict, NotFound):
+        except DomainError:
             # Somebody has corrected it meanwhile, or its partition is gone.
             logger.info("estimate not replaced", extra={"event_id": str(estimate.event_id)}, exc_info=True)
+            continue
+        except Exception:
+            # Whatever it is about this host's count, the others' estimates do not wait for it.
+            logger.exception("estimate not replaced", extra={"event_id": str(estimate.event_id)})
             continue
         replaced += 1
     return replaced
@@ -217,8 +222,9 @@ def replace_estimates(
 
 _COUNTS: Final = ", ".join(f"g.{name}" for name in COUNT_COLUMNS)
 _ACTUAL: Final = ", ".join(f"a.{name}" for name in COUNT_COLUMNS)
+# An event without any count is no actual count; of a request that was reported twice the higher one is (as in pairing).
 _ESTIMATES: Final = f"""
-SELECT g.source_id, g.id, g.numerator, a.numerator, {_COUNTS}, {_ACTUAL}
+SELECT DISTINCT ON (g.id, g.source_id) g.source_id, g.id, g.numerator, a.numerator, {_COUNTS}, {_ACTUAL}
   FROM metering_usageevent g
   JOIN metering_metersource s ON s.id = g.source_id AND s.kind = 'gateway'
   JOIN metering_usageevent a
@@ -227,9 +233,10 @@ SELECT g.source_id, g.id, g.numerator, a.numerator, {_COUNTS}, {_ACTUAL}
   JOIN metering_metersource m ON m.id = a.source_id AND m.kind = 'agent'
  WHERE g.contract_id = %(contract_id)s AND g.period_start = %(period_start)s
    AND g.flags & %(estimated)s <> 0 AND a.flags & %(no_actual)s = 0
+   AND num_nonnulls({_ACTUAL}) > 0
    AND NOT EXISTS (SELECT FROM metering_usagecorrection c
                     WHERE (c.target_id, c.target_source_id) IN ((g.id, g.source_id), (a.id, a.source_id)))
- ORDER BY g.id LIMIT %(limit)s
+ ORDER BY g.id, g.source_id, a.numerator DESC, a.id LIMIT %(limit)s
 """  # noqa: S608
 
 

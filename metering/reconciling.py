@@ -2,7 +2,7 @@
 
 What is billed is what the gateway carried. Where another witness saw less, beyond tolerance, the lower count settles
 and the rest waits for a ruling (`disputing`). A period that the agent reported nothing of is estimated from the
-gateway: a missing count is not a lower one.
+gateway: a missing count is not a lower one. So is one of which the agent only reported estimates.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from metering.witnesses import (
     TOLERANCE_PPM,
     Cell,
     Counted,
+    Paired,
     Register,
     Seen,
     Withheld,
@@ -33,12 +34,14 @@ from metering.witnesses import (
     load_rollups,
     lower_by_agent,
     lower_by_register,
+    matched,
     pair_requests,
     reported,
     seen_by,
     stale_periods,
     unfinished_at,
     within,
+    without_edited,
 )
 from pricing.units import PPM
 
@@ -48,6 +51,7 @@ _LOOK_AGAIN: Final = timedelta(minutes=5)
 _LOOK_AGAIN_FOR: Final = timedelta(days=1)
 # Over which a host's share of reconciled usage is published.
 PUBLISHED_OVER: Final = timedelta(days=30)
+_MOST: Final = 2**63 - 1
 
 
 def periods_to_reconcile(
@@ -99,19 +103,27 @@ def reconcile_host(
     }
     agent_differs: list[str] = []
     withheld: dict[Cell, Withheld] = {}
-    if agent.events and _differing(gateway.counted, agent.counted):
-        pairs = pair_requests(gateway.cells)
+    pairs: Mapping[Cell, Paired] = {}
+    estimated = 0
+    if agent.events or engine_saw_less:
+        # Always by request: sums alone may agree where one request makes up for what another lacks.
+        pairs = pair_requests({*gateway.cells, *agent.cells})
+        # The engine cannot have counted what the operator has made of a request since.
+        over = without_edited(over, pairs.values())
+        engine_saw_less = _less(over, register.counted)
+    if agent.events:
+        estimated = sum(pair.gateway_estimated for pair in pairs.values())
+        of_gateway = reported(gateway, pairs.values(), MeterKind.GATEWAY)
+        agent_differs = _differing(of_gateway, reported(agent, pairs.values(), MeterKind.AGENT))
+        agent_differs += _less(of_gateway, matched(agent, pairs.values()))
+    if agent_differs:
         is_complete = agent_is_complete(
             agent_sources(host_id), offering_ids, settlement_start, settlement_end
         )
-        agent_differs = _differing(
-            reported(gateway, pairs.values(), MeterKind.GATEWAY),
-            reported(agent, pairs.values(), MeterKind.AGENT),
-        )
         evidence["agent_is_complete"] = is_complete
         evidence["agent_missing_events"] = sum(pair.missing_events for pair in pairs.values())
-        if agent_differs:
-            withheld = lower_by_agent(gateway, agent, pairs, is_complete=is_complete)
+        evidence["agent_of_carried_requests"] = asdict(matched(agent, pairs.values()))
+        withheld = lower_by_agent(gateway, agent, pairs, is_complete=is_complete)
     if engine_saw_less:
         withheld = lower_by_register(gateway, over, register.counted, withheld)
     evidence["disputed"] = [name for name in _DIRECTIONS if name in agent_differs or name in engine_saw_less]
@@ -128,7 +140,8 @@ def reconcile_host(
             now=now,
         )
         discrepancy = None
-        outcome = Outcome.AGREED if agent.events or not gateway.events else Outcome.ESTIMATED
+        is_estimated = not agent.events or estimated * PPM > TOLERANCE_PPM * gateway.numerator
+        outcome = Outcome.ESTIMATED if gateway.events and is_estimated else Outcome.AGREED
         if evidence["disputed"]:
             discrepancy = open_discrepancy(
                 host_id=host_id,
@@ -147,8 +160,9 @@ def reconcile_host(
             settlement_start=settlement_start,
             defaults={
                 "outcome": outcome,
-                "gateway_numerator": gateway.numerator,
-                "agent_numerator": agent.numerator,
+                # What a host makes up may exceed the column.
+                "gateway_numerator": min(gateway.numerator, _MOST),
+                "agent_numerator": min(agent.numerator, _MOST),
                 "usage_digest": digest,
                 "reconciled_at": now,
             },

@@ -54,6 +54,9 @@ class Flag(StrEnum):
     UPSTREAM_FAILED = "upstream_failed"  # The engine or the way to it failed.
     UNPROVABLE = "unprovable"  # The engine's figures contradict each other; no bucket is claimed.
     RECOVERED = "recovered"  # Written after a restart from the last running counts.
+    HIDDEN_REASONING = (
+        "hidden_reasoning"  # Reasoning tokens without their text: a recount stands for `output` only.
+    )
 
 
 Flags = Annotated[tuple[Flag, ...], Meta(max_length=len(Flag))]

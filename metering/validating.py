@@ -213,9 +213,14 @@ def _find_foreign(api_key_id: UUID | None, period_start: datetime, facts: Facts)
     """What a host cannot know, or copies from the market's delivery key and nowhere else."""
     if api_key_id is not None:
         return Problem("api_key_id", "is not for a host's meter to say")
-    if int(period_start.timestamp()) % facts.period_s:
+    if not is_period_start(period_start, facts):
         return Problem("period_start", "is not the start of a delivery period")
     return None
+
+
+def is_period_start(at: datetime, facts: Facts) -> bool:
+    """Whether delivery periods, as long as they are now, begin at this moment."""
+    return at.microsecond == 0 and int(at.timestamp()) % facts.period_s == 0
 
 
 def _find_size_problem(event: UsageEvent) -> Problem | None:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from django.conf import settings
 from django.db import connection
 
 from metering.models import MeterKind, MeterSource, UsageRollup
@@ -84,7 +85,10 @@ class Paired:
     """What became of the gateway's requests of one cell at the agent: numerators, and native (input, output) tokens.
 
     `missing` are those that no agent reported; estimated ones are those of which one of both meters had no usage of the
-    engine's to report: theirs are no counts to be held against anybody.
+    engine's to report: theirs are no counts to be held against anybody. Of the agent's own events, `twice` are those
+    that report a request once more (the highest counts), `alone` those of no request that the gateway carried: neither
+    makes up for what another request lacks. Edited are requests of which the operator has corrected the gateway's
+    event: what both meters had said of them is not compared any more.
     """
 
     missing_events: int = 0
@@ -93,6 +97,14 @@ class Paired:
     agent_estimated: int = 0
     gateway_tokens: tuple[int, int] = (0, 0)
     agent_tokens: tuple[int, int] = (0, 0)
+    twice: int = 0
+    twice_tokens: tuple[int, int] = (0, 0)
+    alone: int = 0
+    alone_tokens: tuple[int, int] = (0, 0)
+    gateway_edited: int = 0
+    gateway_edited_tokens: tuple[int, int] = (0, 0)
+    agent_edited: int = 0
+    agent_edited_tokens: tuple[int, int] = (0, 0)
 
 
 def within(first: int, second: int, tolerance_ppm: int = TOLERANCE_PPM) -> bool:
@@ -119,13 +131,15 @@ def seen_by(rollups: Iterable[UsageRollup]) -> dict[str, Seen]:
 def lower_by_agent(
     gateway: Seen, agent: Seen, pairs: Mapping[Cell, Paired], *, is_complete: bool
 ) -> dict[Cell, Withheld]:
-    """Where the agent counted less. What it may yet report, or only estimated, is no lower count."""
+    """Where the agent counted less of what the gateway carried. What it may yet report, or only estimated, is no lower
+    count."""
     found = {}
     for cell, numerator in gateway.cells.items():
         counted = agent.cells.get(cell, 0)
         pair = pairs.get(cell)
         if pair is not None:
-            counted += pair.gateway_estimated - pair.agent_estimated
+            counted += pair.gateway_estimated - pair.agent_estimated - pair.twice - pair.alone
+            counted += pair.gateway_edited - pair.agent_edited
             counted += 0 if is_complete else pair.missing
         lower = max(0, min(numerator, counted))
         if lower < numerator:
@@ -134,11 +148,39 @@ def lower_by_agent(
 
 
 def reported(seen: Seen, pairs: Iterable[Paired], meter: MeterKind) -> Counted:
-    """The native tokens of requests that both meters have reported, or that the other one has not (yet) seen at all."""
-    estimated = [pair.gateway_tokens if meter == MeterKind.GATEWAY else pair.agent_tokens for pair in pairs]
+    """The native tokens of requests that both meters have reported, each once, or that the other has not (yet) seen."""
+    if meter == MeterKind.GATEWAY:
+        return _without(
+            seen, [tokens for pair in pairs for tokens in (pair.gateway_tokens, pair.gateway_edited_tokens)]
+        )
+    return _without(seen, [tokens for pair in pairs for tokens in _no_reports(pair)])
+
+
+def matched(agent: Seen, pairs: Iterable[Paired]) -> Counted:
+    """What is `reported` by the agent of requests that the gateway carried."""
+    off = [tokens for pair in pairs for tokens in (*_no_reports(pair), pair.alone_tokens)]
+    return _without(agent, off)
+
+
+def _no_reports(pair: Paired) -> tuple[tuple[int, int], ...]:
+    return pair.agent_tokens, pair.twice_tokens, pair.agent_edited_tokens
+
+
+def without_edited(carried: Counted, pairs: Iterable[Paired]) -> Counted:
+    """What the gateway carried, less requests that the operator has corrected."""
+    off = [pair.gateway_edited_tokens for pair in pairs]
+    assert carried.input_tokens is not None
+    assert carried.output_tokens is not None
     return Counted(
-        seen.input_tokens - sum(tokens[0] for tokens in estimated),
-        seen.output_tokens - sum(tokens[1] for tokens in estimated),
+        carried.input_tokens - sum(tokens[0] for tokens in off),
+        carried.output_tokens - sum(tokens[1] for tokens in off),
+    )
+
+
+def _without(seen: Seen, off: Sequence[tuple[int, int]]) -> Counted:
+    return Counted(
+        seen.input_tokens - sum(tokens[0] for tokens in off),
+        seen.output_tokens - sum(tokens[1] for tokens in off),
     )
 
 
@@ -264,7 +306,8 @@ SELECT EXISTS (
           FROM metering_usagebatch WHERE source_id = ANY (%(sources)s) AND received_at >= %(before)s
     ) AS batch
      WHERE received_at >= %(start)s
-       AND (status <> 'stored' OR sequence_from > reached + 1 OR exceptions @> '[{"result": "quarantined"}]')
+       AND (status = 'dead' OR (status = 'pending' AND received_at < %(due)s) OR sequence_from > reached + 1
+            OR exceptions @> '[{"result": "quarantined"}]')
 )
 """
 
@@ -280,8 +323,13 @@ def agent_is_complete(
     if any(source.gap_since is not None for source in sources):
         return False
     source_ids = [source.pk for source in sources]
+    # What came later and waits is of later periods: else the answer would depend on when it is asked for.
+    due = end + timedelta(seconds=settings.MAX_REQUEST_S + settings.SETTLEMENT_GRACE_S)
     with connection.cursor() as cursor:
-        cursor.execute(_HOLES, {"sources": source_ids, "start": start, "before": start - _BATCHES_BEFORE})
+        cursor.execute(
+            _HOLES,
+            {"sources": source_ids, "start": start, "before": start - _BATCHES_BEFORE, "due": due},
+        )
         if cursor.fetchone()[0]:
             return False
     return UsageRollup.objects.filter(
@@ -290,24 +338,51 @@ def agent_is_complete(
 
 
 def pair_requests(cells: Iterable[Cell]) -> dict[Cell, Paired]:
-    """The gateway's requests of these cells and the agent's events of the same, by cell."""
+    """The gateway's requests of these cells' offerings and the agent's events of the same, by cell."""
+    cells = list(cells)
     asked = sorted({(cell.contract_id, cell.period_start) for cell in cells})
     if not asked:
         return {}
     contracts, starts = zip(*asked, strict=True)
     with connection.cursor() as cursor:
         cursor.execute(
-            _PAIRED, {"contracts": list(contracts), "starts": list(starts), "estimated": _ESTIMATED}
+            _PAIRED,
+            {
+                "contracts": list(contracts),
+                "starts": list(starts),
+                "offerings": list({cell.offering_id for cell in cells}),
+                "estimated": _ESTIMATED,
+            },
         )
-        return {
-            Cell(*row[:4]): Paired(row[4], row[5], row[6], row[7], (row[8], row[9]), (row[10], row[11]))
-            for row in cursor.fetchall()
-        }
+        return {Cell(*row[:4]): _paired(*map(int, row[4:])) for row in cursor.fetchall()}
+
+
+def _paired(missing_events: int, missing: int, *sums: int) -> Paired:
+    """The sums come as numerator, input and output tokens of one kind after the other."""
+    gateway, agent, twice, alone, gateway_edited, agent_edited = (
+        (sums[at], (sums[at + 1], sums[at + 2])) for at in range(0, len(sums), 3)
+    )
+    return Paired(
+        missing_events=missing_events,
+        missing=missing,
+        gateway_estimated=gateway[0],
+        gateway_tokens=gateway[1],
+        agent_estimated=agent[0],
+        agent_tokens=agent[1],
+        twice=twice[0],
+        twice_tokens=twice[1],
+        alone=alone[0],
+        alone_tokens=alone[1],
+        gateway_edited=gateway_edited[0],
+        gateway_edited_tokens=gateway_edited[1],
+        agent_edited=agent_edited[0],
+        agent_edited_tokens=agent_edited[1],
+    )
 
 
 # Without usage of the engine's: counted by the meter itself, taken over from the other one, or of no provable sense.
 _ESTIMATED: Final = sum(FLAG_BITS[flag] for flag in (Flag.ESTIMATED, Flag.RECOVERED, Flag.UNPROVABLE))
-# A corrected event is in no roll-up any more; its replacement is.
+# A corrected event is in no roll-up any more; its replacement is. An agent's sums may exceed a bigint.
 _PAIRED: Final = """
 WITH asked AS (
     SELECT * FROM unnest(%(contracts)s::uuid[], %(starts)s::timestamptz[]) AS k (contract_id, period_start)
@@ -316,32 +391,58 @@ WITH asked AS (
            e.numerator, coalesce(e.uncached_input_tokens, 0) + coalesce(e.cache_read_tokens, 0) +
                coalesce(e.cache_write_tokens, 0) AS input,
            coalesce(e.output_tokens, 0) + coalesce(e.reasoning_tokens, 0) AS output,
-           e.flags & %(estimated)s <> 0 AS estimated
+           e.flags & %(estimated)s <> 0 AS estimated,
+           row_number() OVER (PARTITION BY e.contract_id, e.period_start, e.request_id, e.attempt, e.part, s.kind
+                              ORDER BY e.numerator DESC, e.id) AS nth
       FROM asked JOIN metering_usageevent e USING (contract_id, period_start)
-      JOIN metering_metersource s ON s.id = e.source_id
-     WHERE NOT EXISTS (SELECT FROM metering_usagecorrection c
+      JOIN metering_metersource s ON s.id = e.source_id AND s.kind IN ('gateway', 'agent')
+     WHERE e.offering_id = ANY (%(offerings)s)
+       AND NOT EXISTS (SELECT FROM metering_usagecorrection c
                         WHERE c.target_id = e.id AND c.target_source_id = e.source_id)
-), agent AS (
-    SELECT DISTINCT ON (contract_id, period_start, request_id, attempt, part) *
-      FROM counted WHERE kind = 'agent'
-     ORDER BY contract_id, period_start, request_id, attempt, part, numerator DESC
-), paired AS (
-    SELECT g.contract_id, g.rate_id, g.offering_id, g.period_start, g.numerator, g.input, g.output,
-           a.numerator AS a_numerator, a.input AS a_input, a.output AS a_output,
-           a.request_id IS NULL AS missing, a.request_id IS NOT NULL AND (g.estimated OR a.estimated) AS estimated
-      FROM counted g LEFT JOIN agent a USING (contract_id, period_start, request_id, attempt, part)
-     WHERE g.kind = 'gateway'
+), edited AS (
+    SELECT DISTINCT e.contract_id, e.period_start, e.request_id, e.attempt, e.part, true AS is_edited
+      FROM asked JOIN metering_usageevent e USING (contract_id, period_start)
+      JOIN metering_metersource s ON s.id = e.source_id AND s.kind = 'gateway'
+      JOIN metering_usagecorrection c ON (c.target_id = e.id AND c.target_source_id = e.source_id)
+                                      OR (c.replacement_id = e.id AND c.replacement_source_id = e.source_id)
+     WHERE e.offering_id = ANY (%(offerings)s) AND c.actor <> 'vee'
+), request AS (
+    SELECT *, count(*) FILTER (WHERE kind = 'gateway') OVER same = 0 AS alone,
+           count(*) FILTER (WHERE kind = 'agent') OVER same = 0 AS missing,
+           coalesce(bool_or(estimated) FILTER (WHERE kind = 'agent' AND nth = 1) OVER same, false) AS a_estimated,
+           max(numerator) FILTER (WHERE kind = 'agent' AND nth = 1) OVER same AS a_numerator,
+           max(input) FILTER (WHERE kind = 'agent' AND nth = 1) OVER same AS a_input,
+           max(output) FILTER (WHERE kind = 'agent' AND nth = 1) OVER same AS a_output
+      FROM counted WINDOW same AS (PARTITION BY contract_id, period_start, request_id, attempt, part)
+), told AS (
+    SELECT *, CASE WHEN is_edited THEN 'edited'
+                   WHEN kind = 'agent' AND nth > 1 THEN 'twice' WHEN kind = 'agent' AND alone THEN 'alone'
+                   WHEN kind = 'gateway' AND missing THEN 'missing'
+                   WHEN kind = 'gateway' AND (estimated OR a_estimated) THEN 'estimated' END AS what
+      FROM request LEFT JOIN edited USING (contract_id, period_start, request_id, attempt, part)
 )
 SELECT contract_id, rate_id, offering_id, period_start,
-       count(*) FILTER (WHERE missing),
-       coalesce(sum(numerator) FILTER (WHERE missing), 0)::bigint,
-       coalesce(sum(numerator) FILTER (WHERE estimated), 0)::bigint,
-       coalesce(sum(a_numerator) FILTER (WHERE estimated), 0)::bigint,
-       coalesce(sum(input) FILTER (WHERE estimated), 0)::bigint,
-       coalesce(sum(output) FILTER (WHERE estimated), 0)::bigint,
-       coalesce(sum(a_input) FILTER (WHERE estimated), 0)::bigint,
-       coalesce(sum(a_output) FILTER (WHERE estimated), 0)::bigint
-  FROM paired GROUP BY 1, 2, 3, 4
+       count(*) FILTER (WHERE what = 'missing'),
+       coalesce(sum(numerator) FILTER (WHERE what = 'missing'), 0),
+       coalesce(sum(numerator) FILTER (WHERE what = 'estimated'), 0),
+       coalesce(sum(input) FILTER (WHERE what = 'estimated'), 0),
+       coalesce(sum(output) FILTER (WHERE what = 'estimated'), 0),
+       coalesce(sum(a_numerator) FILTER (WHERE what = 'estimated'), 0),
+       coalesce(sum(a_input) FILTER (WHERE what = 'estimated'), 0),
+       coalesce(sum(a_output) FILTER (WHERE what = 'estimated'), 0),
+       coalesce(sum(numerator) FILTER (WHERE what = 'twice'), 0),
+       coalesce(sum(input) FILTER (WHERE what = 'twice'), 0),
+       coalesce(sum(output) FILTER (WHERE what = 'twice'), 0),
+       coalesce(sum(numerator) FILTER (WHERE what = 'alone'), 0),
+       coalesce(sum(input) FILTER (WHERE what = 'alone'), 0),
+       coalesce(sum(output) FILTER (WHERE what = 'alone'), 0),
+       coalesce(sum(numerator) FILTER (WHERE what = 'edited' AND kind = 'gateway'), 0),
+       coalesce(sum(input) FILTER (WHERE what = 'edited' AND kind = 'gateway'), 0),
+       coalesce(sum(output) FILTER (WHERE what = 'edited' AND kind = 'gateway'), 0),
+       coalesce(sum(numerator) FILTER (WHERE what = 'edited' AND kind = 'agent'), 0),
+       coalesce(sum(input) FILTER (WHERE what = 'edited' AND kind = 'agent'), 0),
+       coalesce(sum(output) FILTER (WHERE what = 'edited' AND kind = 'agent'), 0)
+  FROM told GROUP BY 1, 2, 3, 4
 """
 
 
@@ -366,8 +467,8 @@ def unfinished_at(cells: Iterable[Cell], at: datetime) -> Counted:
 
 _UNFINISHED: Final = """
 SELECT coalesce(sum(coalesce(uncached_input_tokens, 0) + coalesce(cache_read_tokens, 0)
-                    + coalesce(cache_write_tokens, 0)), 0)::bigint,
-       coalesce(sum(coalesce(output_tokens, 0) + coalesce(reasoning_tokens, 0)), 0)::bigint
+                    + coalesce(cache_write_tokens, 0)), 0),
+       coalesce(sum(coalesce(output_tokens, 0) + coalesce(reasoning_tokens, 0)), 0)
   FROM (SELECT DISTINCT contract_id, period_start
           FROM unnest(%(contracts)s::uuid[], %(starts)s::timestamptz[]) AS k (contract_id, period_start)) AS asked
   JOIN metering_usageevent g USING (contract_id, period_start)

@@ -85,7 +85,7 @@ class ApiView(PublicView):
         super().check_permissions(request)
         scope = self.scopes[method]
         if scope not in request.auth.scopes:
-            raise ScopeMissing(f"this needs an API key with the scope {scope!r}")
+            raise ScopeMissing(f"this needs an API key with the scope '{scope}'")
         if self.role is not None and not self.organization.has_role(self.role):
             raise RoleMissing(f"only an organization with the role {self.role!r} may do this")
         if method not in _SAFE and self.organization.status != Organization.Status.ACTIVE:

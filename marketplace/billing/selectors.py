@@ -52,7 +52,8 @@ class Metered:
     digest: int = 0
 
 
-# What the gateway carried, by what billing can tell apart, less what is in dispute. The digest changes with any of it.
+# What the gateway carried, by what billing can tell apart, less what is in dispute. A count that was corrected since
+# the dispute began is not lowered twice; usage that came since is billed. The digest changes with any of it.
 _TO_BILL = """
 SELECT contract_id, rate_id, grade_id, period_start, offering_id, numerator, estimated, waiting,
        CASE WHEN numerator = 0 AND estimated = 0 AND waiting = 0 THEN 0
@@ -60,9 +61,12 @@ SELECT contract_id, rate_id, grade_id, period_start, offering_id, numerator, est
                                             numerator, estimated, waiting), 0) END AS digest
 FROM (
     SELECT contract_id, rate_id, grade_id, period_start, offering_id,
-           greatest(numerator - coalesce(withheld, 0), 0) AS numerator,
-           least(estimated, greatest(numerator - coalesce(withheld, 0), 0)) AS estimated,
-           coalesce(waiting, 0) AS waiting
+           greatest(numerator - off, 0) AS numerator, least(estimated, greatest(numerator - off, 0)) AS estimated,
+           least(waiting, off) AS waiting
+    FROM (
+        SELECT contract_id, rate_id, grade_id, period_start, offering_id, numerator, estimated,
+               coalesce(waiting, 0) AS waiting,
+               greatest(coalesce(withheld, 0) - greatest(coalesce(disputed_of, 0) - numerator, 0), 0) AS off
     FROM (
         SELECT contract_id, rate_id, grade_id, period_start, offering_id, sum(numerator)::bigint AS numerator,
                sum(estimated_numerator)::bigint AS estimated
@@ -73,12 +77,14 @@ FROM (
     ) AS carried
     LEFT JOIN (
         SELECT contract_id, rate_id, period_start, offering_id, sum(withheld_numerator)::bigint AS withheld,
+               max(gateway_numerator) AS disputed_of,
                (sum(withheld_numerator) FILTER (WHERE discrepancy.status = 'open'))::bigint AS waiting
         FROM metering_disputedusage usage JOIN metering_discrepancy discrepancy ON discrepancy.id = usage.discrepancy_id
         WHERE period_start >= %(since)s AND period_start < %(until)s
           AND (%(contract)s::uuid IS NULL OR contract_id = %(contract)s)
         GROUP BY 1, 2, 3, 4
     ) AS disputed USING (contract_id, rate_id, period_start, offering_id)
+    ) AS counted
 ) AS netted
 """
 # Four reasons to settle: usage that no run has seen as it is, an accrual whose hold is open, an award not settled yet,

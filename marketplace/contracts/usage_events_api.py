@@ -48,6 +48,7 @@ class UsageEventOut(serializers.Serializer[Any]):
     """One request's metered facts, as one meter saw them."""
 
     id = serializers.UUIDField(source="event.id")
+    source_id = serializers.UUIDField(source="event.source_id", help_text="the meter that said it")
     meter = serializers.ChoiceField(METERS)
     layer = serializers.ChoiceField(["validated", "estimated", "edited"])
     status = serializers.CharField(

@@ -9,7 +9,7 @@ import pytest
 
 from marketplace.billing.auditing import check_charges
 from marketplace.billing.models import Charge, Invoice, InvoiceLine, Settlement
-from marketplace.billing.selectors import RECONCILED_WITHIN, find_invoice
+from marketplace.billing.selectors import RECONCILED_WITHIN, find_invoice, metered_usage
 from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.settling import SettlementResult, settle_due_periods, settle_period
 from marketplace.contracts.models import Contract
@@ -25,7 +25,13 @@ from metering.models import (
     UsageCorrection,
     UsageRollup,
 )
-from metering.services import accept_batch, add_meter_point, gateway_source, ingest_batches
+from metering.services import (
+    accept_batch,
+    accept_discrepancy,
+    add_meter_point,
+    gateway_source,
+    ingest_batches,
+)
 from metering.usage import GENESIS_DIGEST, Finish, Flag, UsageEvent, encode_batch, encode_event, encode_lines
 from pricing.models import Grade, Rate
 from pricing.units import Bucket
@@ -232,6 +238,36 @@ def test_a_lower_count_that_comes_after_settlement_is_given_back(
     assert [item.amount_micros for item in settle_due_periods(now=at).settled] == [MICROS]
     assert (money(rich_acme, "prepaid"), pending(rich_acme)) == (FUNDS - 10 * MICROS, 0)
     assert_books_balance()
+
+
+@pytest.mark.parametrize("ruled", [True, False], ids=["accepted", "open"])
+@pytest.mark.parametrize(
+    ("carried", "billed", "waiting"),
+    [(100, 90, 10), (95, 90, 5), (90, 90, 0), (80, 80, 0), (130, 120, 10)],
+    ids=["unchanged", "amended half way", "amended to the lower", "amended below it", "late usage"],
+)
+def test_a_count_that_is_corrected_after_the_dispute_is_not_lowered_twice(
+    rich_acme: Party,
+    grade: Grade,
+    plant: Plant,
+    now: datetime,
+    carried: int,
+    billed: int,
+    waiting: int,
+    ruled: bool,
+) -> None:
+    """10 lots carried, 9 counted; afterwards the gateway's sum is another (tenths of a lot)."""
+    contract = disputed_hour(rich_acme, grade, plant, now)
+    assert reconcile_hosts(now=now + DUE_AFTER) == 1
+    if ruled:
+        found = Discrepancy.objects.get()
+        accept_discrepancy(discrepancy_id=found.pk, reason="Yes.", closed_by="hyperion", now=now)
+    rollups = UsageRollup.objects.filter(contract_id=contract.id, meter="gateway")
+    rollups.update(numerator=carried * LOT // 10)
+    [metered] = metered_usage(contract.id, now, now + HOUR)
+    assert metered.numerators == {plant.offering.id: billed * LOT // 10}
+    left = {plant.offering.id: waiting * LOT // 10} if waiting and not ruled else {}
+    assert metered.waiting == left
 
 
 def test_what_spot_has_in_dispute_is_first_covered_by_the_minimum_take(

@@ -32,6 +32,9 @@ def _store(meters: Meters) -> None:
         meters.event(flags=(Flag.ESTIMATED,)),
         meters.event(flags=(Flag.RECOVERED, Flag.CAPPED), recount_o200k=29),
         meters.event(buckets={Bucket.OUTPUT: 7, Bucket.REASONING: 5}, recount_o200k=11),
+        meters.event(
+            buckets={Bucket.OUTPUT: 7, Bucket.REASONING: 5}, recount_o200k=11, flags=(Flag.HIDDEN_REASONING,)
+        ),
         meters.event(buckets={Bucket.UNCACHED_INPUT: 3}, recount_o200k=0),
         meters.event(buckets={}),
     ]
@@ -45,6 +48,9 @@ def test_what_ingestion_adds_is_what_an_auditor_adds(meters: Meters, now: dateti
     assert _found(now) == set()
     _store(meters)
     assert UsageRollup.objects.filter(estimated_events__gt=0, recounted_tokens__gt=0).exists()
+    output = UsageRollup.objects.get(meter="gateway", bucket="output", recounted_tokens__gt=0)
+    # Of the estimated nothing, of the one that hides its reasoning only its output.
+    assert (output.recounted_tokens, output.recount_o200k_tokens) == (7 + 5 + 7, 11 + 11)
     assert _found(now) == set()
 
 
@@ -115,7 +121,7 @@ def test_checkusage_says_so_and_exits_with_1(committed_db: TestDatabase, now: da
         told, complaint = StringIO(), StringIO()
         call_command("checkusage", stdout=told, stderr=complaint)
         report = json.loads(told.getvalue())
-        assert (report["ok"], report["events"], report["differences"]) == (True, 10, [])
+        assert (report["ok"], report["events"], report["differences"]) == (True, 11, [])
         assert complaint.getvalue() == ""
         # A numerator that is not its buckets': only the owner could, and not while the trigger is there.
         with psycopg.connect(committed_db.owner_url, autocommit=True) as owner:

@@ -107,12 +107,42 @@ def test_a_backfill_counts_as_the_gateways_whatever_its_age_inside_retention(
     )
 
 
+def test_a_request_is_backfilled_once_and_only_if_nobody_reported_it(meters: Meters, now: datetime) -> None:
+    known, missing = stored(meters), uuid7(now)
+    asked: Any = {
+        "contract_id": meters.contract_id, "offering_id": meters.offering_id, "rate_id": meters.rate_id,
+        "api_key_id": None, "period_start": now, "occurred_at": now, "buckets": {Bucket.OUTPUT: 1}, **WHY, "now": now,
+    }  # fmt: skip
+    first = backfill_event(request_id=missing, **asked)
+    for request_id in (known.request_id, missing):
+        with pytest.raises(Conflict) as refused:
+            backfill_event(request_id=request_id, **asked)
+        assert refused.value.field == "request_id"
+    assert first.replacement_source_id is not None
+    void_event(source_id=first.replacement_source_id, event_id=replacement_of(first), **WHY, now=now)
+    backfill_event(request_id=missing, **asked)
+    assert sums(api_key_id=UUID(int=0))["output"][0] == 1
+
+
 def test_an_amended_estimate_is_one_no_more(meters: Meters, now: datetime) -> None:
     event = stored(meters, flags=(Flag.ESTIMATED,), recount_o200k=29)
     assert sums()["output"] == (1, 30, 30_000_000, 1, 30_000_000)
     amend_event(source_id=meters.gateway.id, event_id=event.id, buckets={Bucket.OUTPUT: 28}, **WHY, now=now)
     assert sums() == {"output": (1, 28, 28_000_000, 0, 0)}
     output = UsageRollup.objects.get()
+    assert (output.recounted_tokens, output.recount_o200k_tokens) == (28, 29)
+
+
+def test_an_amended_event_hides_its_reasoning_as_before(meters: Meters, now: datetime) -> None:
+    event = stored(meters, flags=(Flag.HIDDEN_REASONING,), recount_o200k=29)
+    amend_event(
+        source_id=meters.gateway.id,
+        event_id=event.id,
+        buckets={Bucket.OUTPUT: 28, Bucket.REASONING: 9},
+        **WHY,
+        now=now,
+    )
+    output = UsageRollup.objects.get(bucket="output")
     assert (output.recounted_tokens, output.recount_o200k_tokens) == (28, 29)
 
 
@@ -176,6 +206,7 @@ def test_a_bad_amendment_names_its_field_and_changes_nothing(
         ({"rate_id": uuid4()}, "rate_id"),
         ({"period_start": -timedelta(days=500)}, "period_start"),
         ({"period_start": timedelta(days=3)}, "period_start"),
+        ({"period_start": timedelta(seconds=1)}, "period_start"),
         ({"occurred_at": timedelta(hours=2)}, "occurred_at"),
         ({"occurred_at": -timedelta(hours=1)}, "occurred_at"),
     ],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,21 +14,33 @@ from django.db import connections
 from marketplace.errors import DomainError, InvalidInput, NotFound
 from marketplace.ids import uuid7
 from metering.disputing import RULED_WITHIN
-from metering.models import Discrepancy, DisputedUsage, MeterFinding, Reconciliation
+from metering.models import (
+    Discrepancy,
+    DisputedUsage,
+    MeterFinding,
+    Reconciliation,
+    UsageBatch,
+    UsageEvent,
+    UsageRollup,
+)
 from metering.reconciling import reconcile_host, reconciliation_ppm
 from metering.services import (
     accept_batch,
     accept_discrepancy,
+    amend_event,
+    backfill_event,
     close_overdue_discrepancies,
     ingest_batches,
     record_register_read,
     resolve_discrepancy,
+    void_event,
 )
 from metering.usage import Flag
 from metering.usage import UsageEvent as WireEvent
 from metering.witnesses import Cell, Counted, Seen, Withheld, lower_by_register
+from pricing.services import publish_rate
 from pricing.units import Bucket
-from tests.metering.meters import Meters, digest_of, make_meters
+from tests.metering.meters import Meters, digest_of, make_host, make_meters
 
 HOUR = timedelta(hours=1)
 PERIOD = timedelta(minutes=5)
@@ -217,7 +231,156 @@ def test_what_the_agent_only_estimated_is_held_against_nobody(story: Story, flag
     story.request(300, 120, agent_flags=(flag,))
     story.later()
     assert story.reconcile() is None
+    assert outcome() == "estimated"
+
+
+def test_a_few_estimates_do_not_make_a_period_one(story: Story) -> None:
+    story.request(10_000, 10_000)
+    story.request(40, 1, agent_flags=(Flag.ESTIMATED,))
+    story.later()
+    assert story.reconcile() is None
     assert outcome() == "agreed"
+
+
+def test_estimating_everything_is_no_agreement(story: Story) -> None:
+    for _ in range(3):
+        story.request(1_000, 1, agent_flags=(Flag.ESTIMATED,))
+    story.later()
+    assert story.reconcile() is None
+    assert (outcome(), withheld()) == ("estimated", [])
+
+
+@pytest.mark.parametrize(
+    "where", ["reported twice", "nobody's request", "nobody's request of another contract"]
+)
+def test_no_request_makes_up_for_what_another_lacks(story: Story, where: str) -> None:
+    """The sums of both meters are the same, and the agent saw one token of the second request's thousand."""
+    meters = story.meters
+    other = meters.other_contract()
+    first = story.request(1_000, 1_000)
+    story.request(1_000, 1)
+    of = other if where.endswith("contract") else meters
+    more = of.event(
+        id=uuid7(meters.now),
+        request_id=first if where == "reported twice" else uuid7(meters.now),
+        buckets={Bucket.OUTPUT: 999},
+        occurred_at=meters.now + timedelta(seconds=1),
+    )
+    story.send(more, meters.now + timedelta(seconds=5))
+    story.later()
+    found = story.reconcile(other.offering_id)
+    assert found is not None
+    assert found.evidence["agent_of_carried_requests"] == {"input_tokens": 0, "output_tokens": 1_001}
+    assert (outcome(), withheld()) == ("disputed", [999 * PPM_OUT])
+
+
+def test_a_request_that_is_reported_twice_counts_once(story: Story) -> None:
+    first = story.request(1_000, 1_000)
+    again = story.meters.event(
+        id=uuid7(story.meters.now),
+        request_id=first,
+        buckets={Bucket.OUTPUT: 1_000},
+        occurred_at=story.meters.now + timedelta(seconds=1),
+    )
+    story.send(again, story.meters.now + timedelta(seconds=5))
+    story.later()
+    assert story.reconcile() is None
+    assert outcome() == "agreed"
+
+
+def test_sums_that_no_column_holds_are_compared_all_the_same(story: Story) -> None:
+    """Two rates of 5,000 requests with a thousand million tokens each: 10^19 millionths."""
+    meters = story.meters
+    rate = publish_rate(
+        grade_id=meters.grade_id, kind="list", micros_per_mtok=1, source_id=uuid7(), now=meters.now
+    )
+    story.request(1_000, 900)
+    for rate_id in (meters.rate_id, rate.id):
+        events = [
+            meters.event(
+                id=uuid7(meters.now),
+                request_id=uuid7(meters.now),
+                rate_id=rate_id,
+                buckets={Bucket.OUTPUT: 10**9},
+            )
+            for _ in range(5_000)
+        ]
+        body = meters.sent(events, first=story.next_sequence, previous_digest=story.last_digest)
+        story.last_digest = digest_of(body, story.last_digest)
+        story.next_sequence += len(events)
+        accept_batch(source=meters.agent, body=body, now=meters.now)
+        ingest_batches(now=meters.now + timedelta(minutes=9))
+    story.later()
+    assert story.reconcile() is not None
+    assert withheld() == [100 * PPM_OUT]
+    row = Reconciliation.objects.get()
+    assert (row.gateway_numerator, row.agent_numerator) == (1_000 * PPM_OUT, 2**63 - 1)
+
+
+def test_what_another_host_did_for_the_same_contract_is_no_matter_of_this_one(story: Story) -> None:
+    meters = story.meters
+    other = replace(make_host(meters), contract_id=meters.contract_id)
+    other.add_point()
+    story.request(1_000, 1_000)
+    event = other.event(buckets={Bucket.OUTPUT: 900}, flags=(Flag.ESTIMATED,))
+    other.report([event])
+    body = other.sent([other.event(buckets={Bucket.OUTPUT: 1}, request_id=event.request_id)])
+    accept_batch(source=other.agent, body=body, now=meters.now + timedelta(seconds=5))
+    story.later()
+    assert UsageRollup.objects.filter(offering_id=other.offering_id).count() == 2
+    assert story.reconcile() is None
+    assert outcome() == "agreed"
+
+
+def test_what_the_operator_corrected_is_not_compared_any_more(story: Story) -> None:
+    """Amended up, voided, backfilled: each far beyond tolerance, and the host has done nothing wrong."""
+    meters = story.meters
+    amended, voided = story.request(1_000, 1_000), story.request(500, 500)
+    story.request(300, 300)
+    story.later()
+    read(story, meters.now - timedelta(seconds=5), output=0)
+    read(story, meters.now + HOUR, output=1_800)
+    assert story.reconcile() is None
+    events = {event.request_id: event for event in UsageEvent.objects.filter(source=meters.gateway)}
+    why: Any = {"reason": "the engine said otherwise", "actor": "operator", "now": meters.now + HOUR}
+    source_id = meters.gateway.id
+    buckets: dict[Bucket, int | None] = {Bucket.OUTPUT: 1_400}
+    amend_event(source_id=source_id, event_id=events[amended].id, buckets=buckets, **why)
+    void_event(source_id=source_id, event_id=events[voided].id, **why)
+    backfill_event(
+        contract_id=meters.contract_id,
+        offering_id=meters.offering_id,
+        rate_id=meters.rate_id,
+        api_key_id=None,
+        period_start=meters.now,
+        occurred_at=meters.now,
+        buckets={Bucket.OUTPUT: 900},
+        request_id=uuid7(meters.now),
+        **why,
+    )
+    assert story.reconcile(now=meters.now + 2 * HOUR) is None
+    assert outcome() == "agreed"
+    assert withheld() == []
+    # The rest is compared as before.
+    story.request(400, 300)
+    found = story.reconcile(now=meters.now + 2 * HOUR)
+    assert found is not None
+    assert withheld() == [100 * PPM_OUT]
+
+
+def test_what_is_on_its_way_later_does_not_change_what_was_found(story: Story) -> None:
+    """The same usage compared again says the same, whatever waits in the inbox then."""
+    story.request(1_000, None)
+    story.request(500, 500)
+    story.later()
+    first = story.reconcile()
+    assert first is not None
+    assert withheld() == [1_000 * PPM_OUT]
+    later = story.meters.now + 5 * HOUR
+    story.send(story.meters.event(period_start=later, occurred_at=later, id=uuid7(later)), later)
+    assert UsageBatch.objects.filter(status="pending").exists()
+    story.reconcile(now=later)
+    assert withheld() == [1_000 * PPM_OUT]
 
 
 def read(story: Story, at: datetime, *, output: int, boot: str = "b1", bench: int = 0) -> None:

@@ -170,8 +170,9 @@ def reconcile(meters: Meters, now: datetime) -> Discrepancy | None:
 def test_meters_may_differ_by_half_a_percent(
     meters: Meters, now: datetime, agent_output: int, agrees: bool
 ) -> None:
-    meters.report([meters.event(buckets={Bucket.OUTPUT: 1_000})])
-    agents = [meters.event(buckets={Bucket.OUTPUT: agent_output})]
+    carried = meters.event(buckets={Bucket.OUTPUT: 1_000})
+    meters.report([carried])
+    agents = [meters.event(buckets={Bucket.OUTPUT: agent_output}, request_id=carried.request_id)]
     accept_batch(source=meters.agent, body=meters.sent(agents), now=now)
     ingest_batches(now=now)
     found = reconcile(meters, now)
