@@ -32,6 +32,7 @@ class Seen:
 
     discrepancy: Discrepancy
     host_id: UUID | None
+    host_name: str
     evidence: Mapping[str, Any] | None
     usage: list[DisputedUsage]
     may_see_contracts: bool
@@ -61,9 +62,13 @@ def seen_by(organization: Organization, discrepancies: Iterable[Discrepancy]) ->
     """These of `discrepancies_of`, each with what of it concerns the organization; in a constant number of queries."""
     found = list(discrepancies)
     operates = organization.has_role(OrganizationRole.OPERATOR)
-    hosts = set(
-        _hosts(organization).filter(pk__in=[one.host_id for one in found]).values_list("pk", flat=True)
-    )
+    of_hosts = Host.objects.filter(pk__in=[one.host_id for one in found])
+    names: dict[UUID, str] = {}
+    hosts: set[UUID] = set()
+    for host_id, name, owner_id in of_hosts.values_list("pk", "name", "provider__organization_id"):
+        names[host_id] = name
+        if owner_id == organization.id:
+            hosts.add(host_id)
     contracts = set(_contracts(organization).values_list("pk", flat=True)) if not operates else set()
     by_discrepancy: dict[UUID, list[DisputedUsage]] = defaultdict(list)
     rows = DisputedUsage.objects.filter(discrepancy__in=found)
@@ -76,6 +81,7 @@ def seen_by(organization: Organization, discrepancies: Iterable[Discrepancy]) ->
         Seen(
             discrepancy=one,
             host_id=one.host_id if operates or one.host_id in hosts else None,
+            host_name=names.get(one.host_id, "") if operates or one.host_id in hosts else "",
             evidence=one.evidence if operates or one.host_id in hosts else None,
             usage=by_discrepancy[one.pk],
             may_see_contracts=operates or one.host_id not in hosts,

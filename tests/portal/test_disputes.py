@@ -26,7 +26,10 @@ def test_the_provider_accepts_the_lower_count_and_must_say_why(
     day: Day, hyperion: Party, sign_in: SignIn
 ) -> None:
     client = sign_in(hyperion)
-    assert "Accept the lower count" in shown(client, "/provider/discrepancies")
+    listed = shown(client, "/provider/discrepancies")
+    assert "Accept the lower count" in listed
+    assert f"<dd>{day.plant.host.name}</dd>" in listed
+    assert "Counts of the three witnesses" in listed
     path = f"/provider/discrepancies/{day.discrepancy.id}/accept"
     answer = client.post(path, {"reason": " "}, follow=True)
     assert "Reason must have 1 to 500 characters." in answer.content.decode()
@@ -59,6 +62,7 @@ def test_a_buyer_sees_his_counts_and_not_the_hosts(day: Day, acme: Party, sign_i
     page = shown(sign_in(acme), "/buyer/discrepancies")
     assert str(day.on_demand.id) in page
     assert str(day.plant.host.id) not in page
+    assert f"<dd>{day.plant.host.name}</dd>" not in page
     assert "What each witness saw" not in page
 
 
