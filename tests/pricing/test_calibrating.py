@@ -376,7 +376,11 @@ def test_two_measurements_of_one_moment_do_not_share_a_version(
 
 def _somebody_waits() -> bool:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+        # For this connection: others on the same server have waits of their own.
+        cursor.execute(
+            """SELECT EXISTS (SELECT FROM pg_locks
+                               WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"""
+        )
         return bool(cursor.fetchone()[0])
 
 
