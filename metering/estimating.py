@@ -22,13 +22,12 @@ from metering.models import MeterFinding, MeterSource, UsageRollup
 from metering.packing import COUNT_COLUMNS, ESTIMATED_BITS, FLAG_BITS
 from metering.selectors import sequence_gaps
 from metering.usage import Flag
-from metering.witnesses import Cell, Register, Seen, agent_sources, within
+from metering.witnesses import VEE, Cell, Register, Seen, agent_sources, within
 from pricing.units import PPM, Bucket
 
 logger = logging.getLogger(__name__)
 
 Kind = MeterFinding.Kind
-EDITOR: Final = "vee"
 # Above it a clock is called wrong: a batch on its way takes less, and signatures allow 300 s.
 CLOCK_TOLERANCE: Final = timedelta(seconds=10)
 # Over the measured maximum; beyond it a count is impossible rather than good luck.
@@ -205,7 +204,7 @@ def replace_estimates(
                     f"Estimated at {estimate.numerator}, the agent counted {estimate.actual_numerator}"
                     f" (millionths of a standard token): the {'count' if lower else 'lower estimate'} stands."
                 ),
-                actor=EDITOR,
+                actor=VEE,
                 now=now,
             )
         except DomainError:

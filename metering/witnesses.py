@@ -107,6 +107,10 @@ class Paired:
     agent_edited_tokens: tuple[int, int] = (0, 0)
 
 
+# Who has corrected an event where no person did: validation, estimation, editing.
+VEE: Final = "vee"
+
+
 def within(first: int, second: int, tolerance_ppm: int = TOLERANCE_PPM) -> bool:
     return abs(first - second) * PPM <= tolerance_ppm * max(first, second)
 
@@ -352,6 +356,7 @@ def pair_requests(cells: Iterable[Cell]) -> dict[Cell, Paired]:
                 "starts": list(starts),
                 "offerings": list({cell.offering_id for cell in cells}),
                 "estimated": _ESTIMATED,
+                "vee": VEE,
             },
         )
         return {Cell(*row[:4]): _paired(*map(int, row[4:])) for row in cursor.fetchall()}
@@ -405,7 +410,7 @@ WITH asked AS (
       JOIN metering_metersource s ON s.id = e.source_id AND s.kind = 'gateway'
       JOIN metering_usagecorrection c ON (c.target_id = e.id AND c.target_source_id = e.source_id)
                                       OR (c.replacement_id = e.id AND c.replacement_source_id = e.source_id)
-     WHERE e.offering_id = ANY (%(offerings)s) AND c.actor <> 'vee'
+     WHERE e.offering_id = ANY (%(offerings)s) AND c.actor <> %(vee)s
 ), request AS (
     SELECT *, count(*) FILTER (WHERE kind = 'gateway') OVER same = 0 AS alone,
            count(*) FILTER (WHERE kind = 'agent') OVER same = 0 AS missing,
