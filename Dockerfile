@@ -3,7 +3,7 @@ FROM python:3.12-slim AS build
 WORKDIR /build
 COPY requirements-server.lock .
 RUN python -m venv /opt/tokenyard \
-    && /opt/tokenyard/bin/pip install --no-cache-dir --require-hashes -r requirements-server.lock
+    && /opt/tokenyard/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements-server.lock
 
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin tokenyard

@@ -55,7 +55,7 @@ $(VENV)/made-for-lock:
 		$$python -m venv --clear $(VENV); \
 	fi; \
 	echo "Installing the packages of requirements.lock (a minute or two the first time) ..."; \
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock; \
 	$(PYTHON) -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "tokenyard.pth").write_text(str(pathlib.Path.cwd()) + "\n")'; \
 	cp requirements.lock $(STAMP); \
 	echo "Packages installed."
