@@ -117,23 +117,23 @@ class Columns:
         fits = safe & (numerators <= most)
         return fits, np.where(fits, numerators, 0)
 
-    def sums(self, chosen: Ints) -> Sums:
-        """Of the events at these places. Exact."""
+    def sums(self, chosen: Ints, starts: Ints) -> list[Sums]:
+        """Of the events at these places, run by run; a run ends where the next of `starts` begins. Exact."""
         counts = self.counts[:, chosen]
         flags, recounts = self.flags[chosen], self.recounts[chosen]
         is_estimated = (flags & ESTIMATED_BITS) != 0
-        estimated = counts[:, is_estimated]
         recounted = (recounts >= 0) & (counts[_OUTPUT] >= 0) & ~is_estimated
         shown = recounted & ((flags & _HIDDEN) == 0)
-        native = counts[_OUTPUT][recounted], counts[_REASONING][shown]
-        return Sums(
-            known=(counts >= 0).sum(axis=1).tolist(),
-            tokens=[_total(column) for column in counts],
-            estimated_known=(estimated >= 0).sum(axis=1).tolist(),
-            estimated_tokens=[_total(column) for column in estimated],
-            recounted=_total(native[0]) + _total(native[1]),
-            recount_o200k=_total(recounts[recounted]),
-        )
+        known, tokens = counts >= 0, np.maximum(counts, 0)
+        summed = np.concatenate((
+            known, tokens, known & is_estimated, tokens * is_estimated,
+            [tokens[_OUTPUT] * recounted + tokens[_REASONING] * shown, recounts * recounted],
+        ))  # fmt: skip
+        if summed.max(initial=0) >= _SMALL:
+            summed = summed.astype(object)  # Integers of any size.
+        runs = np.add.reduceat(summed, starts, axis=1).T.tolist()
+        cut = [slice(place * BUCKETS, (place + 1) * BUCKETS) for place in range(4)]
+        return [Sums(*(run[part] for part in cut), *run[4 * BUCKETS :]) for run in runs]
 
 
 class Rows:
@@ -178,19 +178,21 @@ class Rows:
         """The events at these places, in this order, as parts of a COPY of handy size."""
         for start in range(0, len(chosen), _ROWS_A_PART):
             part = chosen[start : start + _ROWS_A_PART]
-            shapes, places = self._shape_of[part], self._place_in[part]
+            shapes = self._shape_of[part]
             if (shapes == shapes[0]).all():
-                yield self._packed[shapes[0]][places].tobytes()
+                yield self._packed[shapes[0]][self._place_in[part]].tobytes()
             else:
-                packed = [rows.view(f"V{rows.itemsize}") for rows in self._packed]
-                yield b"".join([
-                    packed[shape][place].tobytes()
-                    for shape, place in zip(shapes.tolist(), places.tolist(), strict=True)
-                ])  # fmt: skip
+                yield b"".join(self._each(part))
 
-    def content(self, place: int) -> bytes:
-        """The columns of `packing.CONTENT_COLUMNS` of one event."""
-        return b"".join(self.rows(np.array([place])))[_SOURCE_AND_BATCH:]
+    def contents(self, chosen: Ints) -> list[bytes]:
+        """The columns of `packing.CONTENT_COLUMNS` of each of the events at these places."""
+        return [row[_SOURCE_AND_BATCH:] for row in self._each(chosen)]
+
+    def _each(self, chosen: Ints) -> Iterator[bytes]:
+        packed = [rows.view(f"V{rows.itemsize}") for rows in self._packed]
+        shapes, places = self._shape_of[chosen].tolist(), self._place_in[chosen].tolist()
+        for shape, place in zip(shapes, places, strict=True):
+            yield packed[shape][place].tobytes()
 
 
 def _ids(texts: Sequence[str]) -> tuple[Bools, NDArray[np.uint8]]:
@@ -231,14 +233,6 @@ def _flags(flags: Sequence[tuple[Flag, ...]]) -> Ints:
     if not any(flags):
         return np.zeros(len(flags), np.int64)
     return np.array([flag_bits(some) if some else 0 for some in flags], np.int64)
-
-
-def _total(column: Ints) -> int:
-    """The sum of what was reported, also beyond what a machine word holds."""
-    reported = column[column >= 0]
-    if len(reported) == 0:
-        return 0
-    return int(reported.sum()) if int(reported.max()) < _SMALL else sum(reported.tolist())
 
 
 def _shapes(columns: Columns, terms_lengths: Ints) -> Ints:

@@ -236,15 +236,15 @@ def _copy_fresh(first: Mapping[bytes, int], rows: Rows) -> tuple[dict[bytes, byt
 
 
 def _roll_up(claim: Claim, stored: Ints) -> None:
+    if len(stored) == 0:
+        return
     tally = Tally()
     by_lane = stored[np.argsort(claim.lane_of[stored], kind="stable")]
-    starts = np.flatnonzero(np.diff(claim.lane_of[by_lane], prepend=-1))
-    for events in np.split(by_lane, starts[1:]):
-        if len(events):
-            lane = claim.lanes[claim.lane_of[events[0]]]
-            assert lane.terms is not None, "what is stored has terms"
-            weights = claim.facts.standard_ppm.get(lane.terms.grade_id, {})
-            tally.add(lane.terms, lane.kind, weights, claim.columns.sums(events))
+    lanes, starts = np.unique(claim.lane_of[by_lane], return_index=True)
+    for lane_number, sums in zip(lanes.tolist(), claim.columns.sums(by_lane, starts), strict=True):
+        lane = claim.lanes[lane_number]
+        assert lane.terms is not None, "what is stored has terms"
+        tally.add(lane.terms, lane.kind, claim.facts.standard_ppm.get(lane.terms.grade_id, {}), sums)
     with connection.cursor() as cursor:
         tally.write(cursor)
 
@@ -257,9 +257,14 @@ def _note_repeats(
     seen: Mapping[bytes, bytes],
 ) -> None:
     """Tell duplicates from conflicts: the stored content decides, whichever batch brought it."""
-    for key, event in again:
+    repeats = list(again)
+    contents = rows.contents(np.array([event for _, event in repeats], np.int64))
+    # Of a key that comes twice in one claim, the first event is the one that is stored.
+    twice = [key for key, _ in repeats if key not in seen]
+    known = dict(zip(twice, rows.contents(np.array([first[key] for key in twice], np.int64)), strict=True))
+    for (key, event), content in zip(repeats, contents, strict=True):
         work, place = claim.noted_at(event)
-        if rows.content(event) == (seen.get(key) or rows.content(first[key])):
+        if content == (seen.get(key) or known[key]):
             work.duplicates.append(place)
         else:
             reason = "names an event that is stored with other content"

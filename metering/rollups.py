@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
 
+import msgspec
 from django.db.backends.utils import CursorWrapper
 
 from metering.columns import Sums
@@ -26,11 +27,15 @@ _SUMS: Final = (
     "recount_o200k_tokens",
 )  # fmt: skip
 _KEY_NAMES: Final = ", ".join(name for name, _ in _KEYS)
+# One document instead of fifteen arrays: the driver dumps arrays value by value.
+_TALLIED: Final = f"""json_to_recordset(%s::json) AS t (
+    {", ".join(f"{name} {kind}" for name, kind in _KEYS)}, grade_id uuid,
+    {", ".join(f"{name} bigint" for name in _SUMS)}
+)"""
+_SAME_KEY: Final = " AND ".join(f"r.{name} = t.{name}" for name, _ in _KEYS)
 _ADD_SQL: Final = f"""
 INSERT INTO metering_usagerollup AS r ({_KEY_NAMES}, grade_id, {", ".join(_SUMS)})
-SELECT {_KEY_NAMES}, grade_id, {", ".join(_SUMS)}
-  FROM unnest({", ".join(f"%s::{kind}[]" for _, kind in _KEYS)}, %s::uuid[], {", ".join(["%s::bigint[]"] * len(_SUMS))})
-       AS t ({_KEY_NAMES}, grade_id, {", ".join(_SUMS)})
+SELECT {_KEY_NAMES}, grade_id, {", ".join(_SUMS)} FROM {_TALLIED}
  ORDER BY {_KEY_NAMES}
 ON CONFLICT ({_KEY_NAMES}) DO UPDATE SET {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _SUMS)}
 """  # noqa: S608
@@ -38,21 +43,16 @@ ON CONFLICT ({_KEY_NAMES}) DO UPDATE SET {", ".join(f"{name} = r.{name} + exclud
 # changes, and one that nothing is left of goes (a bucket that nobody reported has no row).
 _TOUCH_SQL: Final = f"""
 INSERT INTO metering_usagerollup ({_KEY_NAMES}, grade_id, {", ".join(_SUMS)})
-SELECT {_KEY_NAMES}, grade_id, {", ".join(["0"] * len(_SUMS))}
-  FROM unnest({", ".join(f"%s::{kind}[]" for _, kind in _KEYS)}, %s::uuid[]) AS t ({_KEY_NAMES}, grade_id)
+SELECT {_KEY_NAMES}, grade_id, {", ".join(["0"] * len(_SUMS))} FROM {_TALLIED}
  ORDER BY {_KEY_NAMES}
 ON CONFLICT ({_KEY_NAMES}) DO UPDATE SET grade_id = excluded.grade_id
 """  # noqa: S608
 _CHANGE_SQL: Final = f"""
 UPDATE metering_usagerollup r SET {", ".join(f"{name} = r.{name} + t.{name}" for name in _SUMS)}
-  FROM unnest({", ".join(f"%s::{kind}[]" for _, kind in _KEYS)}, {", ".join(["%s::bigint[]"] * len(_SUMS))})
-       AS t ({_KEY_NAMES}, {", ".join(_SUMS)})
- WHERE {" AND ".join(f"r.{name} = t.{name}" for name, _ in _KEYS)}
+  FROM {_TALLIED} WHERE {_SAME_KEY}
 """  # noqa: S608
 _SWEEP_SQL: Final = f"""
-DELETE FROM metering_usagerollup r
- USING unnest({", ".join(f"%s::{kind}[]" for _, kind in _KEYS)}) AS t ({_KEY_NAMES})
- WHERE {" AND ".join(f"r.{name} = t.{name}" for name, _ in _KEYS)} AND r.events = 0
+DELETE FROM metering_usagerollup r USING {_TALLIED} WHERE {_SAME_KEY} AND r.events = 0
 """  # noqa: S608
 
 
@@ -97,19 +97,14 @@ class Tally:
         """Add to the stored sums. Rows are locked in the order of their keys."""
         if not self._sums:
             return
+        document = msgspec.json.encode([
+            {**key._asdict(), **dict(zip(_SUMS, sums, strict=True))} for key, sums in self._sums.items()
+        ]).decode()  # fmt: skip
         if all(amount >= 0 for sums in self._sums.values() for amount in sums):
-            cursor.execute(_ADD_SQL, [*self._columns(), *self._amounts()])
+            cursor.execute(_ADD_SQL, [document])
             return
-        keys = self._columns()
-        cursor.execute(_TOUCH_SQL, keys)
-        cursor.execute(_CHANGE_SQL, [*keys[:-1], *self._amounts()])
-        cursor.execute(_SWEEP_SQL, keys[:-1])
-
-    def _columns(self) -> list[list[object]]:
-        return [list(column) for column in zip(*self._sums, strict=True)]
-
-    def _amounts(self) -> list[list[int]]:
-        return [list(column) for column in zip(*self._sums.values(), strict=True)]
+        for statement in (_TOUCH_SQL, _CHANGE_SQL, _SWEEP_SQL):
+            cursor.execute(statement, [document])
 
 
 def _key(terms: Terms, bucket: Bucket, meter: str) -> _Key:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -43,12 +45,14 @@ class _PackedIdsDumper(Dumper):
 def find_stored(keys: Collection[bytes]) -> dict[bytes, bytes]:
     """Which keys (16 bytes of id, 16 of source; at least one) are stored, and the packed content of each."""
     ids = sorted({key[:16] for key in keys})
+    found: list[tuple[UUID, bytes]] = []
     # Not Django's cursor: it would send the ids as text.
     with connection.wrap_database_errors, Cursor(connection.connection) as cursor:
         cursor.adapters.register_dumper(_PackedIds, _PackedIdsDumper)
-        bounds = UUID(bytes=ids[0]), UUID(bytes=ids[-1])
-        cursor.execute(_KNOWN_SQL, [_PackedIds(pack_uuid_array(ids)), *bounds], binary=True)
-        found = [(event_id, event_id.bytes + source_id.bytes) for event_id, source_id in cursor]
+        for part in _by_month(ids):
+            bounds = UUID(bytes=part[0]), UUID(bytes=part[-1])
+            cursor.execute(_KNOWN_SQL, [_PackedIds(pack_uuid_array(part)), *bounds], binary=True)
+            found += [(event_id, event_id.bytes + source_id.bytes) for event_id, source_id in cursor]
         known = sorted(event_id for event_id, key in found if key in keys)
         if not known:
             return {}
@@ -56,6 +60,19 @@ def find_stored(keys: Collection[bytes]) -> dict[bytes, bytes]:
             copied = b"".join(bytes(part) for part in copy)
     stored = {b"".join(filter(None, key)): content for key, content in unpack_contents(copied, 2)}
     return {key: stored[key] for key in stored if key in keys}
+
+
+def _by_month(ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Sorted ids, cut where a partition ends: asked together, each would be looked for in every partition."""
+    start = 0
+    while start < len(ids):
+        made_at = datetime.fromtimestamp(int.from_bytes(ids[start][:6]) / 1_000, UTC)
+        next_month = (made_at.replace(day=1) + timedelta(days=32)).replace(
+            day=1, hour=0, minute=0, second=0, microsecond=0
+        )
+        end = bisect_left(ids, (int(next_month.timestamp()) * 1_000).to_bytes(6), start)
+        yield ids[start:end]
+        start = end
 
 
 def copy_events(rows: Iterable[bytes]) -> None:

@@ -133,15 +133,43 @@ LANGUAGE sql AS $$
 $$;
 
 -- Locks whole batches nobody else works on, oldest first, until one of both bounds is passed (one batch at least).
--- The loop locks rows as it fetches them, so that what does not fit is left to other workers, a few rows apart.
+-- First those of sources that no other worker is at: what repeats usage comes soon after it and from the same source, and
+-- two workers that store the same event wait for each other, then one of them begins anew. Sources share 64 advisory
+-- locks, so that a claim fills no lock table; when others are at all that waits, batches of any source are taken.
+-- The loops lock rows as they fetch them, so that what does not fit is left to other workers, a few rows apart.
 -- Batches that failed before are left to the sweeper: they must not hold up the others.
 CREATE FUNCTION metering_claim_batches(p_batches integer, p_bytes bigint) RETURNS SETOF uuid
 LANGUAGE plpgsql AS $$
 DECLARE
+    v_share record;
     v_batch record;
     v_batches integer := 0;
     v_bytes bigint := 0;
 BEGIN
+    FOR v_share IN
+        SELECT abs(hashtext(source_id::text) % 64) AS lock, max(max(id::text)) OVER ()::uuid AS last_id
+          FROM (SELECT id, source_id FROM metering_usagebatch
+                 WHERE status = 'pending' AND attempts = 0 ORDER BY id LIMIT p_batches) AS oldest
+         GROUP BY 1 ORDER BY min(id::text)
+    LOOP
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(hashtext('metering_claim_batches'), v_share.lock);
+        FOR v_batch IN
+            SELECT id, body_bytes FROM metering_usagebatch
+             WHERE status = 'pending' AND attempts = 0 AND id <= v_share.last_id
+               AND abs(hashtext(source_id::text) % 64) = v_share.lock
+             ORDER BY id LIMIT p_batches - v_batches FOR UPDATE SKIP LOCKED
+        LOOP
+            v_batches := v_batches + 1;
+            v_bytes := v_bytes + v_batch.body_bytes;
+            IF v_bytes > p_bytes AND v_batches > 1 THEN
+                RETURN;
+            END IF;
+            RETURN NEXT v_batch.id;
+        END LOOP;
+    END LOOP;
+    IF v_batches > 0 THEN
+        RETURN;
+    END IF;
     FOR v_batch IN
         SELECT id, body_bytes FROM metering_usagebatch
          WHERE status = 'pending' AND attempts = 0

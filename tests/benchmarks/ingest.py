@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -45,6 +46,9 @@ BATCHES_PER_HOST = 15
 EVENTS_PER_BATCH = 5_000
 CONTRACTS_PER_HOST = 10
 INGESTERS = 2
+ROUNDS = 3
+# A host's requests end one after the other, all of them within one delivery period.
+BETWEEN_REQUESTS = timedelta(minutes=5) / (BATCHES_PER_HOST * EVENTS_PER_BATCH)
 # The bound on the inbox is for a market that cannot follow; here the whole burst may wait.
 NO_BOUND = {"USAGE_INBOX_MAX_BATCHES": "100000", "USAGE_INBOX_MAX_BYTES": str(2**40)}
 TIMEOUT_S = 120
@@ -85,32 +89,34 @@ class Mix(NamedTuple):
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Clean usage beside the floor; then usage with 5% duplicates and 1% late beside clean usage, to hold 0.8."""
+    """Clean usage beside the floor; usage with 5% duplicates and 1% late beside clean usage, to hold 0.8. In turns,
+    since tables grow and machines are shared; medians.
+    """
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     market = make_meters(now, valid_from=now - timedelta(days=40))
-    clean = _measure(market, Mix("clean", 0, 0))
-    floor = clean.floor
-    yield {
-        "name": "ingest",
-        "value": clean.rate,
-        "unit": "events/s",
-        "floor": floor,
-        "ratio": clean.rate / floor,
-    }
-    unclean = _measure(market, Mix("unclean", 50, 10))
+    clean: list[_Measured] = []
+    unclean: list[_Measured] = []
+    for _ in range(ROUNDS):
+        clean.append(_measure(market, Mix("clean", 0, 0)))
+        unclean.append(_measure(market, Mix("unclean", 50, 10)))
+    rate = median(one.rate for one in clean)
+    floor = median(one.floor for one in clean)
+    unclean_rate = median(one.rate for one in unclean)
+    peak_mib = max(one.peak_mib for one in clean + unclean)
+    yield {"name": "ingest", "value": rate, "unit": "events/s", "floor": floor, "ratio": rate / floor}
     yield {
         "name": "ingest_duplicates_late",
-        "value": unclean.rate,
+        "value": unclean_rate,
         "unit": "events/s",
-        "floor": clean.rate,
-        "ratio": unclean.rate / clean.rate,
+        "floor": rate,
+        "ratio": unclean_rate / rate,
     }
     yield {
         "name": "ingest_worker_memory",
-        "value": float(max(clean.peak_mib, unclean.peak_mib)),
+        "value": float(peak_mib),
         "unit": "MiB",
         "floor": 300.0,
-        "ratio": max(clean.peak_mib, unclean.peak_mib) / 300,
+        "ratio": peak_mib / 300,
     }
 
 
@@ -168,7 +174,7 @@ def _batches(host: Meters, mix: Mix, random: Random) -> list[bytes]:
     previous = "0" * 64
     for number in range(BATCHES_PER_HOST):
         events = []
-        for _ in range(EVENTS_PER_BATCH):
+        for place in range(EVENTS_PER_BATCH):
             if sent and random.randrange(1_000) < mix.duplicates:
                 events.append(random.choice(sent))
                 continue
@@ -177,7 +183,8 @@ def _batches(host: Meters, mix: Mix, random: Random) -> list[bytes]:
                 if random.randrange(1_000) < mix.late
                 else timedelta()
             )
-            events.append(_event(random.choice(contracts), late, random))
+            ended = host.now + (number * EVENTS_PER_BATCH + place) * BETWEEN_REQUESTS - late
+            events.append(_event(random.choice(contracts), host.now - late, ended, random))
         sent += random.sample(events, 500)
         body = host.sent(events, first=1 + number * EVENTS_PER_BATCH, previous_digest=previous)
         previous = digest_of(body, previous)
@@ -185,22 +192,23 @@ def _batches(host: Meters, mix: Mix, random: Random) -> list[bytes]:
     return bodies
 
 
-def _event(contract: Meters, late: timedelta, random: Random) -> WireEvent:
-    """Different counts for every event, so that nothing is gained from having seen the same before."""
-    at = contract.now - late
+def _event(contract: Meters, period_start: datetime, ended: datetime, random: Random) -> WireEvent:
+    """Different counts for every event, so that nothing is gained from having seen the same before. A meter makes the
+    id when the request has ended."""
     counts: dict[Bucket, int | None] = {
         Bucket.UNCACHED_INPUT: random.randrange(20_000),
         Bucket.CACHE_READ: random.randrange(100_000),
         Bucket.OUTPUT: random.randrange(8_000),
     }
+    duration_ms = random.randrange(60_000)
     return contract.event(
-        id=uuid7(at),
-        request_id=uuid7(at),
-        period_start=at,
-        occurred_at=at + timedelta(seconds=random.randrange(300)),
+        id=uuid7(ended),
+        request_id=uuid7(ended - timedelta(milliseconds=duration_ms)),
+        period_start=period_start,
+        occurred_at=ended - timedelta(milliseconds=duration_ms),
         buckets=counts,
         first_byte_ms=random.randrange(2_000),
-        duration_ms=random.randrange(60_000),
+        duration_ms=duration_ms,
     )
 
 
@@ -259,6 +267,7 @@ def _floor(bodies: list[bytes]) -> float:
     types = ", ".join(f"{name} {kind}" for name, kind in zip(COLUMNS, COLUMN_TYPES, strict=True))
     batches = [HEADER + b"".join(_packed(body)) + TRAILER for body in bodies]
     with psycopg.connect(os.environ["DATABASE_OWNER_URL"]) as connection:
+        connection.execute("DROP TABLE IF EXISTS benchmark_floor")
         connection.execute("CREATE TABLE benchmark_floor (LIKE metering_usageevent INCLUDING INDEXES)")
         connection.execute(f"CREATE TEMP TABLE benchmark_staging ({types}) ON COMMIT DELETE ROWS")
         connection.commit()

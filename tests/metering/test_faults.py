@@ -5,8 +5,11 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
+from uuid import UUID
 
+import psycopg
 import pytest
 from django.db import connections
 
@@ -14,7 +17,7 @@ from metering.ingesting import count_killed_attempts, ingest_batches, retry_fail
 from metering.models import UsageBatch
 from metering.services import accept_batch
 from tests.conftest import TestDatabase
-from tests.metering.meters import make_meters, totals
+from tests.metering.meters import Meters, make_host, make_meters, totals
 
 NUMERATOR = 12 * 250_000 + 30 * 1_000_000
 
@@ -50,6 +53,33 @@ def test_parallel_workers_count_every_event_once(committed_db: TestDatabase, now
     assert sum(row[1] for row in counted) == 600
 
 
+def test_workers_take_different_sources_while_there_are_some(
+    committed_db: TestDatabase, now: datetime
+) -> None:
+    """What repeats usage comes from its own source: two workers at one source would wait for each other."""
+    meters = make_meters(now)
+    first, second = meters, make_host(meters)
+    of_first = [_send(first, number) for number in range(1, 21)]
+    of_second = [_send(second, number) for number in range(1, 3)]
+    one_batch, all_bytes = 1, 2**40
+    with ExitStack() as stack:
+        workers = [stack.enter_context(psycopg.connect(committed_db.database_url)) for _ in range(4)]
+        claims = [
+            [row[0] for row in worker.execute("SELECT metering_claim_batches(1000, %s)", [most])]
+            for worker, most in zip(workers, (one_batch, all_bytes, all_bytes, all_bytes), strict=True)
+        ]
+    assert claims[0] == of_first[:1]
+    assert claims[1] == of_second
+    # The third finds both sources taken and helps out. Some rows are locked a little ahead, but none is claimed twice.
+    assert claims[2]
+    assert set(claims[2]) < set(of_first[1:])
+    assert claims[3] == []
+
+
+def _send(host: Meters, number: int) -> UUID:
+    return accept_batch(source=host.agent, body=host.sent([host.event()], first=number), now=host.now).pk
+
+
 def test_two_workers_at_the_same_events_never_deadlock(committed_db: TestDatabase, now: datetime) -> None:
     meters = make_meters(now)
     events = [meters.event() for _ in range(300)]
@@ -65,6 +95,7 @@ import sys, time
 import django
 django.setup()
 from datetime import datetime
+from uuid import UUID
 from django.db import connection
 from metering.ingesting import count_killed_attempts, ingest_batches, retry_failed_batches
 
