@@ -58,7 +58,7 @@ def test_a_month_that_has_not_begun_is_refused_even_early(charged: None, now: da
     assert not Statement.objects.exists()
 
 
-@pytest.mark.parametrize("flags", [[], ["--replay"]])
-def test_clearauction_says_that_there_is_no_such_auction(db: None, flags: list[str]) -> None:
+@pytest.mark.parametrize("command", ["clearauction", "replayauction"])
+def test_clearing_and_replaying_say_that_there_is_no_such_auction(db: None, command: str) -> None:
     with pytest.raises(CommandError, match="no such auction"):
-        call_command("clearauction", "01a1f97e-4dd7-897e-af6c-4d5b4a049083", *flags, stdout=StringIO())
+        call_command(command, "01a1f97e-4dd7-897e-af6c-4d5b4a049083", stdout=StringIO())
