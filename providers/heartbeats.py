@@ -15,6 +15,7 @@ from marketplace.errors import NotFound
 from metering.services import record_register_read
 from providers.claims import MAX_COUNTER, check_integer, check_text
 from providers.models import Host, Outage
+from providers.outages import end_outage, open_outage, record_silence
 
 HEARTBEAT_LATE: Final = timedelta(seconds=15)
 REGISTER_READ_EVERY: Final = timedelta(seconds=60)
@@ -63,7 +64,7 @@ def record_heartbeat(
     clock_skew_ms: int | None = None,
     now: datetime,
 ) -> None:
-    """The host is alive at `now`: ends an outage of missed heartbeats.
+    """The host is alive at `now`: ends an outage of missed heartbeats. While it is not `ready` it is down all the same.
 
     `registers` are as for `record_registers`: kept at once when the engine was restarted, else only when the market's
     own reading of them fails. `clock_skew_ms` is how far the host's clock is ahead of the market's.
@@ -79,9 +80,14 @@ def record_heartbeat(
     Host.objects.filter(pk=host_id).update(
         boot_id=boot, ready=ready, in_flight=in_flight, last_heartbeat_at=now, clock_skew_ms=clock_skew_ms
     )
-    Outage.objects.filter(
-        host_id=host_id, kind=Outage.Kind.HEARTBEAT, ended_at__isnull=True, started_at__lte=now
-    ).update(ended_at=now)
+    end_outage(host_id=host_id, kind=Outage.Kind.HEARTBEAT, now=now)
+    if host.last_heartbeat_at is not None and now > host.last_heartbeat_at + HEARTBEAT_LATE:
+        record_silence(host, started_at=host.last_heartbeat_at + HEARTBEAT_LATE, now=now)
+    if ready:
+        end_outage(host_id=host_id, kind=Outage.Kind.REFUSED, now=now)
+    else:
+        # Nothing is sent to a host that says so: it refuses before it is asked.
+        open_outage(host_id=host_id, kind=Outage.Kind.REFUSED, started_at=now, now=now)
     overdue = host.registers_read_at is None or now - host.registers_read_at > 1.5 * _read_every()
     was_restarted = read.have_counters and read.boot != host.engine_boot
     if overdue or was_restarted:
@@ -125,7 +131,12 @@ def check_heartbeats(*, now: datetime) -> int:
     )
     Outage.objects.bulk_create(
         [
-            Outage(host=host, kind=Outage.Kind.HEARTBEAT, started_at=host.last_heartbeat_at + HEARTBEAT_LATE)
+            Outage(
+                host=host,
+                kind=Outage.Kind.HEARTBEAT,
+                started_at=host.last_heartbeat_at + HEARTBEAT_LATE,
+                created_at=now,
+            )
             for host in silent
             if host.last_heartbeat_at is not None
         ],

@@ -12,7 +12,8 @@ from marketplace.accounts.models import Organization, OrganizationRole
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.errors import Conflict, Forbidden
 from providers.claims import check_text
-from providers.models import Host, Provider
+from providers.models import Host, Outage, Provider
+from providers.outages import end_outage, open_outage
 from providers.selectors import find_host
 
 MAX_HOSTS_PER_PROVIDER: Final = 10_000
@@ -59,14 +60,20 @@ def create_host(
     return host
 
 
+@transaction.atomic
 def pause_host(*, organization_id: UUID, host_id: UUID, now: datetime, actor: Actor) -> Host:
-    """Nothing more is sold of this host or sent to it until it is resumed; what is sold stays owed."""
-    return _move_host(organization_id, host_id, Host.Status.ENROLLED, Host.Status.PAUSED, now, actor)
+    """Nothing more is sold of this host or sent to it until it is resumed; what is sold stays owed, and fails."""
+    host = _move_host(organization_id, host_id, Host.Status.ENROLLED, Host.Status.PAUSED, now, actor)
+    open_outage(host_id=host.pk, kind=Outage.Kind.WITHDRAWN, started_at=now, now=now)
+    return host
 
 
+@transaction.atomic
 def resume_host(*, organization_id: UUID, host_id: UUID, now: datetime, actor: Actor) -> Host:
     """Undo `pause_host`."""
-    return _move_host(organization_id, host_id, Host.Status.PAUSED, Host.Status.ENROLLED, now, actor)
+    host = _move_host(organization_id, host_id, Host.Status.PAUSED, Host.Status.ENROLLED, now, actor)
+    end_outage(host_id=host.pk, kind=Outage.Kind.WITHDRAWN, now=now)
+    return host
 
 
 def audit_host(host: Host, action: str, actor: Actor, now: datetime, **detail: object) -> None:

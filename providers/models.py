@@ -190,20 +190,30 @@ class HostHour(models.Model):
 
 
 class Outage(models.Model):
-    """A time in which a host did not serve: from the first refused attempt or missed heartbeats to the next success."""
+    """A time in which a host, or one offering of it, did not serve; half-open, open-ended while it lasts.
+
+    Silence, a pause and a host's own "not ready" are the whole host's and written as they happen. Attempts that were
+    refused or failed are an offering's, and written when the period is settled (`FailedAttempt` is the evidence). A
+    planned outage announced in time is nobody's failure.
+    """
 
     class Kind(models.TextChoices):
         HEARTBEAT = "heartbeat"
         REFUSED = "refused"
+        FAILED_ATTEMPT = "failed_attempt"
+        WITHDRAWN = "withdrawn"
         PLANNED = "planned"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="outages")
-    kind = models.CharField(max_length=10, choices=Kind.choices)
+    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, null=True, related_name="+")
+    kind = models.CharField(max_length=14, choices=Kind.choices)
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
 
     class Meta:
+        # No two of a kind overlap on one host or offering: `providers_outage_apart`, in the migration, over uuidrange.
         constraints = [
             models.CheckConstraint(
                 condition=Q(ended_at__isnull=True) | Q(ended_at__gte=F("started_at")),
@@ -215,3 +225,20 @@ class Outage(models.Model):
                 name="providers_outage_one_open_per_kind",
             ),
         ]
+        indexes = [models.Index(fields=["host", "started_at"], name="providers_outage_by_host")]
+
+
+class FailedAttempt(models.Model):
+    """An attempt that a host refused or broke off before it served anything. Append-only; the id is its hold's."""
+
+    class Cause(models.TextChoices):
+        REFUSED = "refused"
+        FAILED = "failed_attempt"
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+", db_index=False)
+    cause = models.CharField(max_length=14, choices=Cause.choices)
+    occurred_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["offering", "occurred_at"], name="providers_failedattempt_when")]

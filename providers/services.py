@@ -22,6 +22,7 @@ from providers.gaps import accept_gap, pull_missing_usage
 from providers.heartbeats import check_heartbeats, record_heartbeat, record_registers
 from providers.hosting import create_host, ensure_provider, pause_host, resume_host
 from providers.listing import list_offering, pause_offering, resume_offering, withdraw_offering
+from providers.outages import down_in_periods, record_attempt_outages
 from providers.reads import read_registers
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "authenticate_host",
     "check_heartbeats",
     "create_host",
+    "down_in_periods",
     "enrol_host",
     "ensure_provider",
     "give_back_firm_share",
@@ -44,6 +46,7 @@ __all__ = [
     "pause_offering",
     "pull_missing_usage",
     "read_registers",
+    "record_attempt_outages",
     "record_bench",
     "record_heartbeat",
     "record_registers",

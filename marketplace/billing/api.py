@@ -28,6 +28,7 @@ from marketplace.billing.disputes_api import (
 )
 from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
+from marketplace.billing.outcomes_api import DeliveryOutcomesView
 from marketplace.billing.selectors import (
     estimates_left,
     events_of_charge,
@@ -269,6 +270,7 @@ urlpatterns = [
     path("statements/<uuid:statement_id>", StatementView.as_view()),
     path("earnings", EarningsView.as_view()),
     path("payouts", PayoutsView.as_view()),
+    path("delivery-outcomes", DeliveryOutcomesView.as_view()),
     path("discrepancies", DiscrepanciesView.as_view()),
     path("discrepancies/<uuid:discrepancy_id>", DiscrepancyView.as_view()),
     path("discrepancies/<uuid:discrepancy_id>/accept", DiscrepancyAcceptView.as_view()),

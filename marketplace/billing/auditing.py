@@ -15,6 +15,7 @@ from marketplace.billing.lines import Line
 from marketplace.billing.models import Charge, ChargeKind, Settlement
 from marketplace.billing.selectors import digest_of, metered_usage
 from marketplace.billing.services.committed_months import locked_contract
+from marketplace.billing.services.failing import have_news
 from marketplace.billing.services.period_lines import lines_of_run, lock_sources
 from marketplace.periods import Period
 from pricing.rating import price_of
@@ -83,6 +84,8 @@ def _lines_lacking(contract_id: UUID, settlement_start: datetime) -> list[Line] 
     sources = lock_sources(contract, Period(last.settlement_start, last.settlement_end))
     metered = metered_usage(contract.id, last.settlement_start, last.settlement_end)
     if last.usage_digest != digest_of(metered) or sources.unsettled_awards:
+        return None
+    if have_news(sources.outcomes(metered), contract):
         return None
     one_more = Settlement(contract=contract, settlement_start=last.settlement_start, run=last.run + 1)
     lines = lines_of_run(one_more, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)

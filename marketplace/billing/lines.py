@@ -124,14 +124,15 @@ def spot_lines(
     entitled_lots: int,
     failed: int,
     minimum_take_ppm: int,
-    allocated_lots: Mapping[UUID, int],
+    deliverable: Mapping[UUID, int],
     fee_ppm: int,
     estimated: int = 0,
 ) -> list[Line]:
     """`rate x max(U, ceil(theta x (A - F)))` of one award, as a spot line and, above usage, a minimum take line.
 
     The sum is rounded once; the minimum take line is the sum less the spot line, so that both together never
-    exceed the award's hold. What was used goes to who delivered, the rest to the allocated providers by lots.
+    exceed the award's hold. What was used goes to who delivered, the rest to the allocated providers by what each stood
+    ready for (`deliverable`, lots or numerators): A - F of each, so that nobody is paid for what he failed.
     """
     used = sum(numerators.values())
     charge = spot_charge_numerator(used, entitled_lots, minimum_take_ppm, failed=failed)
@@ -142,11 +143,17 @@ def spot_lines(
         amount = price_of(charge.total, terms.rate_micros_per_mtok) - price_of(
             used, terms.rate_micros_per_mtok
         )
-        offerings = sorted(offering for offering, lots in allocated_lots.items() if lots)
-        parts = split_by_weight(charge.minimum_take, [allocated_lots[offering] for offering in offerings])
+        offerings = sorted(offering for offering, volume in deliverable.items() if volume)
+        parts = split_by_weight(charge.minimum_take, [deliverable[offering] for offering in offerings])
         shares = shares_of(amount, dict(zip(offerings, parts, strict=True)), fee_ppm)
         lines.append(_line("minimum_take", terms, charge.minimum_take, amount, shares))
     return lines
+
+
+def remedy_line(terms: Terms, remedies: Mapping[UUID, int]) -> Line:
+    """What providers owe the buyer for what they failed, by offering, in micros: a credit, free of the market's fee."""
+    shares = {offering: Share(0, -amount, 0) for offering, amount in sorted(remedies.items()) if amount}
+    return _line("remedy", terms, 0, -sum(remedies.values()), shares)
 
 
 def delivery_shares(
@@ -211,8 +218,8 @@ def total_by_offering(lines: Iterable[Line]) -> dict[UUID, Share]:
     return dict(totals)
 
 
-def corrections(desired: Iterable[Line], recorded: Iterable[Line]) -> list[Line]:
-    """The adjustment lines that lead from what was charged to what should have been, in order of period and rate.
+def corrections(desired: Iterable[Line], recorded: Iterable[Line], *, kind: str = "adjustment") -> list[Line]:
+    """The lines that lead from what was charged to what should have been, in order of period and rate.
 
     Only differences: no line where nothing changed. Amounts and shares may be negative.
     """
@@ -238,7 +245,7 @@ def corrections(desired: Iterable[Line], recorded: Iterable[Line]) -> list[Line]
                 sample.period_start,
                 sample.period_end,
             )
-            lines.append(_line("adjustment", terms, numerator, amount, shares, estimated))
+            lines.append(_line(kind, terms, numerator, amount, shares, estimated))
     return lines
 
 

@@ -75,7 +75,8 @@ class Settlement(models.Model):
 
 class Charge(models.Model):
     """A rated line of a buyer: exact numerator x rate, rounded once. Append-only; `amount_micros` may be negative
-    on adjustments only. Usage covered by a committed fee is charged at 0 micros per Mtok (docs/rounding.md)."""
+    on adjustments and remedies only. Usage covered by a committed fee is charged at 0 micros per Mtok
+    (docs/rounding.md). A remedy bills no volume: what failed stands in the `DeliveryOutcome`."""
 
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
@@ -100,7 +101,8 @@ class Charge(models.Model):
         constraints = [
             models.CheckConstraint(
                 condition=(Q(amount_micros__gte=0) & Q(numerator__gte=0) & Q(estimated_numerator__gte=0))
-                | Q(kind="adjustment"),
+                | Q(kind="adjustment")
+                | Q(kind="remedy", numerator=0, estimated_numerator=0),
                 name="billing_charge_not_negative",
             ),
             models.CheckConstraint(
@@ -132,6 +134,76 @@ class Earning(models.Model):
     class Meta:
         constraints = [models.UniqueConstraint(fields=["charge", "offering"], name="billing_earning_unique")]
         indexes = [models.Index(fields=["organization", "period_start"], name="billing_earning_by_org")]
+
+
+class DeliveryOutcome(models.Model):
+    """What one offering's part of an award came to: A = R + U + F + N, and the remedy for F (DESIGN 8). Append-only.
+
+    As one settlement run saw it; a later run that sees something else writes a row of its own, and the last one holds.
+    """
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    settlement = models.ForeignKey(Settlement, on_delete=models.PROTECT, related_name="outcomes")
+    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="+")
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    provider_organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    run = models.PositiveIntegerField()
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    entitled_numerator = models.BigIntegerField()
+    released_numerator = models.BigIntegerField()
+    delivered_numerator = models.BigIntegerField()
+    failed_numerator = models.BigIntegerField()
+    unused_numerator = models.BigIntegerField()
+    down_ms = models.BigIntegerField()
+    rate_micros_per_mtok = models.BigIntegerField()
+    replaced_numerator = models.BigIntegerField(default=0)
+    replacement_micros_per_mtok = models.BigIntegerField(default=0)
+    remedy_micros = models.BigIntegerField(default=0)
+    # What the remedy could be at most when it was first owed; null while nothing is. Later runs keep it.
+    remedy_cap_micros = models.BigIntegerField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["contract", "offering", "period_start", "run"], name="billing_deliveryoutcome_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    entitled_numerator=F("released_numerator")
+                    + F("delivered_numerator")
+                    + F("failed_numerator")
+                    + F("unused_numerator")
+                )
+                & Q(released_numerator__gte=0)
+                & Q(delivered_numerator__gte=0)
+                & Q(failed_numerator__gte=0)
+                & Q(unused_numerator__gte=0),
+                name="billing_deliveryoutcome_adds_up",
+            ),
+            models.CheckConstraint(
+                condition=Q(replaced_numerator__gte=0) & Q(replaced_numerator__lte=F("failed_numerator")),
+                name="billing_deliveryoutcome_replaced_within_failed",
+            ),
+            models.CheckConstraint(
+                condition=Q(remedy_micros=0)
+                | (Q(remedy_micros__gt=0) & Q(remedy_micros__lte=F("remedy_cap_micros"))),
+                name="billing_deliveryoutcome_remedy_within_cap",
+            ),
+            models.CheckConstraint(
+                condition=Q(period_end__gt=F("period_start")) & Q(down_ms__gte=0),
+                name="billing_deliveryoutcome_forwards",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["organization", "period_start"], name="billing_outcome_by_buyer"),
+            models.Index(
+                fields=["provider_organization", "period_start"], name="billing_outcome_by_provider"
+            ),
+        ]
 
 
 class DocumentNumber(models.Model):

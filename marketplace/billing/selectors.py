@@ -13,9 +13,17 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import OuterRef, QuerySet, Subquery, Sum
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery, Sum
 
-from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Statement, TopUp
+from marketplace.billing.models import (
+    Charge,
+    DeliveryOutcome,
+    Earning,
+    Invoice,
+    InvoiceLine,
+    Statement,
+    TopUp,
+)
 from marketplace.contracts.models import Hold
 from marketplace.errors import NotFound
 from metering.models import DisputedUsage, MeterKind, UsageEvent, UsageRollup
@@ -87,8 +95,9 @@ FROM (
     ) AS counted
 ) AS netted
 """
-# Four reasons to settle: usage that no run has seen as it is, an accrual whose hold is open, an award not settled yet,
-# a prepaid month whose remainder is not paid. The last three do not depend on `since`.
+# Five reasons to settle: usage that no run has seen as it is, an outage recorded after the last run, an accrual whose
+# hold is open, an award not settled yet, a prepaid month whose remainder is not paid. The last three do not depend on
+# `since`.
 _UNSETTLED = f"""
 WITH usage AS (
     SELECT contract_id, date_bin(%(period)s, period_start, 'epoch'::timestamptz) AS settlement_start,
@@ -96,7 +105,7 @@ WITH usage AS (
     FROM ({_TO_BILL}) AS to_bill
     GROUP BY 1, 2
 ), latest AS (
-    SELECT DISTINCT ON (contract_id, settlement_start) contract_id, settlement_start, usage_digest
+    SELECT DISTINCT ON (contract_id, settlement_start) contract_id, settlement_start, usage_digest, created_at
     FROM billing_settlement
     WHERE settlement_start >= %(since)s AND settlement_start < %(until)s
     ORDER BY contract_id, settlement_start, run DESC
@@ -104,6 +113,17 @@ WITH usage AS (
     SELECT usage.contract_id, usage.settlement_start
     FROM usage LEFT JOIN latest USING (contract_id, settlement_start)
     WHERE latest.usage_digest IS DISTINCT FROM usage.digest
+    UNION
+    SELECT latest.contract_id, latest.settlement_start
+    FROM latest
+    JOIN contracts_allocation allocation ON allocation.contract_id = latest.contract_id
+     AND allocation.period_start >= latest.settlement_start
+     AND allocation.period_start < latest.settlement_start + %(period)s
+    JOIN providers_offering offering ON offering.id = allocation.offering_id
+    JOIN providers_outage outage ON outage.host_id = offering.host_id
+     AND outage.offering_id IS NULL AND outage.created_at > latest.created_at
+     AND outage.started_at < latest.settlement_start + %(period)s
+     AND coalesce(outage.ended_at, 'infinity') > latest.settlement_start
     UNION
     SELECT accrual.contract_id, accrual.settlement_start
     FROM contracts_accrual accrual JOIN ledger_hold hold ON hold.id = accrual.ledger_hold_id
@@ -271,6 +291,27 @@ def events_of_charge(charge: Charge) -> QuerySet[UsageEvent]:
         period_start__gte=charge.period_start,
         period_start__lt=charge.period_end,
     ).order_by("-id")
+
+
+def latest_outcomes() -> QuerySet[DeliveryOutcome]:
+    """What the last run that saw each part of an award made of it: earlier ones are superseded."""
+    later = DeliveryOutcome.objects.filter(
+        contract=OuterRef("contract"),
+        offering=OuterRef("offering"),
+        period_start=OuterRef("period_start"),
+        run__gt=OuterRef("run"),
+    )
+    return DeliveryOutcome.objects.filter(~Exists(later))
+
+
+def outcomes_of(organization_id: UUID) -> QuerySet[DeliveryOutcome]:
+    """What awards came to that the organization bought or owed, newest period first."""
+    return (
+        latest_outcomes()
+        .filter(Q(organization_id=organization_id) | Q(provider_organization_id=organization_id))
+        .select_related("offering__host", "offering__grade__family")
+        .order_by("-period_start", "-id")
+    )
 
 
 def payout_blocked_reason(organization_id: UUID) -> str | None:

@@ -8,6 +8,7 @@ from marketplace.contracts.committed import (
     month_price_micros,
     suspend_contract,
 )
+from marketplace.contracts.failing import record_failed
 from marketplace.contracts.holds import (
     Captured,
     Opened,
@@ -37,6 +38,7 @@ __all__ = [
     "open_hold",
     "open_spot_contract",
     "record_award",
+    "record_failed",
     "request_quote",
     "set_period_rate",
     "suspend_contract",

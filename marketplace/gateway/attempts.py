@@ -14,7 +14,11 @@ from marketplace.gateway.usage import UsageMeter
 
 
 class HostFailed(Exception):
-    """The host, or the way to it, failed."""
+    """The host, or the way to it, failed; `cause` is one of `FailedAttempt.Cause`."""
+
+    def __init__(self, reason: str, *, cause: str = "failed_attempt") -> None:
+        super().__init__(reason)
+        self.cause = cause
 
 
 @dataclass(slots=True)

@@ -126,7 +126,7 @@ class Delivery:
             except HostFailed as error:
                 metrics.ATTEMPTS.labels("failed").inc()
                 logger.warning("attempt failed", extra={"host_id": str(opened.host_id), "reason": str(error)})
-                await self._settling.void(hold_id)
+                await self._settling.fail(hold_id, opened, cause=error.cause)
                 assert opened.offering_id is not None
                 exclude.append(opened.offering_id)
             except ApiError:
@@ -178,6 +178,9 @@ class Delivery:
                     first = await self._exchange.unless_gone(response.content.readany())
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if self._time_left(grade) <= 0:
+                if number == 0:
+                    # It had all the time that a request has. A later attempt has only what the first one left.
+                    await self._settling.fail(hold_id, opened, cause="failed_attempt")
                 raise timed_out() from None
             raise HostFailed(type(error).__name__) from None
         if not first:
@@ -238,7 +241,7 @@ class Delivery:
         response.close()
         if status in _REFUSED_BY_REQUEST:
             raise ApiError(400, "invalid_request", message, param=param)
-        raise HostFailed(f"status {status}")
+        raise HostFailed(f"status {status}", cause="refused")
 
     def _time_left(self, grade: GradeVersion) -> float:
         return grade.max_request_s - (time.monotonic() - self._started)
@@ -383,7 +386,7 @@ class Delivery:
             if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
                 raise HostFailed("no embeddings in the answer")
         except (TimeoutError, aiohttp.ClientError, OSError, HostFailed, msgspec.DecodeError):
-            await self._settling.void(attempt.hold_id)
+            await self._settling.fail(attempt.hold_id, attempt.opened, cause="failed_attempt")
             raise upstream_failed() from None
         attempt.meter.feed(whole)
         await self._settling.settle(attempt, Finish.NONE, set())

@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from marketplace.contracts.holds import Opened
 from marketplace.gateway import metrics
 from marketplace.gateway.attempts import Attempt, Means
 from marketplace.gateway.config import EXTEND_OUTPUT_TOKENS, LOOKAHEAD_TOKENS
@@ -86,7 +87,7 @@ class Settling:
         meter = attempt.meter
         meter.flags |= flags
         if meter.generated_chunks == 0 and finish in (Finish.ERROR, Finish.TIMEOUT):
-            await self.void(attempt.hold_id)
+            await self.fail(attempt.hold_id, attempt.opened, cause="failed_attempt")
             return False
         if not meter.reported:
             if meter.generated_chunks == 0 and finish is Finish.CLIENT_GONE:
@@ -151,6 +152,20 @@ class Settling:
             metrics.HOLDS.labels(f"capture_{captured.outcome}").inc()
             return captured.outcome in ("ok", "captured")
         return False
+
+    async def fail(self, hold_id: UUID, opened: Opened, *, cause: str) -> None:
+        """The host refused or broke off: kept as evidence of a failure (`FailedAttempt`), then the hold is given back.
+
+        In this order: a period is settled only when its holds have ended, so the evidence is there by then.
+        """
+        assert opened.offering_id is not None
+        try:
+            await self._means.store.record_failed_attempt(
+                id=hold_id, offering_id=opened.offering_id, cause=cause, now=await self._means.store.now()
+            )
+        except (psycopg.OperationalError, PoolTimeout):
+            logger.exception("failed attempt not recorded", extra={"hold_id": str(hold_id)})
+        await self.void(hold_id)
 
     async def void(self, hold_id: UUID) -> None:
         """Gives the hold back; where the database does not answer, the sweeper will."""

@@ -30,6 +30,7 @@ from marketplace.contracts.holds import (
 )
 from marketplace.gateway.config import CACHE_S, Config
 from pricing.units import Bucket
+from providers.outages import RECORD_FAILED_ATTEMPT_SQL
 
 _MOST_CACHED_KEYS: Final = 10_000
 
@@ -219,6 +220,17 @@ class Store:
     async def void_hold(self, *, id: UUID, now: datetime) -> str:  # noqa: A002
         (outcome,) = await self._one(VOID_SQL, (id, now))
         return str(outcome)
+
+    async def record_failed_attempt(
+        self,
+        *,
+        id: UUID,  # noqa: A002
+        offering_id: UUID,
+        cause: str,
+        now: datetime,
+    ) -> None:
+        async with self._pool.connection() as connection:
+            await connection.execute(RECORD_FAILED_ATTEMPT_SQL, (id, offering_id, cause, now))
 
     async def _one(self, statement: Any, arguments: Sequence[object] = ()) -> TupleRow:
         async with self._pool.connection() as connection:

@@ -58,7 +58,7 @@ def test_spot_minimum_take_is_the_rounded_sum_less_the_spot_line() -> None:
         entitled_lots=10,
         failed=0,
         minimum_take_ppm=500_000,
-        allocated_lots={A: 5, B: 5},
+        deliverable={A: 5, B: 5},
         fee_ppm=FEE_PPM,
     )
     assert [(line.kind, line.numerator, line.amount_micros) for line in lines] == [
@@ -75,7 +75,7 @@ def test_spot_above_the_minimum_has_no_minimum_take_line() -> None:
         entitled_lots=10,
         failed=0,
         minimum_take_ppm=500_000,
-        allocated_lots={A: 10},
+        deliverable={A: 10},
         fee_ppm=FEE_PPM,
     )
     assert [(line.kind, line.amount_micros) for line in lines] == [("spot", 1_800)]
@@ -88,7 +88,7 @@ def test_unused_spot_pays_the_minimum_take_only() -> None:
         entitled_lots=10,
         failed=0,
         minimum_take_ppm=500_000,
-        allocated_lots={A: 10},
+        deliverable={A: 10},
         fee_ppm=FEE_PPM,
     )
     assert [(line.kind, line.amount_micros) for line in lines] == [("minimum_take", 1_500)]
@@ -109,7 +109,7 @@ def test_a_spot_charge_never_exceeds_the_price_of_the_award(
         entitled_lots=10,
         failed=0,
         minimum_take_ppm=theta,
-        allocated_lots={A: 3, B: 7},
+        deliverable={A: 3, B: 7},
         fee_ppm=FEE_PPM,
     )
     total = sum(line.amount_micros for line in lines)

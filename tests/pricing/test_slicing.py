@@ -178,7 +178,7 @@ def test_any_split_of_an_award_costs_the_same() -> None:
                 entitled_lots=lots,
                 failed=failed,
                 minimum_take_ppm=take_ppm,
-                allocated_lots=allocated,
+                deliverable=allocated,
                 fee_ppm=usage.fee_ppm,
             )
 

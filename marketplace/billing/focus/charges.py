@@ -182,15 +182,14 @@ def _bucket_row(charge: Billed, item: Used, good: Good, document: Document, part
 
 def _plain_row(charge: Billed, good: Good, document: Document, effective: int) -> FocusRow:
     """A charge that no bucket stands behind, in standard tokens."""
-    sign = -1 if charge.kind in CREDITS else 1
     row = _of_charge(charge, good, document) | _standard(charge, good, charge.numerator)
     row |= {
-        "BilledCost": number(sign * charge.amount_micros, 6),
-        "EffectiveCost": number(sign * effective, 6),
-        "PricingCurrencyEffectiveCost": number(sign * effective, 6),
+        "BilledCost": number(charge.amount_micros, 6),
+        "EffectiveCost": number(effective, 6),
+        "PricingCurrencyEffectiveCost": number(effective, 6),
     }
     if charge.kind in CREDITS:
-        row |= unpriced(-charge.amount_micros) | dict.fromkeys(
+        row |= unpriced(charge.amount_micros) | dict.fromkeys(
             (
                 "ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit", "ContractedUnitPrice",
                 "ListUnitPrice", "PricingCurrencyContractedUnitPrice", "PricingCurrencyListUnitPrice",

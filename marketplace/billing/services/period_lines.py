@@ -10,10 +10,25 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from marketplace.billing.lines import Line, LineKey, Share, Terms, corrections, spot_lines, usage_line
+from marketplace.billing.lines import (
+    Line,
+    LineKey,
+    Share,
+    Terms,
+    corrections,
+    remedy_line,
+    spot_lines,
+    usage_line,
+)
 from marketplace.billing.models import Charge, ChargeKind, Settlement
 from marketplace.billing.selectors import Metered
 from marketplace.billing.services.committed_months import delivery_line
+from marketplace.billing.services.failing import (
+    AwardOutcome,
+    FailureEvidence,
+    award_outcomes,
+    failure_evidence,
+)
 from marketplace.contracts.models import Accrual, Allocation, Contract, ContractKind, Entitlement, Payment
 from marketplace.ledger.models import Hold
 from marketplace.periods import Period
@@ -32,6 +47,11 @@ class Sources:
     months: list[Entitlement]
     open_holds: set[UUID]
     unsettled_awards: list[Entitlement] = field(default_factory=list)
+    evidence: FailureEvidence = field(default_factory=FailureEvidence)
+
+    def outcomes(self, metered: Sequence[Metered]) -> list[AwardOutcome]:
+        """What the awards came to, were this all that was delivered."""
+        return award_outcomes(self.evidence, self.awards, metered)
 
     def holds_for(self, lines: Sequence[Line]) -> dict[LineKey, UUID]:
         """Which open hold pays which line; lines without one are charged to the balance itself."""
@@ -73,6 +93,7 @@ def lock_sources(contract: Contract, period: Period) -> Sources:
         months=months,
         open_holds=_open(hold_ids),
         unsettled_awards=[award for award in awards if award.settled_at is None],
+        evidence=failure_evidence(contract, awards),
     )
 
 
@@ -86,7 +107,17 @@ def lines_of_run(
     lines = _desired(sources, charged, fee_ppm)
     recorded = _recorded(sources)
     if settlement.run > 1:
-        lines = corrections(lines, [line for line in recorded if line.rate_id not in month_rates])
+        charged_before = [line for line in recorded if line.rate_id not in month_rates]
+        # A remedy stays a remedy when it changes: it has no fee, and what it bills is no volume.
+        lines = [
+            line
+            for kind, is_remedy in ((ChargeKind.ADJUSTMENT, False), (ChargeKind.REMEDY, True))
+            for line in corrections(
+                [line for line in lines if (line.kind == ChargeKind.REMEDY) == is_remedy],
+                [line for line in charged_before if (line.kind == ChargeKind.REMEDY) == is_remedy],
+                kind=kind,
+            )
+        ]
     kind = ChargeKind.USAGE if settlement.run == 1 else ChargeKind.ADJUSTMENT
     for month in sources.months:
         terms = _month_terms(sources, month)
@@ -127,8 +158,11 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
     by_award = {(award.rate_id, award.period_start): award for award in sources.awards}
     other = [item for item in metered if (item.rate_id, item.period_start) not in by_award]
     used = {(item.rate_id, item.period_start): item for item in metered}
+    outcomes: dict[UUID, list[AwardOutcome]] = defaultdict(list)
+    for outcome in sources.outcomes(metered):
+        outcomes[outcome.award.id].append(outcome)
     for key, award in sorted(by_award.items(), key=lambda item: (item[0][1], item[0][0])):
-        lines += _award_lines(sources, award, used.get(key), fee_ppm)
+        lines += _award_lines(award, used.get(key), outcomes[award.id], fee_ppm)
     # Awards and paid months cover only their own rate: anything else a contract delivered is overage.
     covered = bool(sources.awards or sources.months)
     kind = ChargeKind.OVERAGE if covered else ChargeKind.USAGE
@@ -160,19 +194,23 @@ def _own_rates(sources: Sources, terms: Terms, offerings: Iterable[UUID]) -> dic
     return {offering: own.get(offering, terms.rate_micros_per_mtok) for offering in offerings}
 
 
-def _award_lines(sources: Sources, award: Entitlement, used: Metered | None, fee_ppm: int) -> list[Line]:
+def _award_lines(
+    award: Entitlement, used: Metered | None, outcomes: Sequence[AwardOutcome], fee_ppm: int
+) -> list[Line]:
     rate = award.rate
-    allocations = Allocation.objects.filter(contract=sources.contract, period_start=award.period_start)
-    return spot_lines(
-        Terms(rate.id, rate.grade_id, rate.micros_per_mtok, award.period_start, award.period_end),
+    terms = Terms(rate.id, rate.grade_id, rate.micros_per_mtok, award.period_start, award.period_end)
+    lines = spot_lines(
+        terms,
         used.numerators if used else {},
         entitled_lots=award.entitled_numerator // NUMERATOR_PER_LOT,
-        failed=award.failed_numerator + award.released_numerator,
+        failed=award.released_numerator + sum(outcome.parts.failed for outcome in outcomes),
         minimum_take_ppm=rate.grade.spot_minimum_take_ppm,
-        allocated_lots={item.offering_id: item.firm_lots for item in allocations},
+        deliverable={outcome.offering_id: outcome.parts.deliverable for outcome in outcomes},
         fee_ppm=fee_ppm,
         estimated=used.estimated if used else 0,
     )
+    remedy = remedy_line(terms, {outcome.offering_id: outcome.remedy_micros for outcome in outcomes})
+    return [*lines, remedy] if remedy.amount_micros else lines
 
 
 def _recorded(sources: Sources) -> list[Line]:

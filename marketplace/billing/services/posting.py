@@ -31,6 +31,7 @@ _CODES: Final = {
     ChargeKind.MINIMUM_TAKE: "minimum_take",
     ChargeKind.COMMITTED_FEE: "delivery",
     ChargeKind.ADJUSTMENT: "adjustment",
+    ChargeKind.REMEDY: "remedy",
 }
 
 
@@ -106,7 +107,7 @@ def move_lines(
 ) -> None:
     """Post the grosses and fees of `lines`; `parent` is what their charges' ids derive from.
 
-    `holds` says which open hold pays a line, by the line's key. What is given back comes from the
+    `holds` says which open hold pays a line, by the line's key. What is given back, and a remedy, comes from the
     provider's payable account and, where that is empty, from the operator. Raises InsufficientFunds.
     """
     providers = provider_organizations({offering for line in lines for offering in line.shares})
@@ -117,6 +118,7 @@ def move_lines(
         for organization in sorted(set(providers.values()))
     }
     given_back: dict[UUID, int] = defaultdict(int)
+    earned: dict[UUID, int] = defaultdict(int)
     transfers: list[NewTransfer] = []
     for line in lines:
         charge = charge_id(parent, line)
@@ -135,14 +137,16 @@ def move_lines(
                     reference_id=earning,
                 )
                 transfers.append(gross)
+                earned[organization] += share.gross_micros - share.fee_micros
             elif share.gross_micros < 0:
                 given_back[organization] -= share.gross_micros
             if share.fee_micros:
                 transfers.append(_fee(earning, payable, share, books))
                 given_back[organization] += share.fee_micros if share.gross_micros < 0 else 0
-    # One call: the bounds of accounts hold for the sum of it, so a fee that comes back pays part of a refund.
+    # One call: the bounds of accounts hold for the sum of it, so a fee that comes back pays part of a refund, and what
+    # a provider earns in this run pays his remedies first.
     shortfall = {
-        organization: max(0, amount - _available(organization, books.currency))
+        organization: max(0, amount - earned[organization] - _available(organization, books.currency))
         for organization, amount in given_back.items()
     }
     transfers += _refunds(parent, lines, books, providers, payables, shortfall)
@@ -298,6 +302,7 @@ def _refunds(
             organization, earning = providers[offering], earning_id(charge, offering)
             uncovered = min(-share.gross_micros, shortfall[organization])
             shortfall[organization] -= uncovered
+            # The waterfall: what the provider has to come, then the market. His bond will stand between them.
             parts = (
                 ("gross", payables[organization], -share.gross_micros - uncovered),
                 ("gross_from_operator", books.operator, uncovered),
@@ -308,7 +313,7 @@ def _refunds(
                     debit_id=debit,
                     credit_id=books.source,
                     amount_micros=amount,
-                    code="adjustment",
+                    code="remedy" if line.kind == ChargeKind.REMEDY else "adjustment",
                     reference_id=earning,
                 )
                 for code, debit, amount in parts

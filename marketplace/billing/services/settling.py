@@ -7,6 +7,7 @@ run, whose adjustment lines carry the differences.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from django.conf import settings
 from django.db import transaction
 
 from marketplace.billing.lines import Line, LineKey
-from marketplace.billing.models import Charge, Settlement
+from marketplace.billing.models import Charge, ChargeKind, Settlement
 from marketplace.billing.selectors import (
     RECONCILED_WITHIN,
     Due,
@@ -34,6 +35,7 @@ from marketplace.billing.services.committed_months import (
     locked_contract,
     open_hold_id,
 )
+from marketplace.billing.services.failing import AwardOutcome, have_news, record_outcomes
 from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.period_lines import (
     Sources,
@@ -50,13 +52,14 @@ from marketplace.billing.services.posting import (
     move_lines,
     record_lines,
 )
-from marketplace.contracts.services import mark_entitlement_settled
+from marketplace.contracts.services import mark_entitlement_settled, record_failed
 from marketplace.errors import DomainError
 from marketplace.jobs import claim_job, finish_job
 from marketplace.ledger.services import close_hold
 from marketplace.periods import settlement_period
 from metering.validating import RETENTION
 from providers.reconciling import reconcile_period
+from providers.services import record_attempt_outages
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +166,14 @@ def settle_contract(
     sources = lock_sources(contract, period)
     metered = metered_usage(contract.id, period.start, period.end)
     usage, digest = sum(sum(item.numerators.values()) for item in metered), digest_of(metered)
+    outcomes = sources.outcomes(metered)
     settled = None
-    if earlier is None or earlier.usage_digest != digest or sources.unsettled_awards:
+    if (
+        earlier is None
+        or earlier.usage_digest != digest
+        or sources.unsettled_awards
+        or have_news(outcomes, contract)
+    ):
         run = earlier.run + 1 if earlier else 1
         settlement = Settlement.objects.create(
             id=id_at(contract.id, period.start, f"settlement:{run}"),
@@ -179,6 +188,7 @@ def settle_contract(
         if earlier is not None:
             _free_disputed(earlier, now=now)
         charges = _run(settlement, sources, metered, now=now)
+        _keep_outcomes(settlement, sources, outcomes, now=now)
         amount = sum(charge.amount_micros for charge in charges)
         settled = SettledContract(contract.id, period.start, run, len(charges), amount)
     _close_sources(sources, now=now)
@@ -203,6 +213,19 @@ def _run(settlement: Settlement, sources: Sources, metered: list[Metered], *, no
     )
 
 
+def _keep_outcomes(
+    settlement: Settlement, sources: Sources, outcomes: Sequence[AwardOutcome], *, now: datetime
+) -> None:
+    """Show what the awards came to where people look: on the outcomes, on the entitlements, among the outages."""
+    record_outcomes(settlement, outcomes, sources.contract, now=now)
+    record_attempt_outages(sources.evidence.down, now=now)
+    failed: dict[UUID, int] = defaultdict(int)
+    for outcome in outcomes:
+        failed[outcome.award.id] += outcome.parts.failed
+    for entitlement_id, failed_numerator in failed.items():
+        record_failed(entitlement_id=entitlement_id, failed_numerator=failed_numerator)
+
+
 def _free_disputed(earlier: Settlement, *, now: datetime) -> None:
     """What the last run kept for a ruling pays for it now; this run keeps again what still waits."""
     hold_id = open_hold_id(dispute_hold_id(earlier.id))
@@ -211,10 +234,18 @@ def _free_disputed(earlier: Settlement, *, now: datetime) -> None:
 
 
 def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> None:
-    """Each request was captured rounded up, so the sum rounded once cannot be above what was captured."""
+    """Each request was captured rounded up, so the sum rounded once cannot be above what was captured.
+
+    Of the lines that the accrual pays: awards have holds of their own, and a remedy gives back.
+    """
     if sources.accrual is None or not holds:
         return
-    amount = sum(line.amount_micros for line in lines)
+    accrued = sources.accrual.ledger_hold_id
+    amount = sum(
+        line.amount_micros
+        for line in lines
+        if holds.get(line.key) == accrued and line.kind != ChargeKind.REMEDY
+    )
     if amount > sources.accrual.captured_micros:
         raise ChargeExceedsHold(f"charge of {amount} micros, captured {sources.accrual.captured_micros}")
 
