@@ -229,7 +229,7 @@ class Outage(models.Model):
 
 
 class FailedAttempt(models.Model):
-    """An attempt that a host refused or broke off before it served anything. Append-only; the id is its hold's."""
+    """An attempt that a host refused or broke off, as the gateway saw it. Append-only; the id is its hold's."""
 
     class Cause(models.TextChoices):
         REFUSED = "refused"

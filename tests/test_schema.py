@@ -25,6 +25,8 @@ APPEND_ONLY = (
     "pricing_tokenizercalibration",
     "pricing_calibrationclass",
     "providers_bench",
+    "providers_failedattempt",
+    "billing_deliveryoutcome",
     "billing_invoiceline",
 )
 # Written by SQL functions alone, as their owner.
@@ -41,6 +43,7 @@ NEVER_DELETED = (
     "pricing_gradefamily",
     "providers_host",
     "providers_offering",
+    "providers_outage",
 )
 
 

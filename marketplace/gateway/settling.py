@@ -89,6 +89,8 @@ class Settling:
         if meter.generated_chunks == 0 and finish in (Finish.ERROR, Finish.TIMEOUT):
             await self.fail(attempt.hold_id, attempt.opened, cause="failed_attempt")
             return False
+        if Flag.UPSTREAM_FAILED in flags:
+            await self._remember(attempt.hold_id, attempt.opened, "failed_attempt")
         if not meter.reported:
             if meter.generated_chunks == 0 and finish is Finish.CLIENT_GONE:
                 # Nobody here knows how far the engine came; the agent does, and the sweeper takes its word.
@@ -154,9 +156,14 @@ class Settling:
         return False
 
     async def fail(self, hold_id: UUID, opened: Opened, *, cause: str) -> None:
-        """The host refused or broke off: kept as evidence of a failure (`FailedAttempt`), then the hold is given back.
+        """The host served nothing of it: that is remembered, and the hold given back."""
+        await self._remember(hold_id, opened, cause)
+        await self.void(hold_id)
 
-        In this order: a period is settled only when its holds have ended, so the evidence is there by then.
+    async def _remember(self, hold_id: UUID, opened: Opened, cause: str) -> None:
+        """Evidence of a failure (`FailedAttempt`), before the attempt's hold ends.
+
+        A period is settled only when its holds have ended, so it is there by then.
         """
         assert opened.offering_id is not None
         try:
@@ -165,7 +172,6 @@ class Settling:
             )
         except (psycopg.OperationalError, PoolTimeout):
             logger.exception("failed attempt not recorded", extra={"hold_id": str(hold_id)})
-        await self.void(hold_id)
 
     async def void(self, hold_id: UUID) -> None:
         """Gives the hold back; where the database does not answer, the sweeper will."""

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 from django.db import DatabaseError, connection, transaction
+from django.test import Client
 
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.auditing import check_charges
@@ -24,7 +25,10 @@ from marketplace.contracts.services import set_period_rate
 from marketplace.ids import uuid7
 from marketplace.ledger.models import Transfer
 from marketplace.ledger.services import NewTransfer, account_id, post_transfers
+from metering.services import accept_batch, gateway_source, ingest_batches
+from metering.usage import Finish, Flag, UsageEvent, encode_event, encode_lines
 from pricing.models import Grade
+from pricing.units import Bucket
 from providers.models import FailedAttempt, Outage
 from providers.services import check_heartbeats, pause_host, record_heartbeat, resume_host
 from tests.billing.world import (
@@ -344,6 +348,61 @@ def test_refused_attempts_count_to_the_end_of_their_own_period(
     assert Outage.objects.filter(offering=plant.offering).count() == 1
 
 
+def serve(entitlement: Entitlement, plant: Plant, at: datetime, *, flags: tuple[Flag, ...] = ()) -> None:
+    """A request of the award as the gateway meters it: 8 input and 32 output tokens, admitted `at`, a second long."""
+    event = UsageEvent(
+        id=uuid7(at),
+        sequence=1,
+        request_id=uuid7(at),
+        attempt=0,
+        part=0,
+        contract_id=entitlement.contract_id,
+        offering_id=plant.offering.id,
+        grade_id=entitlement.rate.grade_id,
+        rate_id=entitlement.rate_id,
+        period_start=entitlement.period_start,
+        occurred_at=at,
+        buckets={Bucket.UNCACHED_INPUT: 8, Bucket.OUTPUT: 32},
+        finish=Finish.STOP,
+        bytes_in=120,
+        bytes_out=4_000,
+        duration_ms=1_000,
+        api_key_id=UUID(int=1),
+        flags=flags,
+    )
+    accept_batch(source=gateway_source(at), body=encode_lines([encode_event(event)]), now=at)
+    ingest_batches(now=at)
+
+
+def test_down_from_the_attempt_that_broke_off_to_the_next_request_that_was_served(
+    rich_acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    entitlement = award(rich_acme, grade, [(plant, 10)], RATE, now, now)
+    for second in range(0, 300, 10):
+        beat(plant, now + timedelta(seconds=second))
+    serve(entitlement, plant, now + timedelta(seconds=30))
+    serve(entitlement, plant, now + timedelta(seconds=59), flags=(Flag.UPSTREAM_FAILED,))
+    fail_attempt(plant, now + timedelta(seconds=90))
+    serve(entitlement, plant, now + timedelta(seconds=120))
+    settle(now)
+    outcome = DeliveryOutcome.objects.get()
+    # Broken off at 60 s, served again at 120 s: 2 of the 10 lots.
+    assert (outcome.down_ms, outcome.failed_numerator) == (60_000, 2 * LOT)
+    assert outcome.delivered_numerator == 3 * (8 + 32 * 4) * 250_000
+    outage = Outage.objects.get(offering=plant.offering)
+    assert outage.kind == "failed_attempt"
+    assert (outage.started_at, outage.ended_at) == (
+        now + timedelta(seconds=60),
+        now + timedelta(seconds=120),
+    )
+    # A success that was metered late ends it earlier.
+    serve(entitlement, plant, now + timedelta(seconds=75))
+    settle(now)
+    assert latest_outcomes().get().down_ms == 15_000 + 30_000
+    shown = Outage.objects.filter(offering=plant.offering).order_by("started_at")
+    assert [(row.ended_at - row.started_at).seconds for row in shown if row.ended_at] == [15, 30]
+
+
 def test_a_pause_is_a_failure_and_a_planned_outage_is_none(
     rich_acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
@@ -447,3 +506,23 @@ def test_an_invoice_carries_the_remedy_as_a_line_of_its_own(
     lines = {line.kind: line.amount_micros for line in invoice.lines.all()}
     assert lines == {"spot": 750, "remedy": -147}
     assert invoice.subtotal_micros == 603
+
+
+def test_pages_show_what_failed_to_buyer_and_provider(
+    rich_acme: Party, hyperion: Party, mallory: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    entitlement = award(rich_acme, grade, [(plant, 10)], RATE, now, now)
+    silence(plant, now, first_s=60, last_s=210)
+    settle(now)
+    for party, path in (
+        (rich_acme, f"/buyer/contracts/{entitlement.contract_id}"),
+        (hyperion, "/provider/earnings"),
+    ):
+        client = Client()
+        client.force_login(party.user)
+        text = client.get(path).content.decode()
+        assert "What awards came to" in text
+        assert '<td class="n"><b>5</b></td><td class="n">5</td>' in text
+    client = Client()
+    client.force_login(mallory.user)
+    assert "What awards came to" not in client.get("/provider/earnings").content.decode()

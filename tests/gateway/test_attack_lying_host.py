@@ -15,7 +15,7 @@ from marketplace.contracts.models import Hold
 from marketplace.ledger.selectors import check_ledger
 from metering.usage import Flag
 from pricing.units import Bucket
-from providers.models import Host
+from providers.models import FailedAttempt, Host
 from tests.contracts.world import INPUT_PPM, OUTPUT_PPM, available
 from tests.gateway.test_gateway import CHAT, Rig, events, rig
 
@@ -31,13 +31,13 @@ def delta(text: str, **more: Any) -> bytes:
 
 
 @contextmanager
-def lying_host(pieces: Sequence[bytes]) -> Iterator[None]:
-    """Every request is answered 200 with these pieces of a stream, whatever was asked."""
+def lying_host(pieces: Sequence[bytes], *, status: int = 200) -> Iterator[None]:
+    """Every request is answered with this status and these pieces of a stream, whatever was asked."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("content-type", "text/event-stream")
             self.end_headers()
             for piece in pieces:
@@ -122,6 +122,16 @@ def test_what_is_no_chunk_is_a_host_failure_and_leaves_no_hold_open(rig: Rig, ch
         answer = ask(rig, stream=False)
     assert answer.status_code == 502
     assert [hold.status for hold in Hold.objects.all() if hold.status == "open"] == []
+    assert FailedAttempt.objects.get().cause == "failed_attempt"
+
+
+def test_a_host_that_refuses_has_failed_and_a_bad_request_is_nobodys_failure(rig: Rig) -> None:
+    rig.fund(MONEY)
+    for status, answered, causes in ((422, 400, []), (503, 502, ["refused"])):
+        with lying_host([b"{}"], status=status):
+            assert ask(rig, stream=False).status_code == answered
+        assert [attempt.cause for attempt in FailedAttempt.objects.all()] == causes
+    assert not Hold.objects.filter(status="open").exists()
 
 
 def test_a_deeply_nested_chunk_leaves_no_hold_open(rig: Rig) -> None:

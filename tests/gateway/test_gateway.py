@@ -27,7 +27,7 @@ from marketplace.ledger.selectors import check_ledger
 from metering.models import UsageBatch
 from metering.usage import Flag, UsageEvent, decode_event
 from pricing.tokenizers import count_o200k
-from providers.models import Host
+from providers.models import FailedAttempt, Host
 from tests.conftest import TestDatabase
 from tests.contracts.world import INPUT_PPM, OUTPUT_PPM, World, available, give_money, make_world
 from tests.engine import RunningEngine, free_port
@@ -254,5 +254,10 @@ def test_a_host_that_does_not_answer_costs_nothing(rig: Rig) -> None:
     Host.objects.update(base_url=f"http://127.0.0.1:{free_port()}")
     answer = rig.post("/v1/chat/completions", {"model": "tiny-chat", "messages": CHAT})
     assert answer.status_code == 502
-    assert [hold.status for hold in Hold.objects.all()] == ["voided"]
+    [hold] = Hold.objects.all()
+    assert hold.status == "voided"
     assert available(rig.world) == 10_000_000
+    # And is remembered: settlement counts it as down from then on.
+    attempt = FailedAttempt.objects.get(pk=hold.pk)
+    assert (attempt.offering_id, attempt.cause) == (rig.world.plant.offering.id, "failed_attempt")
+    assert attempt.occurred_at >= hold.opened_at

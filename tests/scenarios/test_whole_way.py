@@ -199,9 +199,11 @@ def _recomputed_from_events(market: Market) -> dict[str, int]:
     for (kind, _, _, micros, _, _), used in numerators.items():
         if kind == "on_demand":
             total += _half_even(used * micros, 10**12)
-    # Spot: rate x max(U, theta x A), usage and minimum take rounded as two lines.
+    # What providers failed of awards, when clocks jump: it lowers the minimum take, and they pay a remedy.
+    total -= sum(remedy for (remedy,) in market.sql(_REMEDIES))
+    # Spot: rate x max(U, theta x (A - F)), usage and minimum take rounded as two lines.
     for entitled, micros, contract, period_start in market.sql(
-        """SELECT n.entitled_numerator, r.micros_per_mtok, n.contract_id, n.period_start
+        """SELECT n.entitled_numerator - n.failed_numerator, r.micros_per_mtok, n.contract_id, n.period_start
            FROM contracts_entitlement n JOIN contracts_contract c ON c.id = n.contract_id AND c.kind = 'spot'
            JOIN pricing_rate r ON r.id = n.rate_id"""
     ):
@@ -219,6 +221,13 @@ def _recomputed_from_events(market: Market) -> dict[str, int]:
     ):
         total += _half_even(lots * 10**9 * micros, 10**12)
     return {"subtotal_micros": total}
+
+
+_REMEDIES = """
+SELECT remedy_micros FROM (
+    SELECT DISTINCT ON (contract_id, offering_id, period_start) remedy_micros
+    FROM billing_deliveryoutcome ORDER BY contract_id, offering_id, period_start, run DESC) AS latest
+"""
 
 
 def _half_even(numerator: int, denominator: int) -> int:

@@ -67,6 +67,12 @@ def until(at: datetime, now: datetime) -> str:
 
 
 @register.filter
+def seconds(milliseconds: int) -> str:
+    """A length of time as people say it; nothing is 0."""
+    return figures.length(timedelta(milliseconds=milliseconds)) if milliseconds else "0"
+
+
+@register.filter
 def words(code: str) -> str:
     """`minimum_take` as people write it."""
     return str(code).replace("_", " ")

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.billing.models import TopUp
-from marketplace.billing.selectors import charges_of, top_ups_of
+from marketplace.billing.selectors import charges_of, outcomes_of, top_ups_of
 from marketplace.billing.services.top_ups import top_up
 from marketplace.contracts.models import Contract
 from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of, own_kappas
@@ -105,6 +105,7 @@ def contract(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
         "charges": page_of(
             charges_of(organization_id).filter(contract_id=found.id), request, by="period_start"
         ),
+        "outcomes": outcomes_of(organization_id).filter(contract_id=found.id)[:RECENT_PERIODS],
         "now": now,
     }
     return render(request, "portal/contract.html", context)

@@ -18,6 +18,7 @@ from marketplace.billing.selectors import (
     earnings_by_period,
     earnings_of,
     find_statement,
+    outcomes_of,
     payout_blocked_reason,
     statements_of,
 )
@@ -205,6 +206,7 @@ def earnings(request: SeatedRequest) -> HttpResponse:
     context = {
         "earnings": page_of(earnings_of(organization_id), request, by="period_start"),
         "chart": _earnings_chart(organization_id, now),
+        "outcomes": outcomes_of(organization_id).filter(provider_organization_id=organization_id)[:RECENT],
         "now": now,
     }
     return render(request, "portal/earnings.html", context)
