@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from marketplace.billing.services.settling import (
     settle_due_periods,
     settle_period,
 )
+from marketplace.billing.services.statements import issue_statements
 from marketplace.contracts.models import Entitlement
 from marketplace.contracts.services import set_period_rate
 from marketplace.ids import uuid7
@@ -297,6 +299,27 @@ def test_late_usage_lowers_the_remedy_by_a_new_row(
     assert_books_balance()
 
 
+def test_a_remedy_that_shrinks_repays_the_market_first(
+    rich_acme: Party, hyperion: Party, operator: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    entitlement = award(rich_acme, grade, [(plant, 10)], RATE, now + PERIOD, now)
+    check_heartbeats(now=now + timedelta(seconds=20))
+    settle(now)
+    assert (money(hyperion, "payable"), money(operator, "operator")) == (0, -297)
+    # It had delivered after all, as far as anybody knows now; the outage stands.
+    meter(entitlement.contract, entitlement.rate, plant, 4 * LOT, now + PERIOD)
+    settle(now)
+    assert latest_outcomes().get().remedy_micros == 177
+    assert (money(hyperion, "payable"), money(operator, "operator")) == (1_200 - 60, -177)
+    meter(entitlement.contract, entitlement.rate, plant, 6 * LOT, now + PERIOD)
+    settle(now)
+    assert latest_outcomes().get().remedy_micros == 0
+    assert (money(hyperion, "payable"), money(operator, "operator")) == (3_000 - 150, 0)
+    assert money(rich_acme, "prepaid") == FUNDS - 3_000
+    assert settle(now).settled == []
+    assert_books_balance()
+
+
 def test_an_outage_that_is_recorded_late_makes_a_new_run(
     rich_acme: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
@@ -495,7 +518,7 @@ def test_buyer_and_provider_see_what_failed_and_mallory_sees_nothing(
 
 
 def test_an_invoice_carries_the_remedy_as_a_line_of_its_own(
-    rich_acme: Party, grade: Grade, plant: Plant, now: datetime
+    rich_acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
     entitlement = award(rich_acme, grade, [(plant, 10)], RATE, now, now)
     silence(plant, now, first_s=60, last_s=210)
@@ -506,6 +529,13 @@ def test_an_invoice_carries_the_remedy_as_a_line_of_its_own(
     lines = {line.kind: line.amount_micros for line in invoice.lines.all()}
     assert lines == {"spot": 750, "remedy": -147}
     assert invoice.subtotal_micros == 603
+    issue_statements(month_start=month, now=now + DUE_AFTER, early=True)
+    span = f"since={now:%Y-%m-%dT%H:%M:%SZ}&until={now + PERIOD:%Y-%m-%dT%H:%M:%SZ}"
+    # To the provider a remedy is a cost, as what he earns is the opposite of one.
+    for party, role, cost in ((rich_acme, "buyer", "-0.000147"), (hyperion, "provider", "0.000147")):
+        rows = party.api.get(f"/api/v1/exports/focus?role={role}&format=ndjson&{span}").getvalue().decode()
+        [row] = [row for row in map(json.loads, rows.splitlines()) if row["x_ChargeKind"] == "remedy"]
+        assert row["BilledCost"] == cost
 
 
 def test_pages_show_what_failed_to_buyer_and_provider(

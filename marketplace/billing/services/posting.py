@@ -15,6 +15,7 @@ from marketplace.accounts.selectors import operator_organization
 from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey, Share
 from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
+from marketplace.billing.services.waterfall import FROM_OPERATOR, TO_OPERATOR, borne_by_market
 from marketplace.contracts.models import Contract, ContractKind, Payment
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
@@ -126,18 +127,24 @@ def move_lines(
             organization = providers[offering]
             earning, payable = earning_id(charge, offering), payables[organization]
             if share.gross_micros > 0:
-                hold = holds.get(line.key)
-                gross = NewTransfer(
-                    id=derived_id(earning, "gross"),
-                    debit_id=books.source,
-                    credit_id=payable,
-                    amount_micros=share.gross_micros,
-                    code=books.code_of(line),
-                    hold_id=hold,
-                    reference_id=earning,
-                )
-                transfers.append(gross)
-                earned[organization] += share.gross_micros - share.fee_micros
+                back = min(share.gross_micros, borne_by_market(parent, line, offering))
+                for name, credit, amount in (
+                    ("gross", payable, share.gross_micros - back),
+                    (TO_OPERATOR, books.operator, back),
+                ):
+                    if amount:
+                        transfers.append(
+                            NewTransfer(
+                                id=derived_id(earning, name),
+                                debit_id=books.source,
+                                credit_id=credit,
+                                amount_micros=amount,
+                                code=books.code_of(line),
+                                hold_id=holds.get(line.key),
+                                reference_id=earning,
+                            )
+                        )
+                earned[organization] += share.gross_micros - back - share.fee_micros
             elif share.gross_micros < 0:
                 given_back[organization] -= share.gross_micros
             if share.fee_micros:
@@ -305,7 +312,7 @@ def _refunds(
             # The waterfall: what the provider has to come, then the market. His bond will stand between them.
             parts = (
                 ("gross", payables[organization], -share.gross_micros - uncovered),
-                ("gross_from_operator", books.operator, uncovered),
+                (FROM_OPERATOR, books.operator, uncovered),
             )
             refunds += [
                 NewTransfer(
