@@ -22,7 +22,7 @@ from marketplace.accounts.services import Actor
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.views import ApiView, PublicView
 from marketplace.errors import DomainError, InvalidInput
-from providers import selectors, services
+from providers import outages_api, selectors, services
 from providers.models import Host
 from providers.serializers import (
     BenchAcceptedOut,
@@ -276,6 +276,7 @@ def _public_key(text: str) -> bytes:
 
 
 urlpatterns = [
+    *outages_api.urlpatterns,
     path("providers", ProvidersView.as_view(), name="api-providers"),
     path("hosts", HostsView.as_view(), name="api-hosts"),
     path("hosts/<uuid:host_id>", HostView.as_view(), name="api-host"),

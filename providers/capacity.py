@@ -126,10 +126,8 @@ def take_firm_share(
     wanted = _whole_hours(hours)
     if share_ppm > sellable_ppm():
         raise CapacityGone("More than a host's sellable share was asked for.")
+    lock_hours([host_id], wanted)
     with connection.cursor() as cursor:
-        places: dict[str, Any] = {"hosts": [host_id], "hours": wanted, "sellable": sellable_ppm()}
-        cursor.execute(_MAKE_HOURS, places)
-        cursor.execute(_LOCK_HOURS, places)
         cursor.execute(_CHANGE_HOURS, {"host": host_id, "hours": wanted, "delta": share_ppm})
         if cursor.rowcount != len(wanted):
             raise CapacityGone("The host is sold out in at least one hour of the term.")
@@ -185,6 +183,14 @@ def give_back_period_share(*, host_id: UUID, period_start: datetime, share_ppm: 
     sold = _change_period(host_id, period_start, -share_ppm)
     assert sold is not None, "more is given back than was taken"
     return sold
+
+
+def lock_hours(hosts: Sequence[UUID], hours: Sequence[datetime]) -> None:
+    """Make these hours of these hosts where they are missing, and lock them until the transaction ends."""
+    places: dict[str, Any] = {"hosts": list(hosts), "hours": list(hours), "sellable": sellable_ppm()}
+    with connection.cursor() as cursor:
+        cursor.execute(_MAKE_HOURS, places)
+        cursor.execute(_LOCK_HOURS, places)
 
 
 def _make_periods(hosts: list[UUID], starts: list[datetime]) -> int:

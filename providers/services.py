@@ -23,6 +23,7 @@ from providers.heartbeats import check_heartbeats, record_heartbeat, record_regi
 from providers.hosting import create_host, ensure_provider, pause_host, resume_host
 from providers.listing import list_offering, pause_offering, resume_offering, withdraw_offering
 from providers.outages import down_in_periods, record_attempt_outages
+from providers.planned_outages import HoursSold, announce_outage, withdraw_outage
 from providers.reads import read_registers
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "CapacityGone",
     "EnrolmentCodeRefused",
     "HostSignatureRefused",
+    "HoursSold",
     "accept_gap",
+    "announce_outage",
     "authenticate_host",
     "check_heartbeats",
     "create_host",
@@ -56,4 +59,5 @@ __all__ = [
     "take_period_share",
     "verify_enrolment_signature",
     "withdraw_offering",
+    "withdraw_outage",
 ]

@@ -29,6 +29,8 @@ from metering.services import accept_batch, add_meter_point, gateway_source, ing
 from metering.usage import Finish, UsageEvent, encode_event, encode_lines
 from pricing.services import publish_known_calibrations
 from pricing.units import Bucket
+from providers.models import Outage
+from providers.services import announce_outage
 from tests.cast import Party, make_grade, make_party
 from tests.conftest import TestDatabase, own_database
 from tests.database import Services
@@ -64,6 +66,7 @@ class House:
     batch: UsageBatch
     generation_id: UUID
     event_id: UUID
+    outage: Outage
 
     @cached_property
     def ids(self) -> dict[str, UUID]:
@@ -81,6 +84,7 @@ class House:
             "membership_id": Membership.objects.get(organization=self.acme.organization).id,
             "host_id": day.plant.host.id,
             "offering_id": day.plant.offering.id,
+            "outage_id": self.outage.id,
             "batch_id": self.batch.id,
             "generation_id": self.generation_id,
             "event_id": self.event_id,
@@ -181,7 +185,18 @@ def make_house(database: TestDatabase) -> House:
     batch = accept_batch(source=gateway_source(NOW), body=encode_lines([encode_event(event)]), now=NOW)
     ingest_batches(now=NOW)
     auction = Auction.objects.filter(status=Auction.Status.PUBLISHED).order_by("-id")[0]
-    return House(database, operator, acme, hyperion, mallory, day, auction, batch, generation_id, event.id)
+    tomorrow = (NOW + timedelta(days=1)).replace(minute=0)
+    outage = announce_outage(
+        organization_id=hyperion.id,
+        host_id=day.plant.host.id,
+        starts_at=tomorrow,
+        ends_at=tomorrow + HOUR,
+        now=NOW,
+        actor=SYSTEM,
+    )
+    return House(
+        database, operator, acme, hyperion, mallory, day, auction, batch, generation_id, event.id, outage
+    )
 
 
 @pytest.fixture(scope="module")

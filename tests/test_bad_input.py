@@ -66,6 +66,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "post /api/v1/hosts": {"name": "gamma", "region": "eu", "site": "s"},
     "patch /api/v1/hosts/{host_id}": {"status": "paused"},
     "post /api/v1/hosts/{host_id}/enrolment-codes": {},
+    "post /api/v1/hosts/{host_id}/outages": {
+        "starts_at": "2026-03-11T10:00:00Z",
+        "ends_at": "2026-03-11T12:00:00Z",
+    },
     "post /api/v1/offerings": {
         "host_id": "{host_id}",
         "grade": "tiny-chat",

@@ -84,6 +84,8 @@ DOORS = {
     "api/v1/hosts": HYPERION,
     "api/v1/hosts/<uuid:host_id>": HYPERION,
     "api/v1/hosts/<uuid:host_id>/enrolment-codes": HYPERION,
+    "api/v1/hosts/<uuid:host_id>/outages": HYPERION,
+    "api/v1/hosts/<uuid:host_id>/outages/<uuid:outage_id>": HYPERION,
     "api/v1/offerings": HYPERION,
     "api/v1/offerings/<uuid:offering_id>": HYPERION,
     "api/v1/statements": HYPERION,
@@ -136,6 +138,10 @@ DOORS = {
 # A change that would be accepted from the owner.
 BODIES = {
     "api/v1/hosts/<uuid:host_id>": {"status": "paused"},
+    "api/v1/hosts/<uuid:host_id>/outages": {
+        "starts_at": "2026-03-12T10:00:00Z",
+        "ends_at": "2026-03-12T12:00:00Z",
+    },
     "api/v1/offerings/<uuid:offering_id>": {"status": "withdrawn"},
 }
 # What the whole market may know: goods, prices, auctions; and rows that name nobody.
