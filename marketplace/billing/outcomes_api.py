@@ -14,7 +14,7 @@ from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import StrictSerializer, TextField, UuidField
 from marketplace.api.views import ApiView
 from marketplace.billing.models import DeliveryOutcome
-from marketplace.billing.selectors import outcomes_of
+from marketplace.billing.outcomes import outcomes_of
 from marketplace.billing.serializers import NumeratorField
 
 

@@ -13,11 +13,10 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models import OuterRef, QuerySet, Subquery, Sum
 
 from marketplace.billing.models import (
     Charge,
-    DeliveryOutcome,
     Earning,
     Invoice,
     InvoiceLine,
@@ -291,27 +290,6 @@ def events_of_charge(charge: Charge) -> QuerySet[UsageEvent]:
         period_start__gte=charge.period_start,
         period_start__lt=charge.period_end,
     ).order_by("-id")
-
-
-def latest_outcomes() -> QuerySet[DeliveryOutcome]:
-    """What the last run that saw each part of an award made of it: earlier ones are superseded."""
-    later = DeliveryOutcome.objects.filter(
-        contract=OuterRef("contract"),
-        offering=OuterRef("offering"),
-        period_start=OuterRef("period_start"),
-        run__gt=OuterRef("run"),
-    )
-    return DeliveryOutcome.objects.filter(~Exists(later))
-
-
-def outcomes_of(organization_id: UUID) -> QuerySet[DeliveryOutcome]:
-    """What awards came to that the organization bought or owed, newest period first."""
-    return (
-        latest_outcomes()
-        .filter(Q(organization_id=organization_id) | Q(provider_organization_id=organization_id))
-        .select_related("offering__host", "offering__grade__family")
-        .order_by("-period_start", "-id")
-    )
 
 
 def payout_blocked_reason(organization_id: UUID) -> str | None:

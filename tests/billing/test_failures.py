@@ -13,7 +13,7 @@ from django.test import Client
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.auditing import check_charges
 from marketplace.billing.models import Charge, DeliveryOutcome, Earning, Settlement
-from marketplace.billing.selectors import latest_outcomes
+from marketplace.billing.outcomes import latest_outcomes
 from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.settling import (
     SettlementResult,

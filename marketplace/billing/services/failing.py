@@ -17,7 +17,8 @@ from django.db import connection
 from django.db.models import Sum
 
 from marketplace.billing.models import DeliveryOutcome, Earning, Settlement
-from marketplace.billing.selectors import Metered, latest_outcomes
+from marketplace.billing.outcomes import latest_outcomes
+from marketplace.billing.selectors import Metered
 from marketplace.billing.services.locks import lock_until_commit
 from marketplace.billing.services.posting import provider_organizations
 from marketplace.contracts.models import Allocation, Contract, Entitlement, PeriodRate

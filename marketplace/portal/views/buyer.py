@@ -14,7 +14,8 @@ from django.views.decorators.http import require_http_methods, require_safe
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.billing.models import TopUp
-from marketplace.billing.selectors import charges_of, outcomes_of, top_ups_of
+from marketplace.billing.outcomes import outcomes_of
+from marketplace.billing.selectors import charges_of, top_ups_of
 from marketplace.billing.services.top_ups import top_up
 from marketplace.contracts.models import Contract
 from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of, own_kappas

@@ -14,11 +14,11 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
+from marketplace.billing.outcomes import outcomes_of
 from marketplace.billing.selectors import (
     earnings_by_period,
     earnings_of,
     find_statement,
-    outcomes_of,
     payout_blocked_reason,
     statements_of,
 )
