@@ -93,19 +93,19 @@ def check_order(order: Order, *, is_bid: bool) -> None:
 
 def digest_book(bids: Sequence[Order], asks: Sequence[Order], *, terms: Mapping[str, object]) -> str:
     """SHA-256 (hex) of the book and the terms it is cleared under, whatever order they are given in."""
-    return _digest(
+    return digest_facts(
         {
             "rule": RULE_VERSION,
             "terms": dict(terms),
-            "bids": [_order_facts(order) for order in sorted(bids, key=_by_id)],
-            "asks": [_order_facts(order) for order in sorted(asks, key=_by_id)],
+            "bids": [order_facts(order) for order in sorted(bids, key=_by_id)],
+            "asks": [order_facts(order) for order in sorted(asks, key=_by_id)],
         }
     )
 
 
 def digest_result(bids: Sequence[Order], asks: Sequence[Order], result: Clearing) -> str:
     """SHA-256 (hex) of an auction's result, whatever order the book was given in."""
-    return _digest(
+    return digest_facts(
         {
             "rule": RULE_VERSION,
             "quantity_lots": result.quantity_lots,
@@ -125,7 +125,8 @@ def _by_id(order: Order) -> str:
     return order.id
 
 
-def _order_facts(order: Order) -> list[object]:
+def order_facts(order: Order) -> list[object]:
+    """All of an order that a digest covers."""
     return [
         order.id,
         order.organization_id,
@@ -144,6 +145,7 @@ def _fill_facts(orders: Sequence[Order], fills: Sequence[Sequence[int]]) -> list
     return [list(fact) for fact in sorted(facts)]
 
 
-def _digest(facts: Mapping[str, object]) -> str:
+def digest_facts(facts: Mapping[str, object]) -> str:
+    """SHA-256 (hex) of facts as canonical JSON."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
