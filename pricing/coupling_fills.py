@@ -83,8 +83,11 @@ def class_order(each: tuple[int, bool, int]) -> tuple[bool, int, list[int]]:
 def class_flows(
     classes: list[tuple[int, bool, int]], below: list[int], at: list[int], *, fair: bool
 ) -> list[dict[int, int]]:
-    """Lots from each class of bids to each of its grades: as many as possible in all; then, if `fair`, class
-    by class and grade by grade as many as that leaves.
+    """Lots from each class of bids to each of its grades: as many as possible in all; then, if `fair`, to
+    class by class of those that need not trade as many as that leaves.
+
+    Where several flows do that, it is the one that Dinic's algorithm finds with classes and grades in this
+    order, so the result depends on nothing else.
     """
     count = len(below)
     source, sink, first, last = range(count, count + 4)
@@ -94,9 +97,10 @@ def class_flows(
     sure = sum(lots for _, is_sure, lots in classes if is_sure)
     graph.add_edge(source, last, sure)
     graph.add_edge(first, sink, sum(below))
+    entries: list[int] = []
     edges: list[list[tuple[int, int]]] = []
     for node, (grade_set, is_sure, lots) in enumerate(classes, count + 4):
-        graph.add_edge(first if is_sure else source, node, lots)
+        entries.append(graph.add_edge(first if is_sure else source, node, lots))
         edges.append([(grade, graph.add_edge(node, grade, None)) for grade in members(grade_set)])
     for grade in range(count):
         graph.add_edge(grade, last, below[grade])
@@ -105,19 +109,14 @@ def class_flows(
         raise ValueError("price: these prices do not support an optimum")
     graph.close(around)
     graph.send(source, sink)
-    flows: list[dict[int, int]] = []
-    for node, ((_, is_sure, lots), own) in enumerate(zip(classes, edges, strict=True), count + 4):
-        flow: dict[int, int] = {}
-        left = lots
-        for grade, edge in own:
-            flow[grade] = graph.flow(edge)
-            if fair and not (is_sure and len(own) == 1):
-                graph.close(edge)
-                if flow[grade] < left:
-                    flow[grade] += graph.send(grade, node)
-            left -= flow[grade]
-        flows.append({grade: amount for grade, amount in flow.items() if amount})
-    return flows
+    if fair:
+        for node, ((_, is_sure, lots), entry) in enumerate(zip(classes, entries, strict=True), count + 4):
+            if not is_sure:
+                missing = lots - graph.flow(entry)
+                graph.close(entry)
+                # What this class can still get is what classes after it give back.
+                graph.send(node, source, missing)
+    return [{grade: lots for grade, edge in own if (lots := graph.flow(edge))} for own in edges]
 
 
 def _fill_bids(

@@ -43,7 +43,7 @@ class FlowGraph:
         """Adds the greatest possible flow from source to sink, at most `limit`; returns how much."""
         sent = 0
         while limit is None or sent < limit:
-            levels = self.levels(source)
+            levels = self.levels(source, sink)
             if levels[sink] < 0:
                 break
             nexts = [0] * len(levels)
@@ -54,12 +54,14 @@ class FlowGraph:
                 sent += amount
         return sent
 
-    def levels(self, source: int) -> list[int]:
-        """Distance in edges with room from the source, -1 where there is no way."""
+    def levels(self, source: int, sink: int = -1) -> list[int]:
+        """Distance in edges with room from the source, -1 where there is no way, or none as short as to the sink."""
         levels = [-1] * len(self.edges_of)
         levels[source] = 0
         queue = [source]
         for node in queue:
+            if sink >= 0 and levels[sink] >= 0:
+                break
             for edge in self.edges_of[node]:
                 head = self.head[edge]
                 if levels[head] < 0 and self.room[edge] != 0:

@@ -29,6 +29,7 @@ Ints = npt.NDArray[np.int64]
 MAX_PRICE: Final = 2**59  # Sums of a few prices stay inside int64.
 MAX_LOTS: Final = 2**62
 MAX_GRADES: Final = 62  # Sets of grades are bits of an int64.
+_FIRST_BITS: Final = 7
 _NEVER: Final = 2**61  # The price of the grade that pads the rows.
 
 
@@ -126,17 +127,37 @@ def supporting_prices(market: Market) -> list[int]:
     """One vector of optimal prices, which of them is left open."""
     least = min(int(market.values[market.grade_of < market.grades].min()), int(market.ask_prices.min()))
     most = max(int(market.values[market.grade_of < market.grades].max()), int(market.ask_prices.max()))
-    prices = [0] * market.grades
-    for shift in range((most - least).bit_length(), -1, -1):
+    # Coarser than this most bids are indifferent between grades, which makes the cuts large.
+    coarsest = max(0, (most - least).bit_length() - _FIRST_BITS)
+    prices = [(price - least) >> coarsest for price in _prices_without_substitution(market)]
+    for shift in range(coarsest, -1, -1):
         # Prices are counted from `least` in units of 2**shift, which the last round brings down to 1.
         values = (market.values - least) >> shift
-        prices = [2 * price for price in prices]
+        if shift < coarsest:
+            prices = [2 * price for price in prices]
         while True:
             step = _improving_step(market, values, prices, least, shift)
             if not any(step):
                 break
             prices = [price + move for price, move in zip(prices, step, strict=True)]
     return [price + least for price in prices]
+
+
+def _prices_without_substitution(market: Market) -> list[int]:
+    """A guess to begin with: where asks meet the bids that are worth most in this grade."""
+    worth = np.where(market.grade_of < market.grades, market.values, -_NEVER)
+    favourite = worth.argmax(axis=1)[:, None]
+    grades = np.take_along_axis(market.grade_of, favourite, axis=1)[:, 0]
+    values = np.take_along_axis(worth, favourite, axis=1)[:, 0]
+    guess = []
+    for grade, (ask_prices, asked_before) in enumerate(market.curves):
+        mine = grades == grade
+        order = np.argsort(values[mine])
+        wanted = np.cumsum(market.bid_lots[mine][order][::-1])[::-1]
+        # Of the bids in ascending order, the first beyond which the asks up to it suffice.
+        enough = asked_before[np.searchsorted(ask_prices, values[mine][order], side="right")] >= wanted
+        guess.append(int(values[mine][order][np.argmax(enough)] if enough.any() else ask_prices[-1]))
+    return guess
 
 
 def _improving_step(market: Market, values: Ints, prices: Sequence[int], least: int, shift: int) -> list[int]:
