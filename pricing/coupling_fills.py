@@ -40,7 +40,7 @@ class Ranks:
 
 
 def fill_rows(market: Market, prices: Sequence[int], ranks: Ranks, tie_rule: TieRule, *, fair: bool) -> Fills:
-    """Raises ValueError when the prices do not support an optimum. Without `fair`, any optimal fills."""
+    """Fills at optimal prices: those of the rules, or without `fair` any optimal ones."""
     demand = demand_at(market, market.values, prices)
     must, may = demand.gain > 0, demand.gain == 0
     classes = [
@@ -105,8 +105,8 @@ def class_flows(
     for grade in range(count):
         graph.add_edge(grade, last, below[grade])
         graph.add_edge(grade, sink, at[grade])
-    if graph.send(first, last) != sure + sum(below):
-        raise ValueError("price: these prices do not support an optimum")
+    obeyed = graph.send(first, last)
+    assert obeyed == sure + sum(below), "these prices do not support an optimum"
     graph.close(around)
     graph.send(source, sink)
     if fair:
@@ -194,7 +194,7 @@ def _deal(fills: Ints, grade_of: Ints, rows: list[tuple[int, int]], flow: dict[i
 
 
 def supporting_set(market: Market, fills: Fills) -> PriceSet:
-    """All optimal prices, by complementary slackness with fills that are optimal (ValueError if not)."""
+    """All optimal prices, by complementary slackness with fills that are optimal."""
     count = market.grades
     highs = np.full(count + 1, _OPEN, np.int64)
     lows = np.full(count + 1, -_OPEN, np.int64)

@@ -234,9 +234,7 @@ class PriceSet:
 def price_set(
     lows: Sequence[int | None], highs: Sequence[int | None], gaps: Sequence[Sequence[int | None]]
 ) -> PriceSet:
-    """Tightens bounds by shortest paths (Floyd 1962); raises ValueError when no price meets them all, or some
-    price is not bounded on both sides.
-    """
+    """Tightens bounds by shortest paths (Floyd 1962). Some prices must meet them, and all be bounded on both sides."""
     count = len(lows)
     # Node `count` is the price 0.
     longest: list[list[int | None]] = [[*gaps[g], highs[g]] for g in range(count)]
@@ -254,12 +252,10 @@ def price_set(
                     known = row[end]
                     if known is None or first + second < known:
                         row[end] = first + second
-    if any((row[node] or 0) < 0 for node, row in enumerate(longest)):
-        raise ValueError("price: no prices support these trades")
+    assert all(row[node] == 0 for node, row in enumerate(longest)), "no prices meet these bounds"
     tight_lows = [-low for low in longest[count][:count] if low is not None]
     tight_highs = [row[count] for row in longest[:count] if row[count] is not None]
-    if len(tight_lows) < count or len(tight_highs) < count:
-        raise ValueError("price: the trades leave a price without bounds")
+    assert len(tight_lows) == len(tight_highs) == count, "a price without bounds"
     return PriceSet(
         tuple(tight_lows),
         tuple(high for high in tight_highs if high is not None),

@@ -312,6 +312,16 @@ def test_an_organization_never_trades_with_itself_in_any_grade() -> None:
     verify(bids, asks, result)
 
 
+def test_netting_may_leave_grades_with_one_side_only() -> None:
+    bids = [bid("b", "A", (10, 5), other={"B": 0}, organization_id="acme"), bid("d", "B", (4, 2))]
+    asks = [ask("a", "B", (1, 5), organization_id="acme"), ask("e", "A", (6, 3))]
+    result = clear_coupled(bids, asks)
+    assert (result.netted_lots, result.welfare) == (5, 0)
+    assert (result.grades["A"].price_low, result.grades["A"].price_high) == (None, 6)
+    assert (result.grades["B"].price_low, result.grades["B"].price_high) == (4, None)
+    verify(bids, asks, result)
+
+
 def test_ties_in_one_grade_go_pro_rata_also_when_grades_are_joined() -> None:
     bids = [bid("x", "A", (5, 50)), bid("y", "A", (5, 30)), bid("z", "A", (5, 21)), *SUB_1_BIDS[:1]]
     asks = [ask("a", "A", (5, 33)), ask("b", "B", (1, 10))]
@@ -327,6 +337,37 @@ def test_volume_comes_first_and_then_whoever_has_the_fewest_grades() -> None:
     bids = [bid("f", "A", (5, 10), other={"B": 0}, priority=-1), bid("a", "A", (5, 10))]
     both = clear_coupled(bids, [ask("sA", "A", (5, 10)), ask("sB", "B", (5, 4))])
     assert bought(bids, both) == {"f": {"B": 4}, "a": {"A": 10}}
+
+
+def test_a_class_gets_what_moving_others_leaves_before_the_next_is_served() -> None:
+    bids = [
+        bid("c", "C", (5, 10)),
+        bid("d", "D", (5, 10)),
+        bid("ab", "A", (5, 10), other={"B": 0}),
+        bid("ac", "A", (5, 10), other={"C": 0}),
+        bid("bd", "B", (5, 10), other={"D": 0}),
+    ]
+    asks = [ask(f"s{grade}", grade, (5, 10)) for grade in GRADES]
+    result = clear_coupled(bids, asks)
+    assert bought(bids, result) == {"c": {"C": 10}, "d": {"D": 10}, "ab": {"B": 10}, "ac": {"A": 10}}
+    verify(bids, asks, result)
+
+
+def test_minima_of_a_lone_grade_are_reported() -> None:
+    bids = [bid("b0", "C", (9, 4)), bid("b1", "C", (2, 6)), *SUB_1_BIDS]
+    asks = [ask("a0", "C", (3, 10), all_or_none=True), ask("a1", "C", (8, 2)), *SUB_1_ASKS]
+    result = clear_coupled(bids, asks)
+    assert result.rejected_paradoxically == ("a0",)
+    assert result.search_complete
+    assert result.grades["C"].price == 9
+    verify(bids, asks, result)
+
+
+def test_a_program_without_an_optimum_is_no_result() -> None:
+    (program,) = linear_programs(SUB_1_BIDS, SUB_1_ASKS)
+    impossible = replace(program, row_lows=program.row_lows + 100, row_highs=program.row_highs + 100)
+    with pytest.raises(RuntimeError, match="no optimum"):
+        solve(impossible)
 
 
 def test_steps_of_one_bid_share_a_tie_as_one() -> None:
@@ -399,6 +440,7 @@ SUB_1 = clear_coupled(SUB_1_BIDS, SUB_1_ASKS)
         altered_grade(SUB_1, "A", price=9, supporting_price=9),  # B2 would lose
         altered_grade(SUB_1, "B", price=2, supporting_price=2),  # sB would lose
         altered_grade(SUB_1, "A", price=None, supporting_price=None),
+        altered_grade(SUB_1, "A", price=6.0, supporting_price=6.0),
         altered_grade(SUB_1, "A", price_low=3),
         altered_grade(SUB_1, "A", price_high=9),
         altered_grade(SUB_1, "A", quantity_lots=9),
@@ -421,6 +463,16 @@ def test_an_altered_result_is_refused(altered: CoupledClearing) -> None:
     verify(SUB_1_BIDS, SUB_1_ASKS, SUB_1)
     with pytest.raises(EnginesDisagree):
         verify(SUB_1_BIDS, SUB_1_ASKS, altered)
+
+
+def test_no_trade_at_no_price_is_refused_where_trades_gain() -> None:
+    nothing = tuple(
+        replace(each, quantity_lots=0, price=None, supporting_price=None)
+        for each in SUB_1.components[0].grades
+    )
+    idle = CoupledClearing((replace(SUB_1.components[0], grades=nothing, welfare=0),), ({}, {}), ((0,), (0,)))
+    with pytest.raises(EnginesDisagree):
+        verify(SUB_1_BIDS, SUB_1_ASKS, idle)
 
 
 def test_an_altered_result_of_a_lone_grade_is_refused() -> None:
