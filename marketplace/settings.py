@@ -253,6 +253,7 @@ _HINTS_S: dict[str, int] = {
     "metering.tasks.sweep_batches": 10,
     "metering.tasks.make_partitions": 3_600,
     "marketplace.orders.tasks.advance_auctions": 2,
+    "marketplace.orders.tasks.publish_index": 60,
     "marketplace.contracts.tasks.sweep_holds": 10,
     "marketplace.contracts.tasks.advance_contracts": 5,
     "marketplace.billing.tasks.settle_due_periods": 2,
@@ -334,6 +335,9 @@ USAGE_INBOX_MAX_BYTES = _integer("USAGE_INBOX_MAX_BYTES", 1024**3, least=1, most
 OPERATING_MARGIN_PPM = _integer("OPERATING_MARGIN_PPM", 50_000, least=0, most=999_999)
 # How long numbered usage of a host may be missing before that is an alarm.
 METERING_GAP_ALARM_S = _integer("METERING_GAP_ALARM_S", 600, least=10, most=86_400)
+# Each live stream of prices holds a thread of its web process: so many at once, each so long.
+MARKET_STREAMS_MAX = _integer("MARKET_STREAMS_MAX", 2, least=0, most=1_000)
+MARKET_STREAM_S = _integer("MARKET_STREAM_S", 25, least=1, most=3_600)
 TEST_CLOCK = _flag("TEST_CLOCK")
 # Providers' hosts on loopback and private networks: for one machine and for tests, never for an open market.
 ALLOW_PRIVATE_HOSTS = _flag("ALLOW_PRIVATE_HOSTS")

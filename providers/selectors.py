@@ -67,6 +67,16 @@ def listed_offerings(grade_id: UUID, now: datetime) -> QuerySet[Offering]:
     return _with_all(_listed(now).filter(grade_id=grade_id)).order_by("pk")
 
 
+def offerings_on_sale(grade: str | None = None) -> QuerySet[Offering]:
+    """Every offering that is listed, whether its host is up now or not, oldest first; `grade` is a family's slug."""
+    offerings = Offering.objects.filter(
+        status=Offering.Status.LISTED, host__provider__status=Provider.Status.ACTIVE
+    )
+    if grade is not None:
+        offerings = offerings.filter(grade__family__slug=grade)
+    return offerings.select_related("host__provider", "grade__family", "list_rate", "bench").order_by("pk")
+
+
 def dependable_lots(offering: Offering, seconds: int) -> int:
     """Whole lots that the offering can make in so many seconds with the whole host."""
     return offering.dependable_numerator_per_s * seconds // NUMERATOR_PER_LOT

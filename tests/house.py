@@ -23,7 +23,8 @@ from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
 from marketplace.contracts.services import open_hold
 from marketplace.ids import uuid7
-from marketplace.orders.models import Auction
+from marketplace.orders.models import Auction, PriceIndex
+from marketplace.orders.services.indexing import publish_index
 from metering.models import UsageBatch
 from metering.services import accept_batch, add_meter_point, gateway_source, ingest_batches
 from metering.usage import Finish, UsageEvent, encode_event, encode_lines
@@ -63,6 +64,7 @@ class House:
     mallory: Party
     day: Day
     auction: Auction
+    index: PriceIndex
     batch: UsageBatch
     generation_id: UUID
     event_id: UUID
@@ -89,6 +91,7 @@ class House:
             "generation_id": self.generation_id,
             "event_id": self.event_id,
             "auction_id": self.auction.id,
+            "index_id": self.index.id,
             "grade_id": day.grade.id,
             "discrepancy_id": day.discrepancy.id,
         }
@@ -194,8 +197,10 @@ def make_house(database: TestDatabase) -> House:
         now=NOW,
         actor=SYSTEM,
     )
+    publish_index(now=NOW)
+    index = PriceIndex.objects.order_by("-id")[0]
     return House(
-        database, operator, acme, hyperion, mallory, day, auction, batch, generation_id, event.id, outage
+        database, operator, acme, hyperion, mallory, day, auction, index, batch, generation_id, event.id, outage
     )
 
 

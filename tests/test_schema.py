@@ -28,6 +28,7 @@ APPEND_ONLY = (
     "providers_failedattempt",
     "billing_deliveryoutcome",
     "billing_invoiceline",
+    "orders_priceindex",
 )
 # Written by SQL functions alone, as their owner.
 THROUGH_FUNCTIONS = ("ledger_transfer", "ledger_hold", "ledger_ledgeraccount")

@@ -34,6 +34,17 @@ DOORS = {
     "api/v1/tokenizers": PUBLIC,
     "api/v1/providers": PUBLIC,
     "api/v1/auctions/<uuid:auction_id>": PUBLIC,
+    "api/v1/auctions/<uuid:auction_id>/depth": PUBLIC,
+    "api/v1/market/index": PUBLIC,
+    "api/v1/market/index/latest": PUBLIC,
+    "api/v1/market/index/<uuid:index_id>/recompute": PUBLIC,
+    "api/v1/market/history": PUBLIC,
+    "api/v1/market/stream": PUBLIC,
+    "api/v1/market/leaderboard": PUBLIC,
+    "api/v1/monitoring/pivotal": OPERATOR,
+    "api/v1/monitoring/concentration": OPERATOR,
+    "api/v1/monitoring/wash-trades": OPERATOR,
+    "api/v1/monitoring/spoofing": OPERATOR,
     "api/v1/market/<slug:slug>": PUBLIC,
     "api/v1/market/<slug:slug>/history": PUBLIC,
     "api/v1/^.*$": PUBLIC,
@@ -95,6 +106,8 @@ DOORS = {
     "": PUBLIC,
     "market": PUBLIC,
     "providers": PUBLIC,
+    "price-index": PUBLIC,
+    "leaderboard": PUBLIC,
     "tokenizers": PUBLIC,
     "market/<slug:slug>": PUBLIC,
     "signin": PUBLIC,
@@ -133,6 +146,7 @@ DOORS = {
     "provider/earnings": HYPERION,
     "provider/statements/<uuid:statement_id>": HYPERION,
     "operator": OPERATOR,
+    "operator/monitoring": OPERATOR,
     "operator/ledger-check": OPERATOR,
 }
 # A change that would be accepted from the owner.
@@ -148,7 +162,7 @@ BODIES = {
 PUBLIC_ROWS = frozenset(
     {
         "pricing.GradeFamily", "pricing.Grade", "pricing.GradeBucket", "pricing.Rate", "orders.Auction",
-        "contracts.PeriodRate", "pricing.TokenizerCalibration", "pricing.CalibrationClass",
+        "orders.PriceIndex", "contracts.PeriodRate", "pricing.TokenizerCalibration", "pricing.CalibrationClass",
     }
 )  # fmt: skip
 # They are asked by their code or signature first; without a body there is neither.
@@ -156,7 +170,7 @@ UNSIGNED = {"api/v1/agent/enrol": 422}
 
 
 # Where providers stand with the names they sell under: what is published about them is about somebody.
-NAMES_PROVIDERS = frozenset({"api/v1/providers", "providers"})
+NAMES_PROVIDERS = frozenset({"api/v1/providers", "providers", "api/v1/market/leaderboard", "leaderboard"})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from marketplace.accounts.models import Organization
 from marketplace.contracts.models import Contract
 from marketplace.ids import uuid7
 from marketplace.ledger.models import Hold as LedgerHold
-from pricing.models import Grade, Rate
+from pricing.models import Grade, GradeFamily, Rate
 from providers.models import Offering
 
 
@@ -128,7 +128,8 @@ class Auction(models.Model):
                 fields=["gate_at"],
                 condition=~Q(status__in=["delivered", "settled"]),
                 name="orders_auction_unfinished",
-            )
+            ),
+            models.Index(fields=["published_at"], name="orders_auction_by_publication"),
         ]
 
 
@@ -172,4 +173,63 @@ class Trade(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["auction", "bid", "ask"], name="orders_trade_unique"),
             models.CheckConstraint(condition=Q(lots__gt=0), name="orders_trade_lots_positive"),
+        ]
+
+
+class PriceIndex(models.Model):
+    """The published price index of a grade family over one window; append-only, recomputable from stored trades.
+
+    `inputs_digest` is the SHA-256 (hex) of everything the value is computed from. `previous` is the value before
+    it, which is carried when the window is too thin. Counts are of the arm's-length trades it rests on.
+    """
+
+    class Span(models.TextChoices):
+        HOUR = "hour"
+        DAY = "day"
+
+    class Basis(models.TextChoices):
+        SPOT = "spot"
+        COMMITTED = "committed"
+        CARRIED = "carried"
+        NONE = "none"
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    family = models.ForeignKey(GradeFamily, on_delete=models.PROTECT, related_name="+")
+    span = models.CharField(max_length=4, choices=Span.choices)
+    window_start = models.DateTimeField()
+    window_end = models.DateTimeField()
+    method_version = models.CharField(max_length=32)
+    rate_micros_per_mtok = models.BigIntegerField(null=True)
+    basis = models.CharField(max_length=9, choices=Basis.choices)
+    trades = models.BigIntegerField()
+    auctions = models.BigIntegerField()
+    groups = models.BigIntegerField()
+    lots = models.BigIntegerField()
+    previous = models.ForeignKey("self", on_delete=models.PROTECT, null=True, related_name="+")
+    inputs_digest = models.CharField(max_length=64)
+    published_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["family", "span", "method_version", "window_start"],
+                name="orders_priceindex_one_per_window",
+            ),
+            models.CheckConstraint(
+                condition=Q(window_end__gt=F("window_start")) & Q(published_at__gte=F("window_end")),
+                name="orders_priceindex_after_its_window",
+            ),
+            models.CheckConstraint(
+                condition=Q(basis="none", rate_micros_per_mtok__isnull=True)
+                | (Q(basis__in=["spot", "committed", "carried"]) & Q(rate_micros_per_mtok__gte=0)),
+                name="orders_priceindex_rate_or_none",
+            ),
+            models.CheckConstraint(
+                condition=~Q(basis="carried") | Q(previous__isnull=False),
+                name="orders_priceindex_carried_from_previous",
+            ),
+            models.CheckConstraint(
+                condition=Q(trades__gte=0) & Q(auctions__gte=0) & Q(groups__gte=0) & Q(lots__gte=0),
+                name="orders_priceindex_not_negative",
+            ),
         ]

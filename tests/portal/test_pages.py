@@ -23,6 +23,8 @@ PUBLIC = {
     "market",
     "market-grade",
     "tokenizers",
+    "price-index",
+    "leaderboard",
     "providers",
     "sign-in",
     "sign-out",

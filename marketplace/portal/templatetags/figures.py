@@ -51,6 +51,17 @@ def ratio(ppm: int) -> str:
 
 
 @register.filter
+def thousandths(amount: int) -> str:
+    return figures.grouped(decimal_string(amount, 3))
+
+
+@register.filter
+def hhi(ppm: int) -> str:
+    """A Herfindahl-Hirschman index on its usual scale of 10,000."""
+    return figures.grouped(str(ppm // 100))
+
+
+@register.filter
 def negated(amount_micros: int) -> int:
     return -amount_micros
 

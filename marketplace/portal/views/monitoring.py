@@ -1,0 +1,44 @@
+"""The operator's monitoring: who has market power, and who behaves as if the price were the good."""
+
+from __future__ import annotations
+
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_safe
+
+from marketplace import clock
+from marketplace.accounts.models import OrganizationRole
+from marketplace.orders import monitoring, screens
+from marketplace.periods import Period
+from marketplace.portal.access import SeatedRequest, page
+from marketplace.portal.paging import page_of
+
+
+@require_safe
+@page(OrganizationRole.OPERATOR)
+def home(request: SeatedRequest) -> HttpResponse:
+    now = clock.now()
+    window = Period(now - monitoring.WINDOW, now)
+    tested = page_of(monitoring.auctions_to_test(), request)
+    powers = monitoring.powers_of(tested.rows)
+    grades = monitoring.concentrations(window)
+    wash = monitoring.wash_report(window)
+    withdrawn = monitoring.spoof_report(window)
+    named = {seller.group for power in powers for seller in power.sellers}
+    named |= {side.largest for grade in grades for side in (grade.buyers, grade.sellers)}
+    named |= {crossing.organization_id for crossing in wash.self_crossings}
+    named |= {group for pair in wash.round_trips for group in (pair.first, pair.second)}
+    named |= {one.group for one in withdrawn}
+    context = {
+        "page": tested,
+        "powers": powers,
+        "grades": grades,
+        "wash": wash,
+        "withdrawn": withdrawn,
+        "names": monitoring.names_of(named),
+        "round_trip_threshold_ppm": screens.RECIPROCAL_THRESHOLD_PPM,
+        "late_cancels_threshold": screens.LATE_CANCELS_THRESHOLD,
+        "window": window,
+        "now": now,
+    }
+    return render(request, "portal/monitoring.html", context)
