@@ -202,6 +202,14 @@ class LeaderboardSerializer(serializers.Serializer[Any]):
     items = StandingSerializer(many=True)
 
 
+class PriceEventSerializer(serializers.Serializer[Any]):
+    """One server-sent event. `data` is JSON: the auction, its grade, period, rate, lots and result digest."""
+
+    id = serializers.CharField(help_text="send it back as Last-Event-ID")
+    event = serializers.ChoiceField(choices=["price"])
+    data = serializers.CharField()  # type: ignore[assignment]
+
+
 _FILES = {(200, "text/csv"): OpenApiTypes.STR, (200, "application/x-ndjson"): OpenApiTypes.STR}
 
 
@@ -323,7 +331,7 @@ class StreamView(PublicView):
                 description="Go on after this event; without it the stream begins with each grade's newest price.",
             ),
         ],
-        responses={(200, "text/event-stream"): OpenApiTypes.STR},
+        responses={(200, "text/event-stream"): PriceEventSerializer},
     )
     def get(self, request: Request) -> Any:
         """Published prices as server-sent events (`price`); it ends by itself, and EventSource comes back.
