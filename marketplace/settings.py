@@ -297,6 +297,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     # Where several components share a set of words; else its name would be a digest.
     "ENUM_NAME_OVERRIDES": {
         "AuctionStatusEnum": "marketplace.orders.models.Auction.Status",
+        "BidStatusEnum": "marketplace.orders.models.Bid.Status",
         "ChargeKindEnum": "marketplace.billing.models.ChargeKind",
         "ContractKindEnum": "marketplace.contracts.models.ContractKind",
         "ContractStatusEnum": "marketplace.contracts.models.Contract.Status",

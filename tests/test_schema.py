@@ -29,6 +29,7 @@ APPEND_ONLY = (
     "billing_deliveryoutcome",
     "billing_invoiceline",
     "orders_priceindex",
+    "orders_bidrevision",
 )
 # Written by SQL functions alone, as their owner.
 THROUGH_FUNCTIONS = ("ledger_transfer", "ledger_hold", "ledger_ledgeraccount")

@@ -45,6 +45,9 @@ DOORS = {
     "api/v1/monitoring/concentration": OPERATOR,
     "api/v1/monitoring/wash-trades": OPERATOR,
     "api/v1/monitoring/spoofing": OPERATOR,
+    # Any buyer may ask, about his own orders; tests/orders/test_what_if.py shows whose he may not.
+    "api/v1/auctions/<uuid:auction_id>/what-if": EACH,
+    "api/v1/market-key": PUBLIC,
     "api/v1/market/<slug:slug>": PUBLIC,
     "api/v1/market/<slug:slug>/history": PUBLIC,
     "api/v1/^.*$": PUBLIC,
@@ -86,6 +89,8 @@ DOORS = {
     "api/v1/generations/<uuid:generation_id>": ACME,
     "api/v1/bids": ACME,
     "api/v1/bids/<uuid:bid_id>": ACME,
+    "api/v1/bids/<uuid:bid_id>/receipts": ACME,
+    "api/v1/bids/cover": ACME,
     "api/v1/top-ups": ACME,
     "api/v1/charges": ACME,
     "api/v1/charges/<uuid:charge_id>": ACME,
@@ -156,6 +161,7 @@ BODIES = {
         "starts_at": "2026-03-12T10:00:00Z",
         "ends_at": "2026-03-12T12:00:00Z",
     },
+    "api/v1/bids/<uuid:bid_id>": {"revision": 1, "min_fill_lots": 1},
     "api/v1/offerings/<uuid:offering_id>": {"status": "withdrawn"},
 }
 # What the whole market may know: goods, prices, auctions; and rows that name nobody.

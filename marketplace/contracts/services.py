@@ -20,7 +20,13 @@ from marketplace.contracts.holds import (
 )
 from marketplace.contracts.on_demand import ensure_on_demand_contract
 from marketplace.contracts.quoting import QuoteExpired, request_quote
-from marketplace.contracts.spot import close_spot_contract, open_spot_contract, record_award, set_period_rate
+from marketplace.contracts.spot import (
+    close_spot_contract,
+    open_spot_contract,
+    record_award,
+    set_period_rate,
+    set_spot_max_rate,
+)
 
 __all__ = [
     "Captured",
@@ -41,6 +47,7 @@ __all__ = [
     "record_failed",
     "request_quote",
     "set_period_rate",
+    "set_spot_max_rate",
     "suspend_contract",
     "sweep_holds",
     "void_hold",

@@ -51,6 +51,13 @@ def open_spot_contract(
     return contract
 
 
+def set_spot_max_rate(*, contract_id: UUID, max_rate_micros_per_mtok: int) -> None:
+    """The bid was revised: the most its contract may ever cost, per Mtok, from now on."""
+    Contract.objects.filter(pk=contract_id, kind=ContractKind.SPOT).update(
+        max_rate_micros_per_mtok=max_rate_micros_per_mtok
+    )
+
+
 def close_spot_contract(*, contract_id: UUID, now: datetime) -> None:
     """The bid is over: no further awards. Those it has are still delivered. Doing it again changes nothing."""
     Contract.objects.filter(pk=contract_id, kind=ContractKind.SPOT).exclude(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 from uuid import UUID
 
 from django.urls import path
-from drf_spectacular.utils import extend_schema, extend_schema_field
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,91 +16,29 @@ from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.api.idempotency import idempotent
 from marketplace.api.pagination import CursorPagination
-from marketplace.api.serializers import (
-    LotsField,
-    MicrosField,
-    MicrosPerMtokField,
-    StrictBooleanField,
-    StrictSerializer,
-    TextField,
-    TimestampField,
-)
 from marketplace.api.views import ApiView, PublicView
-from marketplace.errors import NotFound
-from marketplace.orders import selectors
-from marketplace.orders.models import Auction, Bid
-from marketplace.orders.services.bids import MAX_STEPS, BidTerms, cancel_bid, place_bid
+from marketplace.errors import InvalidInput, NotFound
+from marketplace.orders import order_api, selectors
+from marketplace.orders.bid_serializers import (
+    BidChangeSerializer,
+    BidRequestSerializer,
+    BidSerializer,
+    BidWithReceiptSerializer,
+    changed_bid,
+)
+from marketplace.orders.models import Auction
+from marketplace.orders.services.bids import cancel_bid, place_bid
+from marketplace.orders.services.revising import revise_bid
 from pricing.models import Grade
 from pricing.selectors import grade_in_force, prices_per_bucket
 
-
-class StepSerializer(StrictSerializer):
-    rate_micros_per_mtok = MicrosPerMtokField()
-    lots = LotsField()
-
-
-class BidRequestSerializer(StrictSerializer):
-    """`period_start` left out makes the bid standing: it enters every book until it is cancelled."""
-
-    grade = TextField(max_length=64)
-    client_id = TextField(max_length=64)
-    steps = serializers.ListField(child=StepSerializer(), min_length=1, max_length=MAX_STEPS)
-    period_start = TimestampField(required=False, allow_null=True, default=None)
-    min_fill_lots = LotsField(min_value=0, required=False, default=0)
-    all_or_none = StrictBooleanField(required=False, default=False)
-    max_total_micros_per_day = MicrosField(required=False, allow_null=True, default=None)
-
-    def terms(self, data: dict[str, Any]) -> BidTerms:
-        steps = tuple((step["rate_micros_per_mtok"], step["lots"]) for step in data["steps"])
-        return BidTerms(**{**data, "steps": steps})
-
-
-class TradeSerializer(serializers.Serializer[Any]):
-    period_start = serializers.DateTimeField(source="auction.period_start")
-    lots = serializers.IntegerField()
-    rate_micros_per_mtok = serializers.IntegerField()
-
-
-class BidSerializer(serializers.ModelSerializer[Bid]):
-    grade = serializers.CharField(source="grade.family.slug")
-    steps = serializers.SerializerMethodField()
-    held_micros = serializers.SerializerMethodField()
-    trades = serializers.SerializerMethodField()
-
-    class Meta:
-        model = Bid
-        fields = (
-            "id",
-            "grade",
-            "client_id",
-            "contract_id",
-            "status",
-            "standing",
-            "period_start",
-            "steps",
-            "min_fill_lots",
-            "all_or_none",
-            "max_total_micros_per_day",
-            "held_micros",
-            "skip_reason",
-            "trades",
-            "created_at",
-            "ended_at",
-        )
-
-    @extend_schema_field(StepSerializer(many=True))
-    def get_steps(self, bid: Bid) -> list[dict[str, int]]:
-        return [
-            {"rate_micros_per_mtok": step.rate_micros_per_mtok, "lots": step.lots} for step in bid.steps.all()
-        ]
-
-    @extend_schema_field(serializers.IntegerField())
-    def get_held_micros(self, bid: Bid) -> int:
-        return bid.ledger_hold.amount_micros if bid.ledger_hold and bid.status == Bid.Status.OPEN else 0
-
-    @extend_schema_field(TradeSerializer(many=True))
-    def get_trades(self, bid: Bid) -> Any:
-        return TradeSerializer(list(bid.trades.all())[:20], many=True).data
+IF_MATCH: Final = OpenApiParameter(
+    name="If-Match",
+    location=OpenApiParameter.HEADER,
+    required=False,
+    type={"type": "string", "pattern": '^"[1-9][0-9]{0,9}"$'},
+    description="The revision you saw, in quotes, as the ETag of the bid gives it; instead of `revision`.",
+)
 
 
 class AuctionSerializer(serializers.ModelSerializer[Auction]):
@@ -164,7 +103,9 @@ class BidsView(ApiView):
     def get(self, request: Request) -> Response:
         return self.page(selectors.bids_of(self.organization_id), BidSerializer)
 
-    @extend_schema(operation_id="bids_place", request=BidRequestSerializer, responses={201: BidSerializer})
+    @extend_schema(
+        operation_id="bids_place", request=BidRequestSerializer, responses={201: BidWithReceiptSerializer}
+    )
     @idempotent
     def post(self, request: Request) -> Response:
         bid = place_bid(
@@ -174,21 +115,56 @@ class BidsView(ApiView):
             now=clock.now(),
             actor=self.actor,
         )
-        return Response(BidSerializer(selectors.find_bid(self.organization_id, bid.id)).data, status=201)
+        return changed_bid(self.organization_id, bid.id, status=201)
 
 
 class BidView(ApiView):
     role = OrganizationRole.BUYER
-    scopes = {"GET": "read", "DELETE": "trade"}
+    scopes = {"GET": "read", "PATCH": "trade", "DELETE": "trade"}
 
     @extend_schema(operation_id="bids_read", responses=BidSerializer)
     def get(self, request: Request, bid_id: UUID) -> Response:
-        return Response(BidSerializer(selectors.find_bid(self.organization_id, bid_id)).data)
+        bid = selectors.find_bid(self.organization_id, bid_id)
+        return Response(BidSerializer(bid).data, headers={"ETag": f'"{bid.revision}"'})
 
-    @extend_schema(operation_id="bids_cancel", responses={200: BidSerializer})
+    @extend_schema(
+        operation_id="bids_revise",
+        request=BidChangeSerializer,
+        responses={200: BidWithReceiptSerializer},
+        parameters=[IF_MATCH],
+    )
+    def patch(self, request: Request, bid_id: UUID) -> Response:
+        data = self.parse(BidChangeSerializer)
+        revise_bid(
+            organization_id=self.organization_id,
+            bid_id=bid_id,
+            changes=BidChangeSerializer().changes(data),
+            revision=_expected_revision(request, data.get("revision")),
+            now=clock.now(),
+            actor=self.actor,
+        )
+        return changed_bid(self.organization_id, bid_id)
+
+    @extend_schema(operation_id="bids_cancel", responses={200: BidWithReceiptSerializer})
     def delete(self, request: Request, bid_id: UUID) -> Response:
         cancel_bid(organization_id=self.organization_id, bid_id=bid_id, now=clock.now(), actor=self.actor)
-        return Response(BidSerializer(selectors.find_bid(self.organization_id, bid_id)).data)
+        return changed_bid(self.organization_id, bid_id)
+
+
+def _expected_revision(request: Request, named: int | None) -> int:
+    """From the body or from `If-Match: "3"`; both may stand, if they agree."""
+    header = request.headers.get("If-Match")
+    if header is None:
+        if named is None:
+            raise InvalidInput("Name the revision you saw, here or in the header If-Match.", field="revision")
+        return named
+    matched = re.fullmatch(r'"([1-9][0-9]{0,9})"', header.strip())
+    if matched is None:
+        raise InvalidInput('It is a revision in quotes, like "3".', field="If-Match")
+    revision = int(matched[1])
+    if named is not None and named != revision:
+        raise InvalidInput("It is not the revision of the header If-Match.", field="revision")
+    return revision
 
 
 class MarketView(PublicView):
@@ -242,6 +218,7 @@ def _plain_prices(grade: Grade, rate: int) -> dict[str, str]:
 
 urlpatterns = [
     path("bids", BidsView.as_view(), name="api-bids"),
+    *order_api.urlpatterns,
     path("bids/<uuid:bid_id>", BidView.as_view(), name="api-bid"),
     path("auctions/<uuid:auction_id>", AuctionView.as_view(), name="api-auction"),
     path("market/<slug:slug>", MarketView.as_view(), name="api-market"),

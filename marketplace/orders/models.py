@@ -16,8 +16,9 @@ from providers.models import Offering
 class Bid(models.Model):
     """A buyer's order in a grade: up to 10 monotone steps, standing or for one delivery period.
 
-    `contract` is the spot contract of the bid's life. `ledger_hold` covers the worst case of the next round:
-    max over steps of rate x cumulative lots, grossed up by tax.
+    The row shows the order as it is now; what it was stands in its revisions. `contract` is the spot contract of the
+    bid's life. `ledger_hold` covers the worst case of the next round: max over steps of rate x cumulative lots,
+    grossed up by tax.
     """
 
     class Status(models.TextChoices):
@@ -30,17 +31,23 @@ class Bid(models.Model):
     grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
     contract = models.OneToOneField(Contract, on_delete=models.PROTECT, related_name="+")
     client_id = models.CharField(max_length=64)
+    # Of the terms it was placed with: a repetition of the placing is known by them, also after a revision.
     terms_sha256 = models.BinaryField(max_length=32)
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.OPEN)
+    revision = models.PositiveIntegerField(default=1)
     standing = models.BooleanField()
     # The delivery period a single bid is for; null when standing.
     period_start = models.DateTimeField(null=True)
+    # A standing bid enters no book whose gate is at this moment or later; null is without end.
+    valid_until = models.DateTimeField(null=True)
     min_fill_lots = models.BigIntegerField(default=0)
     all_or_none = models.BooleanField(default=False)
     max_total_micros_per_day = models.BigIntegerField(null=True)
     ledger_hold = models.ForeignKey(LedgerHold, on_delete=models.PROTECT, null=True, related_name="+")
     # Why the bid is not in the open book (no funds for a top-up of its hold), if it is not.
     skip_reason = models.CharField(max_length=200, blank=True)
+    # Its place among equal bids: when it last asked for more at any rate.
+    priority_at = models.DateTimeField()
     created_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)
 
@@ -52,9 +59,19 @@ class Bid(models.Model):
                 | Q(standing=False, period_start__isnull=False),
                 name="orders_bid_standing_or_for_a_period",
             ),
+            models.CheckConstraint(
+                condition=Q(standing=True) | Q(valid_until__isnull=True),
+                name="orders_bid_valid_until_only_standing",
+            ),
+            models.CheckConstraint(condition=Q(revision__gte=1), name="orders_bid_revision_from_one"),
         ]
         indexes = [
-            models.Index(fields=["grade"], condition=Q(status="open"), name="orders_bid_open_by_grade")
+            models.Index(fields=["grade"], condition=Q(status="open"), name="orders_bid_open_by_grade"),
+            models.Index(
+                fields=["valid_until"],
+                condition=Q(status="open", valid_until__isnull=False),
+                name="orders_bid_open_by_end",
+            ),
         ]
 
 
@@ -77,6 +94,39 @@ class BidStep(models.Model):
                 & Q(rate_micros_per_mtok__gte=0)
                 & Q(lots__gt=0),
                 name="orders_bidstep_in_range",
+            ),
+        ]
+
+
+class BidRevision(models.Model):
+    """What a bid asked for from one change of it to the next, with the receipt that the market signed. Append-only.
+
+    `receipt` is the document as signed (its canonical form is `terms.canonical`), `signature` 64 bytes of Ed25519.
+    """
+
+    class Event(models.TextChoices):
+        PLACED = "placed"
+        REVISED = "revised"
+        CANCELLED = "cancelled"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    bid = models.ForeignKey(Bid, on_delete=models.PROTECT, related_name="revisions")
+    number = models.PositiveIntegerField()
+    event = models.CharField(max_length=10, choices=Event.choices)
+    terms = models.JSONField()
+    terms_sha256 = models.BinaryField(max_length=32)
+    held_micros = models.BigIntegerField()
+    receipt = models.JSONField()
+    signature = models.BinaryField(max_length=64)
+    actor_kind = models.CharField(max_length=16)
+    actor_id = models.UUIDField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["bid", "number"], name="orders_bidrevision_number_unique"),
+            models.CheckConstraint(
+                condition=Q(number__gte=1) & Q(held_micros__gte=0), name="orders_bidrevision_in_range"
             ),
         ]
 

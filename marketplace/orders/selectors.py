@@ -11,7 +11,7 @@ from uuid import UUID
 from django.db.models import Prefetch, QuerySet
 
 from marketplace.errors import NotFound
-from marketplace.orders.models import Auction, Bid, Trade
+from marketplace.orders.models import Auction, Bid, BidRevision, Trade
 
 # With fewer organizations than this on a side, curves and interval are public only after `DISCLOSURE_DELAY`.
 DISCLOSURE_ORGANIZATIONS = 3
@@ -107,6 +107,13 @@ def find_bid(organization_id: UUID, bid_id: UUID) -> Bid:
     if bid is None:
         raise NotFound("There is no such bid.")
     return bid
+
+
+def revisions_of(organization_id: UUID, bid_id: UUID) -> QuerySet[BidRevision]:
+    """Every change of a bid, newest first. Raises NotFound, also for a bid of another organization."""
+    if not Bid.objects.filter(pk=bid_id, organization_id=organization_id).exists():
+        raise NotFound("There is no such bid.")
+    return BidRevision.objects.filter(bid_id=bid_id).order_by("-id")
 
 
 @dataclass(frozen=True, slots=True)

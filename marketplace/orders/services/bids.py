@@ -2,102 +2,117 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from marketplace.accounts.models import Organization, OrganizationRole
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.contracts.services import close_spot_contract, open_spot_contract
-from marketplace.errors import Conflict, DomainError, Forbidden, InvalidInput, NotFound
+from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, close_hold, open_hold
-from marketplace.orders.models import Auction, Bid, BidStep
-from marketplace.orders.pairing import worst_case_micros
+from marketplace.orders.models import Auction, Bid, BidRevision, BidStep
+from marketplace.orders.services.phases import (
+    TAKING,
+    MarketClosed,
+    Phase,
+    gate_has_passed,
+    lock_rounds,
+    phase_of,
+)
+from marketplace.orders.services.recording import record_revision
+from marketplace.orders.terms import (
+    CAP_MULTIPLE,
+    MAX_LOTS,
+    MAX_STEPS,
+    BidTerms,
+    check_terms,
+    worst_case_with_tax,
+)
 from marketplace.periods import delivery_period
 from pricing.models import Grade
-from pricing.rating import gross_up
 from pricing.selectors import grade_in_force
-from pricing.units import Micros, Ppm
 
-MAX_STEPS = 10
-MAX_LOTS = 1_000_000_000
-CAP_MULTIPLE = 10
+__all__ = [
+    "CAP_MULTIPLE",
+    "MAX_LOTS",
+    "MAX_STEPS",
+    "BidTerms",
+    "MarketClosed",
+    "cancel_bid",
+    "end_bid",
+    "lock_bid",
+    "place_bid",
+    "terms_of",
+    "worst_case_with_tax",
+    "write_steps",
+]
+
 SINGLE_BID_HORIZON = timedelta(days=1)
-
-
-class MarketClosed(DomainError):
-    """The book of that period takes no such order now."""
-
-    code = "market_closed"
-    http_status = 409
-    title = "The market is closed for this"
-
-
-@dataclass(frozen=True, slots=True)
-class BidTerms:
-    """What a buyer asks for. `steps` are (rate in micros per Mtok, lots), rates not rising."""
-
-    grade: str
-    client_id: str
-    steps: Sequence[tuple[int, int]]
-    period_start: datetime | None = None
-    min_fill_lots: int = 0
-    all_or_none: bool = False
-    max_total_micros_per_day: int | None = None
-
-    def sha256(self) -> bytes:
-        return hashlib.sha256(json.dumps(asdict(self), default=str, sort_keys=True).encode()).digest()
 
 
 def place_bid(
     *, organization_id: UUID, terms: BidTerms, operation_id: UUID, now: datetime, actor: Actor
 ) -> Bid:
-    """Record a bid and hold its worst case; `period_start` None makes it standing.
+    """Record a bid, hold its worst case and sign a receipt; `period_start` None makes it standing.
 
-    The same operation, or the same terms under the same client id, again gives the same bid; other terms are a
-    Conflict.
+    The same operation, or the same terms under the same client id, again gives the same bid, whatever became of it or
+    of the market since; other terms are a Conflict.
     Raises InvalidInput, MarketClosed, NotFound (grade) or InsufficientFunds; then nothing is changed.
     """
     organization = Organization.objects.get(pk=organization_id)
     if not organization.has_role(OrganizationRole.BUYER):
         raise Forbidden("Only a buyer can place a bid.")
+    # First of all: a retry must not be told of a gate that closed, or of money that the bid itself holds.
+    earlier = _earlier(organization_id, terms, operation_id)
+    if earlier is not None:
+        return earlier
     grade = grade_in_force(slug=terms.grade, at=now)
     if grade is None:
         raise NotFound(f"There is no grade {terms.grade!r} in force.", field="grade")
-    _check_steps(terms, grade)
+    check_terms(terms, reference_rate_micros_per_mtok=grade.reference_rate_micros_per_mtok, now=now)
     try:
         with transaction.atomic():
             return _record_bid(organization, grade, terms, operation_id, now, actor)
     except IntegrityError as error:
         if "orders_bid_client_id_unique" not in str(error):
             raise
-        earlier = Bid.objects.get(organization_id=organization_id, client_id=terms.client_id)
-        if bytes(earlier.terms_sha256) == terms.sha256():
-            return earlier
-        raise Conflict("A bid with this client_id and other terms exists.", field="client_id") from error
+        # Somebody placed it between our look and our insert.
+        found = _earlier(organization_id, terms, operation_id)
+        assert found is not None
+        return found
 
 
 def cancel_bid(*, organization_id: UUID, bid_id: UUID, now: datetime, actor: Actor) -> Bid:
-    """Take a bid out of the coming books and give its hold back; refused from the no-cancel phase to publication."""
+    """Take a bid out of the coming books and give its hold back; refused from the no-cancel phase to publication.
+
+    A bid that ended already is given back as it is.
+    """
     with transaction.atomic():
-        bid = Bid.objects.select_for_update().filter(pk=bid_id, organization_id=organization_id).first()
-        if bid is None:
-            raise NotFound("There is no such bid.")
+        bid, rounds = lock_bid(organization_id=organization_id, bid_id=bid_id)
         if bid.status != Bid.Status.OPEN:
             return bid
-        if _round_is_binding(bid.grade_id, now):
+        if phase_of(rounds, bid=bid, now=now) != Phase.FREE:
             raise MarketClosed(
                 "Bids cannot be cancelled between the no-cancel phase and publication.", retry_after_s=1
             )
+        terms = terms_of(bid)
         end_bid(bid, status=Bid.Status.CANCELLED, now=now)
+        bid.revision += 1
+        bid.save(update_fields=["revision"])
+        record_revision(
+            bid,
+            event=BidRevision.Event.CANCELLED,
+            terms=terms,
+            held_micros=0,
+            rounds=rounds,
+            now=now,
+            actor=actor,
+        )
         record_audit(
             organization_id=organization_id,
             actor=actor,
@@ -107,6 +122,36 @@ def cancel_bid(*, organization_id: UUID, bid_id: UUID, now: datetime, actor: Act
             now=now,
         )
     return bid
+
+
+def lock_bid(*, organization_id: UUID, bid_id: UUID) -> tuple[Bid, list[Auction]]:
+    """A bid of the organization and the rounds it competes in, all locked: rounds first, as everywhere.
+
+    Raises NotFound.
+    """
+    known = Bid.objects.filter(pk=bid_id, organization_id=organization_id).first()
+    if known is None:
+        raise NotFound("There is no such bid.")
+    # Neither of the two ever changes.
+    rounds = lock_rounds(grade_id=known.grade_id, period_start=known.period_start)
+    bids = Bid.objects.select_for_update(of=("self",)).select_related(
+        "grade__family", "organization", "ledger_hold"
+    )
+    return bids.get(pk=bid_id), rounds
+
+
+def terms_of(bid: Bid) -> BidTerms:
+    """What the bid asks for now."""
+    return BidTerms(
+        grade=bid.grade.family.slug,
+        client_id=bid.client_id,
+        steps=tuple((step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()),
+        period_start=bid.period_start,
+        min_fill_lots=bid.min_fill_lots,
+        all_or_none=bid.all_or_none,
+        max_total_micros_per_day=bid.max_total_micros_per_day,
+        valid_until=bid.valid_until,
+    )
 
 
 def end_bid(bid: Bid, *, status: Bid.Status, now: datetime) -> None:
@@ -119,19 +164,30 @@ def end_bid(bid: Bid, *, status: Bid.Status, now: datetime) -> None:
     close_spot_contract(contract_id=bid.contract_id, now=now)
 
 
-def worst_case_with_tax(steps: Sequence[tuple[int, int]], tax_ppm: int) -> int:
-    return gross_up(Micros(worst_case_micros(steps)), Ppm(tax_ppm))
+def write_steps(bid: Bid, steps: Sequence[tuple[int, int]]) -> None:
+    BidStep.objects.bulk_create(
+        BidStep(bid=bid, number=number, rate_micros_per_mtok=rate, lots=lots)
+        for number, (rate, lots) in enumerate(steps)
+    )
+
+
+def _earlier(organization_id: UUID, terms: BidTerms, operation_id: UUID) -> Bid | None:
+    """What the same operation or client id placed before. Raises Conflict when that had other terms."""
+    earlier = Bid.objects.filter(pk=derived_id(operation_id, "bid"), organization_id=organization_id).first()
+    if earlier is None:
+        earlier = Bid.objects.filter(organization_id=organization_id, client_id=terms.client_id).first()
+        if earlier is not None and bytes(earlier.terms_sha256) != terms.sha256():
+            raise Conflict("A bid with this client_id and other terms exists.", field="client_id")
+    return earlier
 
 
 def _record_bid(
     organization: Organization, grade: Grade, terms: BidTerms, operation_id: UUID, now: datetime, actor: Actor
 ) -> Bid:
+    rounds = lock_rounds(grade_id=grade.id, period_start=terms.period_start)
     if terms.period_start is not None:
         _check_period(grade.id, terms.period_start, now)
     bid_id = derived_id(operation_id, "bid")
-    earlier = Bid.objects.filter(pk=bid_id).first()
-    if earlier is not None:
-        return earlier
     contract = open_spot_contract(
         id=derived_id(bid_id, "contract"),
         organization_id=organization.id,
@@ -140,12 +196,13 @@ def _record_bid(
         now=now,
     )
     hold_id = derived_id(bid_id, "hold")
+    held_micros = worst_case_with_tax(terms.steps, organization.tax_ppm)
     open_hold(
         id=hold_id,
         account_id=account_id(
             organization_id=organization.id, kind=AccountKind.PREPAID, currency=grade.currency, now=now
         ),
-        amount_micros=worst_case_with_tax(terms.steps, organization.tax_ppm),
+        amount_micros=held_micros,
         code="bid",
         reference_id=bid_id,
         now=now,
@@ -159,15 +216,23 @@ def _record_bid(
         terms_sha256=terms.sha256(),
         standing=terms.period_start is None,
         period_start=terms.period_start,
+        valid_until=terms.valid_until,
         min_fill_lots=terms.min_fill_lots,
         all_or_none=terms.all_or_none,
         max_total_micros_per_day=terms.max_total_micros_per_day,
         ledger_hold_id=hold_id,
+        priority_at=now,
         created_at=now,
     )
-    BidStep.objects.bulk_create(
-        BidStep(bid=bid, number=number, rate_micros_per_mtok=rate, lots=lots)
-        for number, (rate, lots) in enumerate(terms.steps)
+    write_steps(bid, terms.steps)
+    record_revision(
+        bid,
+        event=BidRevision.Event.PLACED,
+        terms=terms,
+        held_micros=held_micros,
+        rounds=rounds,
+        now=now,
+        actor=actor,
     )
     record_audit(
         organization_id=organization.id,
@@ -181,57 +246,13 @@ def _record_bid(
     return bid
 
 
-def _check_steps(terms: BidTerms, grade: Grade) -> None:
-    if not 1 <= len(terms.steps) <= MAX_STEPS:
-        raise InvalidInput(f"A bid has 1 to {MAX_STEPS} steps.", field="steps")
-    cap = CAP_MULTIPLE * grade.reference_rate_micros_per_mtok
-    previous = cap
-    for number, (rate, lots) in enumerate(terms.steps):
-        if not 1 <= rate <= cap:
-            raise InvalidInput(
-                f"A rate lies between 1 and the cap of {cap} micros per Mtok.",
-                field=f"steps.{number}.rate_micros_per_mtok",
-            )
-        if rate > previous:
-            raise InvalidInput(
-                "Rates do not rise along the steps.", field=f"steps.{number}.rate_micros_per_mtok"
-            )
-        if not 1 <= lots <= MAX_LOTS:
-            raise InvalidInput(f"A step has 1 to {MAX_LOTS} lots.", field=f"steps.{number}.lots")
-        previous = rate
-    total = sum(lots for _, lots in terms.steps)
-    if total > MAX_LOTS:
-        raise InvalidInput(f"A bid has at most {MAX_LOTS} lots.", field="steps")
-    if not 0 <= terms.min_fill_lots <= total:
-        raise InvalidInput("min_fill_lots cannot exceed the bid's lots.", field="min_fill_lots")
-    if terms.max_total_micros_per_day is not None and terms.max_total_micros_per_day < 1:
-        raise InvalidInput("A daily budget is at least 1 micro.", field="max_total_micros_per_day")
-
-
 def _check_period(grade_id: UUID, period_start: datetime, now: datetime) -> None:
+    """The rounds are locked, so the gate does not close between this check and the commit."""
     period = delivery_period(period_start)
     if period.start != period_start:
         raise InvalidInput("It must be the start of a delivery period (UTC).", field="period_start")
     if period_start > now + SINGLE_BID_HORIZON:
         raise InvalidInput("A bid for one period can be placed at most a day ahead.", field="period_start")
-    # The lock keeps the gate from closing between this check and the commit.
-    auction = (
-        Auction.objects.select_for_update(of=("self",))
-        .filter(grade_id=grade_id, period_start=period_start)
-        .first()
-    )
-    # Compared from `now`: the year 1 has no moment before it.
-    gate_passed = now + timedelta(seconds=settings.DELIVERY_PERIOD_S) / 10 >= period_start
-    if gate_passed or (
-        auction is not None and auction.status not in (Auction.Status.OPEN, Auction.Status.NO_CANCEL)
-    ):
+    auction = Auction.objects.filter(grade_id=grade_id, period_start=period_start).first()
+    if gate_has_passed(period_start, now) or (auction is not None and auction.status not in TAKING):
         raise MarketClosed("The gate of that period has closed.", field="period_start")
-
-
-def _round_is_binding(grade_id: UUID, now: datetime) -> bool:
-    binding = (Auction.Status.NO_CANCEL, Auction.Status.CLOSED, Auction.Status.CLEARED)
-    rounds = Auction.objects.select_for_update().filter(grade_id=grade_id)
-    return (
-        rounds.filter(status__in=binding).exists()
-        or rounds.filter(status=Auction.Status.OPEN, no_cancel_at__lte=now).exists()
-    )

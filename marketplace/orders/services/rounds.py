@@ -14,7 +14,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import Exists, OuterRef, Q
 
 from marketplace.contracts.models import Contract, Entitlement
 from marketplace.errors import DomainError
@@ -23,6 +23,8 @@ from marketplace.ledger.services import InsufficientFunds, change_hold
 from marketplace.orders.book import Book, BookAsk, BookBid
 from marketplace.orders.models import Ask, Auction, Bid, Trade
 from marketplace.orders.services.bids import CAP_MULTIPLE, end_bid, worst_case_with_tax
+from marketplace.orders.services.budgets import budget_reason
+from marketplace.orders.services.phases import UNPUBLISHED
 from marketplace.periods import delivery_period
 from pricing.clearing_reference import EnginesDisagree
 from pricing.models import Grade
@@ -66,12 +68,16 @@ def _open_auction(grade: Grade, now: datetime) -> Auction | None:
         if not made:
             return None
         standing = Bid.objects.select_for_update(of=("self",)).filter(
-            grade=grade, status=Bid.Status.OPEN, standing=True
+            _outlives(auction.gate_at), grade=grade, status=Bid.Status.OPEN, standing=True
         )
         # By account, as every transaction that touches several accounts.
         for bid in standing.order_by("ledger_hold__account_id", "pk"):
             _top_up_hold(bid, now)
     return auction
+
+
+def _outlives(gate_at: datetime) -> Q:
+    return Q(valid_until__isnull=True) | Q(valid_until__gt=gate_at)
 
 
 def _top_up_hold(bid: Bid, now: datetime) -> None:
@@ -89,18 +95,11 @@ def _top_up_hold(bid: Bid, now: datetime) -> None:
                 change_hold(id=bid.ledger_hold.id, delta_micros=missing, now=now)
     except InsufficientFunds:
         reason = "The prepaid balance does not cover the bid's worst case."
-    if bid.max_total_micros_per_day is not None and not reason:
-        day_start = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        if _awarded_micros(bid.pk, day_start) + worst > bid.max_total_micros_per_day:
-            reason = "The bid's daily budget does not cover its worst case any more."
+    if not reason:
+        reason = budget_reason(
+            bid.pk, budget_micros=bid.max_total_micros_per_day, worst_case_micros=worst, now=now
+        )
     Bid.objects.filter(pk=bid.pk).update(skip_reason=reason)
-
-
-def _awarded_micros(bid_id: UUID, since: datetime) -> int:
-    spent: int | None = Trade.objects.filter(bid_id=bid_id, auction__period_start__gte=since).aggregate(
-        total=Sum(F("lots") * F("rate_micros_per_mtok"))
-    )["total"]
-    return -(-(spent or 0) // 1000)
 
 
 def enter_no_cancel(*, now: datetime) -> int:
@@ -156,7 +155,9 @@ def _latest_clearing(auction: Auction) -> datetime:
 def _snapshot_bids(auction: Auction, now: datetime) -> list[BookBid]:
     bids = (
         Bid.objects.select_for_update(of=("self",))
-        .filter(grade_id=auction.grade_id, status=Bid.Status.OPEN, skip_reason="")
+        .filter(_outlives(auction.gate_at), grade_id=auction.grade_id, status=Bid.Status.OPEN, skip_reason="")
+        # However late the gate is closed, the book is that of its moment.
+        .filter(created_at__lt=auction.gate_at)
         .exclude(standing=False, period_start__gt=auction.period_start)
         .exclude(standing=False, period_start__lt=auction.period_start)
         .select_related("organization", "ledger_hold")
@@ -168,7 +169,7 @@ def _snapshot_bids(auction: Auction, now: datetime) -> list[BookBid]:
         BookBid(
             id=bid.id,
             organization_id=bid.organization_id,
-            placed_at=bid.created_at,
+            placed_at=bid.priority_at,
             steps=[(step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()],
             min_fill_lots=bid.min_fill_lots,
             all_or_none=bid.all_or_none,
@@ -258,7 +259,7 @@ def advance_auctions(*, now: datetime) -> dict[str, int]:
         status=Auction.Status.DELIVERED
     )
     done["settled"] = _settle_delivered()
-    done["expired"] = _expire_single_bids(now)
+    done["expired"] = _expire_single_bids(now) + expire_standing_bids(now=now)
     return done
 
 
@@ -301,6 +302,26 @@ def _expire_single_bids(now: datetime) -> int:
                 auction.published_at is not None if auction is not None else now >= bid.period_start + grace
             )
             if over:
+                end_bid(bid, status=Bid.Status.EXPIRED, now=now)
+                expired += 1
+    return expired
+
+
+def expire_standing_bids(*, now: datetime) -> int:
+    """End the standing bids whose `valid_until` has come and give their holds back; how many.
+
+    One whose last book is not published yet waits for its award, which is carved out of its hold.
+    """
+    last_book = Auction.objects.filter(
+        grade_id=OuterRef("grade_id"), status__in=UNPUBLISHED, gate_at__lt=OuterRef("valid_until")
+    )
+    due = Bid.objects.filter(~Exists(last_book), status=Bid.Status.OPEN, valid_until__lte=now)
+    expired = 0
+    for bid_id in list(due.values_list("pk", flat=True)):
+        with transaction.atomic():
+            # Looked at again under the lock: it may have been revised to live on, or cancelled.
+            bid = due.select_for_update(of=("self",), skip_locked=True).filter(pk=bid_id).first()
+            if bid is not None:
                 end_bid(bid, status=Bid.Status.EXPIRED, now=now)
                 expired += 1
     return expired
