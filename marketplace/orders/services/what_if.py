@@ -91,6 +91,8 @@ def what_if(*, organization_id: UUID, auction_id: UUID, change: OwnChange, now: 
     Raises NotFound (the auction; or `bid_id`: no order of the caller in this book), NotDisclosed, TooManyQuestions or
     InvalidInput.
     """
+    if change.bid_id is None and change.steps is None:
+        raise InvalidInput("An added order has steps.", field="steps")
     auction = Auction.objects.select_related("grade").filter(pk=auction_id).first()
     if auction is None:
         raise NotFound("There is no such auction.")
@@ -112,8 +114,6 @@ def _with_change(
     book: Book, organization_id: UUID, change: OwnChange, reference_rate: int, gate_at: datetime
 ) -> Book:
     if change.bid_id is None:
-        if change.steps is None:
-            raise InvalidInput("An added order has steps.", field="steps")
         old = BookBid(ADDED_ID, organization_id, gate_at, steps=[])
         others = book.bids
     else:
