@@ -13,7 +13,7 @@ from marketplace.accounts.models import OrganizationRole
 from marketplace.contracts.models import OveragePolicy, Payment
 from marketplace.errors import Conflict, DomainError, NotFound
 from marketplace.ids import derived_id, uuid7
-from marketplace.orders.services.bids import MAX_STEPS
+from marketplace.orders.terms import MAX_STEPS
 from metering.reading import MOST_RANGE, Group, Slice
 from pricing.units import parse_decimal
 
@@ -174,6 +174,12 @@ class BidForm(OperationForm):
         required=False,
         help_text="Skip further auctions of the day beyond it.",
     )
+    valid_until = forms.DateTimeField(
+        label="Good until (UTC)",
+        required=False,
+        help_text="A standing bid ends then; leave empty for no end.",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"}),
+    )
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -223,6 +229,10 @@ class BidForm(OperationForm):
             ended = ended or rate is None
         return data
 
+    def clean_valid_until(self) -> datetime | None:
+        end: datetime | None = self.cleaned_data["valid_until"]
+        return end.replace(tzinfo=UTC) if end and end.tzinfo is None else end
+
     def refuse(self, error: DomainError) -> None:
         """A service counts steps: `steps.1.lots` is the second row's lots."""
         parts = (error.field or "").split(".")
@@ -231,6 +241,25 @@ class BidForm(OperationForm):
             name = "lots" if parts[-1] == "lots" else "rate"
             error.field = f"{name}_{number}"
         super().refuse(error)
+
+
+class ReviseForm(BidForm):
+    """What may change of a bid, for the revision that the page showed."""
+
+    revision = forms.IntegerField(min_value=1, max_value=2**31 - 1, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, standing: bool, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in ("operation", "grade", "period_start", *(() if standing else ("valid_until",))):
+            del self.fields[name]
+
+
+class CoverForm(OperationForm):
+    service_fields = {"rate_micros_per_mtok": "rate"}
+    resent = "This form placed another bid before, and that stands. Send it again to place this one too."
+    grade = forms.ChoiceField()
+    rate = DecimalField(decimals=6, label="The most you pay per Mtok")
+    tokens_per_second = LotsField(label="Standard tokens a second", help_text="In every delivery period.")
 
 
 class ApiKeyForm(PortalForm):

@@ -34,6 +34,7 @@ PUBLIC = {
 ACTIONS = {
     "buyer-bid-worst-case",
     "buyer-bid-cancel",
+    "buyer-cover-worst-case",
     "buyer-key-revoke",
     "provider-host-code",
     "provider-offering-status",

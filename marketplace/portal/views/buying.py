@@ -41,7 +41,7 @@ PERIODS_AHEAD = 12
 def quote_form(request: SeatedRequest) -> HttpResponse:
     now = clock.now()
     form = QuoteForm(request.POST if request.method == "POST" else None, initial=_asked(request))
-    form.fields["grade"].choices = _grade_choices(now)  # type: ignore[attr-defined]
+    form.fields["grade"].choices = grade_choices(now)  # type: ignore[attr-defined]
     if request.method == "POST" and form.is_valid():
         data = form.cleaned_data
         try:
@@ -181,7 +181,7 @@ def _asked(request: HttpRequest) -> dict[str, str]:
     return {name: request.GET[name] for name in names if name in request.GET}
 
 
-def _grade_choices(now: datetime) -> list[tuple[str, str]]:
+def grade_choices(now: datetime) -> list[tuple[str, str]]:
     return [
         (grade.family.slug, f"{grade.family.title} ({grade.family.model})") for grade in grades_in_force(now)
     ]
@@ -189,7 +189,7 @@ def _grade_choices(now: datetime) -> list[tuple[str, str]]:
 
 def _bid_form(request: SeatedRequest, now: datetime) -> BidForm:
     form = BidForm(request.POST if request.method == "POST" else None, initial=_asked(request))
-    form.fields["grade"].choices = _grade_choices(now)  # type: ignore[attr-defined]
+    form.fields["grade"].choices = grade_choices(now)  # type: ignore[attr-defined]
     length = timedelta(seconds=settings.DELIVERY_PERIOD_S)
     first = first_open_start(now)
     form.fields["period_start"].choices = [  # type: ignore[attr-defined]
@@ -215,12 +215,17 @@ def _terms(form: BidForm) -> BidTerms:
         min_fill_lots=data["min_fill_lots"] or 0,
         all_or_none=data["all_or_none"],
         max_total_micros_per_day=data["daily_budget"],
+        valid_until=data["valid_until"],
     )
 
 
 def _worst_case(request: SeatedRequest, form: BidForm) -> dict[str, object]:
+    return holding(request, worst_case_with_tax(form.steps, request.seat.organization.tax_ppm))
+
+
+def holding(request: SeatedRequest, held: int) -> dict[str, object]:
+    """What `fragments/worst_case.html` shows of a bid that would hold `held` micros."""
     organization = request.seat.organization
-    held = worst_case_with_tax(form.steps, organization.tax_ppm) if form.steps else 0
     available = _prepaid(organization.id).available_micros
     return {
         "worst_case_micros": held,
