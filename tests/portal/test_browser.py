@@ -144,6 +144,7 @@ def test_nothing_is_wider_than_a_phone(
             "/buyer/top-up",
             "/buyer/buy",
             "/buyer/bid",
+            "/buyer/cover",
             "/buyer/keys",
         ),
         hyperion: ("/provider", "/provider/hosts/new", "/provider/earnings"),
