@@ -20,6 +20,7 @@ from metering.gaps import accept_gap, close_filled_gaps
 from metering.ingesting import count_killed_attempts, ingest_batches, retry_failed_batches
 from metering.intake import BatchRefused, check_text, read_ndjson
 from metering.models import MeterKind, MeterPoint, MeterSource, RegisterRead, SignatureNonce, UsageBatch
+from metering.points import NewPoint, add_meter_points
 from metering.pressure import InboxFull, check_inbox
 from metering.reconciling import reconcile_host
 from metering.recounts import check_recounts, set_recount_baseline
@@ -28,10 +29,12 @@ from metering.usage import GENESIS_DIGEST, BatchHeader, UnreadBatch
 __all__ = [
     "BatchRefused",
     "InboxFull",
+    "NewPoint",
     "accept_batch",
     "accept_discrepancy",
     "accept_gap",
     "add_meter_point",
+    "add_meter_points",
     "amend_event",
     "backfill_event",
     "check_recounts",

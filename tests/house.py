@@ -200,7 +200,18 @@ def make_house(database: TestDatabase) -> House:
     publish_index(now=NOW)
     index = PriceIndex.objects.order_by("-id")[0]
     return House(
-        database, operator, acme, hyperion, mallory, day, auction, index, batch, generation_id, event.id, outage
+        database,
+        operator,
+        acme,
+        hyperion,
+        mallory,
+        day,
+        auction,
+        index,
+        batch,
+        generation_id,
+        event.id,
+        outage,
     )
 
 

@@ -1,5 +1,6 @@
 """Everything that writes contracts, for the rooms above. The work is done in the modules named here."""
 
+from marketplace.contracts.awards import Award, record_awards
 from marketplace.contracts.committed import (
     accept_quote,
     advance_contracts,
@@ -29,6 +30,7 @@ from marketplace.contracts.spot import (
 )
 
 __all__ = [
+    "Award",
     "Captured",
     "Opened",
     "QuoteExpired",
@@ -44,6 +46,7 @@ __all__ = [
     "open_hold",
     "open_spot_contract",
     "record_award",
+    "record_awards",
     "record_failed",
     "request_quote",
     "set_period_rate",

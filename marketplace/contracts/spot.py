@@ -8,21 +8,10 @@ from uuid import UUID
 
 from django.db import transaction
 
-from marketplace.contracts.committed import BUCKET_SECONDS
-from marketplace.contracts.models import (
-    Allocation,
-    Contract,
-    ContractKind,
-    Entitlement,
-    OveragePolicy,
-    PeriodRate,
-)
-from marketplace.ids import derived_id
-from metering.services import add_meter_point
+from marketplace.contracts.awards import Award, find_award, record_awards
+from marketplace.contracts.models import Contract, ContractKind, Entitlement, OveragePolicy, PeriodRate
 from pricing.models import Grade, Rate
-from pricing.rating import lots_numerator
 from pricing.services import publish_rate
-from providers.models import Offering
 
 
 @transaction.atomic
@@ -81,49 +70,9 @@ def record_award(
 
     The same award again gives the same entitlement. The bucket starts full: a delivery period is short.
     """
-    assert lots > 0
-    assert sum(part for _, part in shares) == lots, "the shares are the whole award"
-    contract = Contract.objects.select_for_update(no_key=True).get(pk=contract_id)
-    rate = Rate.objects.get(pk=rate_id)
-    seconds = int((period_end - period_start).total_seconds())
-    rate_per_s = lots_numerator(lots) // seconds
-    depth = min(rate_per_s * BUCKET_SECONDS, lots_numerator(lots))
-    entitlement, made = Entitlement.objects.get_or_create(
-        contract=contract,
-        period_start=period_start,
-        defaults={
-            "id": derived_id(contract_id, f"award:{period_start.isoformat()}"),
-            "period_end": period_end,
-            "rate": rate,
-            "entitled_numerator": lots_numerator(lots),
-            "ledger_hold_id": ledger_hold_id,
-            "bucket_rate_numerator_per_s": rate_per_s,
-            "bucket_depth_numerator": depth,
-            "bucket_level_numerator": depth,
-            "bucket_level_at": period_start,
-        },
-    )
-    if not made:
-        assert entitlement.entitled_numerator == lots_numerator(lots), "an award is made once"
-        return entitlement
-    offerings = Offering.objects.in_bulk([offering_id for offering_id, _ in shares])
-    for offering_id, part in sorted(shares):
-        Allocation.objects.create(
-            id=derived_id(entitlement.id, f"allocation:{offering_id}"),
-            contract=contract,
-            offering_id=offering_id,
-            firm_lots=part,
-            rate_micros_per_mtok=rate.micros_per_mtok,
-            period_start=period_start,
-        )
-        add_meter_point(
-            contract_id=contract_id,
-            offering_id=offering_id,
-            host_id=offerings[offering_id].host_id,
-            grade_id=contract.grade_id,
-            valid_from=period_start,
-        )
-    return entitlement
+    award = Award(contract_id, lots, ledger_hold_id, shares)
+    record_awards([award], period_start=period_start, period_end=period_end, rate_id=rate_id)
+    return find_award(contract_id=contract_id, period_start=period_start)
 
 
 @transaction.atomic

@@ -1,8 +1,8 @@
-"""Everything that moves or sets aside money. Each service is one call of one SQL function (`sql/functions.sql`)."""
+"""Everything that moves or sets aside money. Each service is one call of one SQL function (`sql/`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +11,7 @@ from uuid import UUID
 
 from django.db import DatabaseError, connection, transaction
 
+from marketplace.arrays import bigint_array, uuid_array
 from marketplace.errors import Conflict, DomainError, InvalidInput, NotFound, constraint_of, sqlstate_of
 from marketplace.ledger.models import AccountKind, Hold
 
@@ -39,6 +40,15 @@ class HoldConflict(Conflict):
     """The hold has ended, belongs elsewhere, exists on other terms, or does not have that much left."""
 
     code = "hold_conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Carving:
+    """`amount_micros` out of the open hold `source_id` into a hold of its own; `id` is the caller's."""
+
+    id: UUID
+    source_id: UUID
+    amount_micros: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,47 @@ def close_hold(*, id: UUID, status: Hold.Status | str, now: datetime) -> None:  
     assert status in Hold.Status.values
     assert status != Hold.Status.OPEN
     _call("SELECT ledger_close_hold(%s, %s, %s)", (id, str(status), now))
+
+
+def raise_holds(amounts_micros: Mapping[UUID, int], *, now: datetime) -> set[UUID]:
+    """Bring open holds up to these amounts, by id; those returned were left as they were for lack of money.
+
+    A hold that is as large already stays. An account that cannot pay for all of its holds pays in the order given, and
+    one that does not fit does not stop a smaller one behind it. Doing it again changes nothing more.
+    Raises HoldConflict when one has ended, NotFound; then none is changed.
+    """
+    if not amounts_micros:
+        return set()
+    for amount_micros in amounts_micros.values():
+        _check_amount(amount_micros, least=0, field="amount_micros")
+    statement = "SELECT ledger_raise_holds(%s::uuid[], %s::bigint[], %s)"
+    return set(_call(statement, (uuid_array(amounts_micros), bigint_array(amounts_micros.values()), now)))
+
+
+def carve_holds(
+    carvings: Sequence[Carving], *, code: str, reference_id: UUID | None = None, now: datetime
+) -> int:
+    """Open new holds out of what others have left, all or none; how many are new. Balances do not change.
+
+    The same ids on the same terms again carve nothing. Raises HoldConflict when a source has ended or does not have
+    that much left, or a hold of an id exists on other terms; NotFound (source).
+    """
+    if not carvings:
+        return 0
+    for carving in carvings:
+        _check_amount(carving.amount_micros, least=0, field="amount_micros")
+    carved: int = _call(
+        "SELECT ledger_carve_holds(%s::uuid[], %s::uuid[], %s::bigint[], %s, %s, %s)",
+        (
+            uuid_array(carving.source_id for carving in carvings),
+            uuid_array(carving.id for carving in carvings),
+            bigint_array(carving.amount_micros for carving in carvings),
+            code,
+            reference_id,
+            now,
+        ),
+    )
+    return carved
 
 
 def expire_holds(*, now: datetime, limit: int = 1000) -> int:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pricing.book import RULE_VERSION
 from pricing.clearing import Clearing, Order, clear, digest_book, digest_result
-from pricing.clearing_reference import confirm
+from pricing.clearing_check import verify
 
 # No rate is negative: a token is never worth less than nothing here.
 FLOOR = 0
@@ -65,7 +65,7 @@ class Book:
                     "min_fill_lots": bid.min_fill_lots,
                     "all_or_none": bid.all_or_none,
                 }
-                for bid in sorted(self.bids, key=lambda bid: bid.id)
+                for bid in sorted(self.bids, key=_by_id)
             ],
             "asks": [
                 {
@@ -76,7 +76,7 @@ class Book:
                     "rate": ask.rate,
                     "lots": ask.lots,
                 }
-                for ask in sorted(self.asks, key=lambda ask: ask.id)
+                for ask in sorted(self.asks, key=_by_id)
             ],
         }
 
@@ -111,53 +111,66 @@ class Book:
             ],
         )
 
-    def orders(self) -> tuple[list[Order], list[Order]]:
-        """Bids and asks in the form that clearing takes; the time of acceptance, in microseconds, is the priority."""
-        bids = [
-            Order(
-                id=str(bid.id),
-                steps=tuple((rate, lots) for rate, lots in bid.steps),
-                organization_id=str(bid.organization_id),
-                priority=_microseconds(bid.placed_at),
-                min_fill=bid.min_fill_lots,
-                all_or_none=bid.all_or_none,
-            )
-            for bid in sorted(self.bids, key=lambda bid: bid.id)
-        ]
-        asks = [
-            Order(
-                id=str(ask.id),
-                steps=((ask.rate, ask.lots),),
-                organization_id=str(ask.organization_id),
-                priority=_microseconds(ask.placed_at),
-            )
-            for ask in sorted(self.asks, key=lambda ask: ask.id)
-        ]
-        return bids, asks
+    def sealed(self) -> SealedBook:
+        return SealedBook(self.to_json())
+
+
+class SealedBook:
+    """A book in its canonical form, as it is stored; what follows from it follows from that form alone."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.data = data
+        # Made once for the digests and both engines.
+        self.bids, self.asks = _orders_of(data)
 
     def digest(self) -> str:
         """SHA-256 over the orders and the terms they are cleared under (hex)."""
-        bids, asks = self.orders()
-        terms = {
-            "grade_id": str(self.grade_id),
-            "period_start": self.period_start.isoformat(),
-            "cap": self.cap,
-        }
-        return digest_book(bids, asks, terms=terms)
+        terms = {name: self.data[name] for name in ("grade_id", "period_start", "cap")}
+        return digest_book(self.bids, self.asks, terms=terms)
 
     def clear(self) -> Clearing:
         """The result of this book, by the first engine."""
-        bids, asks = self.orders()
-        return clear(bids, asks, floor=FLOOR, cap=self.cap)
+        return clear(self.bids, self.asks, floor=FLOOR, cap=self.data["cap"])
 
     def confirm(self, result: Clearing) -> None:
-        """Raises EnginesDisagree unless the second, independent engine finds the same result."""
-        bids, asks = self.orders()
-        confirm(bids, asks, result, floor=FLOOR, cap=self.cap)
+        """Raises EnginesDisagree unless the result is right by another method than the one it was found by."""
+        verify(self.bids, self.asks, result, floor=FLOOR, cap=self.data["cap"])
 
     def result_digest(self, result: Clearing) -> str:
-        bids, asks = self.orders()
-        return digest_result(bids, asks, result)
+        return digest_result(self.bids, self.asks, result)
+
+    def offerings(self) -> dict[str, UUID]:
+        """The offering behind each ask, by the ask's id."""
+        return {ask["id"]: UUID(ask["offering_id"]) for ask in self.data["asks"]}
+
+
+def _orders_of(data: Mapping[str, Any]) -> tuple[list[Order], list[Order]]:
+    """Bids and asks in the form that clearing takes; the time of acceptance, in microseconds, is the priority."""
+    bids = [
+        Order(
+            id=bid["id"],
+            steps=tuple([(rate, lots) for rate, lots in bid["steps"]]),
+            organization_id=bid["organization_id"],
+            priority=_microseconds(datetime.fromisoformat(bid["placed_at"])),
+            min_fill=bid["min_fill_lots"],
+            all_or_none=bid["all_or_none"],
+        )
+        for bid in data["bids"]
+    ]
+    asks = [
+        Order(
+            id=ask["id"],
+            steps=((ask["rate"], ask["lots"]),),
+            organization_id=ask["organization_id"],
+            priority=_microseconds(datetime.fromisoformat(ask["placed_at"])),
+        )
+        for ask in data["asks"]
+    ]
+    return bids, asks
+
+
+def _by_id(order: BookBid | BookAsk) -> int:
+    return order.id.int
 
 
 def _microseconds(at: datetime) -> int:

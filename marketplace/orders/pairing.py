@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
-from uuid import UUID
+from typing import Generic, TypeVar
+
+Id = TypeVar("Id", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
+class Filled(Generic[Id]):
     """A filled order: `lots` awarded; `rate` its best (bid) or only (ask) rate; `rank` breaks ties: (time, id)."""
 
-    id: UUID
+    id: Id
     lots: int
     rate: int
     rank: tuple[str, str]
 
 
 def pair(
-    bids: Sequence[Filled], asks: Sequence[Filled], previous: Set[tuple[UUID, UUID]] = frozenset()
-) -> dict[tuple[UUID, UUID], int]:
+    bids: Sequence[Filled[Id]], asks: Sequence[Filled[Id]], previous: Set[tuple[Id, Id]] = frozenset()
+) -> dict[tuple[Id, Id], int]:
     """Lots per (bid, ask). Last period's pairs are kept first, then the north-west corner rule.
 
     Bids go by rate descending, asks by rate ascending, then time, then id; so the result does not depend on input
@@ -31,21 +33,25 @@ def pair(
     ask_order = sorted(asks, key=lambda a: (a.rate, a.rank))
     open_bids = {b.id: b.lots for b in bid_order}
     open_asks = {a.id: a.lots for a in ask_order}
-    pairs: dict[tuple[UUID, UUID], int] = {}
+    pairs: dict[tuple[Id, Id], int] = {}
 
-    def take(bid_id: UUID, ask_id: UUID) -> None:
+    def take(bid_id: Id, ask_id: Id) -> None:
         lots = min(open_bids[bid_id], open_asks[ask_id])
         if lots:
             pairs[bid_id, ask_id] = pairs.get((bid_id, ask_id), 0) + lots
             open_bids[bid_id] -= lots
             open_asks[ask_id] -= lots
 
+    place = {a.id: number for number, a in enumerate(ask_order)}
+    kept: dict[Id, list[Id]] = {}
+    for bid_id, ask_id in previous:
+        if ask_id in place:
+            kept.setdefault(bid_id, []).append(ask_id)
     for bid in bid_order:
-        for ask in ask_order:
-            if (bid.id, ask.id) in previous:
-                take(bid.id, ask.id)
+        for ask_id in sorted(kept.get(bid.id, ()), key=place.__getitem__):
+            take(bid.id, ask_id)
     asks_left = iter(ask_order)
-    left: Filled | None = next(asks_left, None)
+    left: Filled[Id] | None = next(asks_left, None)
     for bid in bid_order:
         while open_bids[bid.id] and left is not None:
             take(bid.id, left.id)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from marketplace.orders.pairing import Filled, overage_rate, pair, worst_case_micros
 
 
-def order(number: int, lots: int, rate: int) -> Filled:
+def order(number: int, lots: int, rate: int) -> Filled[UUID]:
     return Filled(UUID(int=number), lots, rate, (f"{number:04}", str(number)))
 
 

@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
 
-from marketplace.contracts.services import record_award, set_period_rate
+from marketplace.arrays import bigint_array, uuid_array
+from marketplace.contracts.services import Award, record_awards, set_period_rate
 from marketplace.errors import NotFound
 from marketplace.ids import derived_id
-from marketplace.ledger.models import AccountKind
-from marketplace.ledger.services import account_id, change_hold, open_hold
-from marketplace.orders.book import Book
-from marketplace.orders.models import Ask, Auction, Bid, Trade
+from marketplace.ledger.services import Carving, carve_holds
+from marketplace.orders.book import SealedBook
+from marketplace.orders.models import Ask, Auction, Trade
 from marketplace.orders.pairing import Filled, overage_rate, pair
-from pricing.book import RULE_VERSION, Clearing
+from marketplace.orders.unhurried import without_cycle_collection
+from pricing.book import RULE_VERSION, Clearing, Order
 from pricing.models import Rate
 from pricing.rating import gross_up
 from pricing.services import publish_rate
 from pricing.units import Micros, Ppm
 from providers.selectors import listed_offerings, share_ppm_of
 from providers.services import give_back_period_share
+
+_RESULT: Final = (
+    "rule_version",
+    "result_digest",
+    "quantity_lots",
+    "clearing_rate_micros_per_mtok",
+    "rate_low_micros_per_mtok",
+    "rate_high_micros_per_mtok",
+    "welfare",
+    "status",
+)
+_ADD_TRADES: Final = """
+INSERT INTO orders_trade (id, auction_id, bid_id, ask_id, lots, rate_micros_per_mtok, created_at)
+SELECT id, %(auction)s, bid_id, ask_id, lots, %(rate)s, %(now)s
+FROM unnest(%(ids)s::uuid[], %(bids)s::uuid[], %(asks)s::uuid[], %(lots)s::bigint[]) AS n (id, bid_id, ask_id, lots)
+ORDER BY bid_id
+"""
+# By account, as every transaction that touches several accounts.
+_LOCK_TRADED_BIDS: Final = """
+SELECT bid.id, bid.contract_id, bid.ledger_hold_id, buyer.tax_ppm
+FROM orders_bid AS bid
+JOIN ledger_hold AS hold ON hold.id = bid.ledger_hold_id
+JOIN accounts_organization AS buyer ON buyer.id = bid.organization_id
+WHERE bid.id IN (SELECT bid_id FROM orders_trade WHERE auction_id = %s)
+ORDER BY hold.account_id, bid.id FOR NO KEY UPDATE OF bid
+"""
+_SHARES: Final = """
+SELECT trade.bid_id, array_agg(ask.offering_id ORDER BY trade.id), array_agg(trade.lots ORDER BY trade.id)
+FROM orders_trade AS trade JOIN orders_ask AS ask ON ask.id = trade.ask_id
+WHERE trade.auction_id = %s GROUP BY trade.bid_id
+"""
 
 
 def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
@@ -33,11 +65,11 @@ def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
     Raises EnginesDisagree, changing nothing, when the second engine does not confirm the result: then the auction
     stays closed for the operator to look at, and nothing is published.
     """
-    with transaction.atomic():
+    with without_cycle_collection(), transaction.atomic():
         auction = _locked_auction(auction_id)
         if auction.status != Auction.Status.CLOSED:
             return False
-        book = Book.from_json(auction.book or {})
+        book = SealedBook(auction.book or {})
         result = book.clear()
         book.confirm(result)
         auction.rule_version = RULE_VERSION
@@ -48,53 +80,57 @@ def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
         auction.rate_high_micros_per_mtok = result.price_high
         auction.welfare = str(result.welfare)
         auction.status = Auction.Status.CLEARED
-        auction.save()
+        # All but the book, which is large and stays as it was sealed.
+        auction.save(update_fields=_RESULT)
         if result.price is not None:
             _record_trades(auction, book, result, now)
     return True
 
 
 def _locked_auction(auction_id: UUID) -> Auction:
-    auction = Auction.objects.select_for_update().filter(pk=auction_id).first()
+    auction = Auction.objects.select_for_update().defer("book").filter(pk=auction_id).first()
     if auction is None:
         raise NotFound("There is no such auction.")
     return auction
 
 
-def _record_trades(auction: Auction, book: Book, result: Clearing, now: datetime) -> None:
+def _record_trades(auction: Auction, book: SealedBook, result: Clearing, now: datetime) -> None:
     assert result.price is not None
-    bids, asks = book.orders()
-    offering_of = {ask.id: ask.offering_id for ask in book.asks}
-    filled_bids = [
-        Filled(UUID(bid.id), sum(fill), bid.steps[0][0], (f"{bid.priority:020}", bid.id))
-        for bid, fill in zip(bids, result.bid_fills, strict=True)
-        if sum(fill)
-    ]
-    filled_asks = [
-        Filled(UUID(ask.id), sum(fill), ask.steps[0][0], (f"{ask.priority:020}", ask.id))
-        for ask, fill in zip(asks, result.ask_fills, strict=True)
-        if sum(fill)
-    ]
+    offering_of = book.offerings()
+    filled_bids = _filled(book.bids, result.bid_fills)
+    filled_asks = _filled(book.asks, result.ask_fills)
     ask_of_offering = {offering_of[ask.id]: ask.id for ask in filled_asks}
     previous = {
-        (bid_id, ask_of_offering[offering_id])
+        (str(bid_id), ask_of_offering[offering_id])
         for bid_id, offering_id in _previous_pairs(auction)
         if offering_id in ask_of_offering
     }
-    Trade.objects.bulk_create(
-        Trade(
-            id=derived_id(auction.id, f"trade:{bid_id}:{ask_id}"),
-            auction=auction,
-            bid_id=bid_id,
-            ask_id=ask_id,
-            lots=lots,
-            rate_micros_per_mtok=result.price,
-            created_at=now,
+    pairs = pair(filled_bids, filled_asks, previous)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _ADD_TRADES,
+            {
+                "ids": uuid_array(
+                    derived_id(auction.id, f"trade:{bid_id}:{ask_id}") for bid_id, ask_id in pairs
+                ),
+                "bids": "{" + ",".join(bid_id for bid_id, _ in pairs) + "}",
+                "asks": "{" + ",".join(ask_id for _, ask_id in pairs) + "}",
+                "lots": bigint_array(pairs.values()),
+                "auction": auction.id,
+                "rate": result.price,
+                "now": now,
+            },
         )
-        for (bid_id, ask_id), lots in pair(filled_bids, filled_asks, previous).items()
-    )
     for ask in filled_asks:
         Ask.objects.filter(pk=ask.id).update(awarded_lots=ask.lots)
+
+
+def _filled(orders: Sequence[Order], fills: Sequence[Sequence[int]]) -> list[Filled[str]]:
+    return [
+        Filled(order.id, lots, order.steps[0][0], (f"{order.priority:020}", order.id))
+        for order, fill in zip(orders, fills, strict=True)
+        if (lots := sum(fill))
+    ]
 
 
 def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
@@ -111,7 +147,7 @@ def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
 
 def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
     """cleared -> published: awards become entitlements with a hold of their own, the unawarded share goes back."""
-    with transaction.atomic():
+    with without_cycle_collection(), transaction.atomic():
         auction = _locked_auction(auction_id)
         if auction.status != Auction.Status.CLEARED:
             return False
@@ -125,7 +161,8 @@ def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
                 now=now,
             )
             _award(auction, rate, now)
-        _give_back_unawarded(auction)
+        else:
+            _give_back_unawarded(auction)
         _set_period_rate(auction, now)
         auction.rate = rate
         auction.published_at = now
@@ -135,42 +172,24 @@ def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
 
 
 def _award(auction: Auction, rate: Rate, now: datetime) -> None:
-    trades: dict[UUID, list[Trade]] = defaultdict(list)
-    for trade in Trade.objects.filter(auction=auction).select_related("ask").order_by("pk"):
-        trades[trade.bid_id].append(trade)
-    # By account, as every transaction that touches several accounts.
-    bids = Bid.objects.select_for_update(of=("self",)).select_related("organization", "grade")
-    bids = bids.order_by("ledger_hold__account_id", "pk")
-    for bid in bids.filter(pk__in=trades):
-        lots = sum(trade.lots for trade in trades[bid.id])
+    """Every traded bid gets its entitlement and a hold carved out of its own; then, by its lock last, the ledger."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK_TRADED_BIDS, (auction.id,))
+        bids = cursor.fetchall()
+        cursor.execute(_SHARES, (auction.id,))
+        shares = {bid_id: list(zip(*parts, strict=True)) for bid_id, *parts in cursor.fetchall()}
+    awards: list[Award] = []
+    carvings: list[Carving] = []
+    for bid_id, contract_id, hold_id, tax_ppm in bids:
+        lots = sum(part for _, part in shares[bid_id])
         # The bid's hold covers rate x lots of every step sum, so carving the award out of it cannot fail.
-        cost = gross_up(Micros(-(-rate.micros_per_mtok * lots // 1000)), Ppm(bid.organization.tax_ppm))
-        assert bid.ledger_hold_id is not None
-        award_hold = derived_id(auction.id, f"award:{bid.id}")
-        change_hold(id=bid.ledger_hold_id, delta_micros=-cost, now=now)
-        open_hold(
-            id=award_hold,
-            account_id=account_id(
-                organization_id=bid.organization_id,
-                kind=AccountKind.PREPAID,
-                currency=bid.grade.currency,
-                now=now,
-            ),
-            amount_micros=cost,
-            code="award",
-            reference_id=auction.id,
-            now=now,
-        )
-        record_award(
-            contract_id=bid.contract_id,
-            period_start=auction.period_start,
-            period_end=auction.period_end,
-            lots=lots,
-            rate_id=rate.id,
-            ledger_hold_id=award_hold,
-            shares=[(trade.ask.offering_id, trade.lots) for trade in trades[bid.id]],
-            now=now,
-        )
+        cost = gross_up(Micros(-(-rate.micros_per_mtok * lots // 1000)), Ppm(tax_ppm))
+        award_hold = derived_id(auction.id, f"award:{bid_id}")
+        awards.append(Award(contract_id, lots, award_hold, shares[bid_id]))
+        carvings.append(Carving(award_hold, hold_id, cost))
+    record_awards(awards, period_start=auction.period_start, period_end=auction.period_end, rate_id=rate.id)
+    _give_back_unawarded(auction)
+    carve_holds(carvings, code="award", reference_id=auction.id, now=now)
 
 
 def _give_back_unawarded(auction: Auction) -> None:
@@ -214,7 +233,7 @@ def replay_auction(*, auction_id: UUID) -> dict[str, Any]:
     auction = Auction.objects.filter(pk=auction_id).first()
     if auction is None or auction.book is None:
         raise NotFound("There is no such auction with a sealed book.")
-    book = Book.from_json(auction.book)
+    book = SealedBook(auction.book)
     result = book.clear()
     digests = {"book_digest": book.digest(), "result_digest": book.result_digest(result)}
     return {

@@ -14,17 +14,23 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef
 
 from marketplace.contracts.models import Contract, Entitlement
 from marketplace.errors import DomainError
 from marketplace.ids import derived_id
-from marketplace.ledger.services import InsufficientFunds, change_hold
 from marketplace.orders.book import Book, BookAsk, BookBid
 from marketplace.orders.models import Ask, Auction, Bid, Trade
-from marketplace.orders.services.bids import CAP_MULTIPLE, end_bid, worst_case_with_tax
-from marketplace.orders.services.budgets import budget_reason
+from marketplace.orders.services.bids import CAP_MULTIPLE, end_bid
+from marketplace.orders.services.missed import auction_times, record_missed_periods
 from marketplace.orders.services.phases import UNPUBLISHED
+from marketplace.orders.services.topping_up import (
+    LockedBid,
+    cover,
+    lock_bids_at_the_gate,
+    lock_standing_bids,
+)
+from marketplace.orders.unhurried import without_cycle_collection
 from marketplace.periods import delivery_period
 from pricing.clearing_reference import EnginesDisagree
 from pricing.models import Grade
@@ -35,16 +41,17 @@ from providers.services import CapacityGone, take_period_share
 
 logger = logging.getLogger(__name__)
 
-# The order of the phases: no-cancel from 80% of the preceding period, gate at 90%.
-NO_CANCEL_PPM = 800_000
-GATE_PPM = 900_000
 FEW_SELLERS = 3
 
 
 def open_auctions(*, now: datetime) -> list[Auction]:
-    """Make the auction of the coming delivery period for every grade in force; re-running makes none."""
+    """Make the auction of the coming delivery period for every grade in force; re-running makes none.
+
+    Periods for which none was opened, since everything was down, are recorded as missed first.
+    """
     opened = []
     for grade in grades_in_force(at=now):
+        record_missed_periods(grade, now=now)
         auction = _open_auction(grade, now)
         if auction is not None:
             opened.append(auction)
@@ -53,53 +60,16 @@ def open_auctions(*, now: datetime) -> list[Auction]:
 
 def _open_auction(grade: Grade, now: datetime) -> Auction | None:
     current = delivery_period(now)
-    length = current.end - current.start
-    with transaction.atomic():
+    with without_cycle_collection(), transaction.atomic():
         auction, made = Auction.objects.get_or_create(
             grade=grade,
             period_start=current.end,
-            defaults={
-                "period_end": current.end + length,
-                "opens_at": current.start,
-                "no_cancel_at": current.start + length * NO_CANCEL_PPM / 1_000_000,
-                "gate_at": current.start + length * GATE_PPM / 1_000_000,
-            },
+            defaults=auction_times(current.end),
         )
         if not made:
             return None
-        standing = Bid.objects.select_for_update(of=("self",)).filter(
-            _outlives(auction.gate_at), grade=grade, status=Bid.Status.OPEN, standing=True
-        )
-        # By account, as every transaction that touches several accounts.
-        for bid in standing.order_by("ledger_hold__account_id", "pk"):
-            _top_up_hold(bid, now)
+        cover(lock_standing_bids(grade.id, gate_at=auction.gate_at), now=now)
     return auction
-
-
-def _outlives(gate_at: datetime) -> Q:
-    return Q(valid_until__isnull=True) | Q(valid_until__gt=gate_at)
-
-
-def _top_up_hold(bid: Bid, now: datetime) -> None:
-    """Bring a standing bid's hold back to its worst case; without funds it sits this book out and says why."""
-    bid = Bid.objects.select_related("organization", "ledger_hold").prefetch_related("steps").get(pk=bid.pk)
-    assert bid.ledger_hold is not None
-    worst = worst_case_with_tax(
-        [(step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()], bid.organization.tax_ppm
-    )
-    missing = worst - bid.ledger_hold.amount_micros
-    reason = ""
-    try:
-        with transaction.atomic():
-            if missing > 0:
-                change_hold(id=bid.ledger_hold.id, delta_micros=missing, now=now)
-    except InsufficientFunds:
-        reason = "The prepaid balance does not cover the bid's worst case."
-    if not reason:
-        reason = budget_reason(
-            bid.pk, budget_micros=bid.max_total_micros_per_day, worst_case_micros=worst, now=now
-        )
-    Bid.objects.filter(pk=bid.pk).update(skip_reason=reason)
 
 
 def enter_no_cancel(*, now: datetime) -> int:
@@ -120,7 +90,7 @@ def close_due_auctions(*, now: datetime) -> int:
 
 def _close_period(period_start: datetime, now: datetime) -> int:
     open_states = (Auction.Status.OPEN, Auction.Status.NO_CANCEL)
-    with transaction.atomic():
+    with without_cycle_collection(), transaction.atomic():
         auctions = list(
             Auction.objects.select_for_update(of=("self",))
             .select_related("grade")
@@ -131,18 +101,28 @@ def _close_period(period_start: datetime, now: datetime) -> int:
             return 0
         # A period that came too near is closed without supply: no trades, and the record says so.
         missed = now >= _latest_clearing(auctions[0])
-        asks = {} if missed else _take_supply(auctions, now)
+        bids: dict[UUID, list[BookBid]] = {}
+        asks: dict[UUID, list[BookAsk]] = {}
+        if not missed:
+            locked = lock_bids_at_the_gate(
+                [auction.grade_id for auction in auctions],
+                period_start=period_start,
+                gate_at=auctions[0].gate_at,
+            )
+            asks = _take_supply(auctions, now)
+            bids = _snapshot_bids(locked, now)
         for auction in auctions:
             book = Book(
                 grade_id=auction.grade_id,
                 period_start=auction.period_start,
                 cap=CAP_MULTIPLE * auction.grade.reference_rate_micros_per_mtok,
-                bids=[] if missed else _snapshot_bids(auction, now),
+                bids=bids.get(auction.grade_id, []),
                 asks=asks.get(auction.id, []),
                 missed=missed,
             )
-            auction.book = book.to_json()
-            auction.book_digest = book.digest()
+            sealed = book.sealed()
+            auction.book = dict(sealed.data)
+            auction.book_digest = sealed.digest()
             auction.status = Auction.Status.CLOSED
             auction.save(update_fields=["book", "book_digest", "status"])
     return len(auctions)
@@ -152,41 +132,25 @@ def _latest_clearing(auction: Auction) -> datetime:
     return auction.period_start + (auction.period_end - auction.period_start) / 10
 
 
-def _snapshot_bids(auction: Auction, now: datetime) -> list[BookBid]:
-    bids = (
-        Bid.objects.select_for_update(of=("self",))
-        .filter(_outlives(auction.gate_at), grade_id=auction.grade_id, status=Bid.Status.OPEN, skip_reason="")
-        # However late the gate is closed, the book is that of its moment.
-        .filter(created_at__lt=auction.gate_at)
-        .exclude(standing=False, period_start__gt=auction.period_start)
-        .exclude(standing=False, period_start__lt=auction.period_start)
-        .select_related("organization", "ledger_hold")
-        .order_by("ledger_hold__account_id", "pk")
-        .prefetch_related("steps")
-    )
-    covered = [bid for bid in bids if _is_covered(bid, now)]
-    return [
-        BookBid(
-            id=bid.id,
-            organization_id=bid.organization_id,
-            placed_at=bid.priority_at,
-            steps=[(step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()],
-            min_fill_lots=bid.min_fill_lots,
-            all_or_none=bid.all_or_none,
-        )
-        for bid in sorted(covered, key=lambda bid: bid.id)
-    ]
-
-
-def _is_covered(bid: Bid, now: datetime) -> bool:
-    """Whether the bid's hold is whole at the gate. An award published after this book was opened has taken its part."""
-    assert bid.ledger_hold is not None
-    steps = [(step.rate_micros_per_mtok, step.lots) for step in bid.steps.all()]
-    if bid.ledger_hold.amount_micros >= worst_case_with_tax(steps, bid.organization.tax_ppm):
-        return True
-    _top_up_hold(bid, now)
-    bid.refresh_from_db(fields=["skip_reason"])
-    return not bid.skip_reason
+def _snapshot_bids(locked: list[LockedBid], now: datetime) -> dict[UUID, list[BookBid]]:
+    """By grade, the bids whose holds are whole at the gate: an award published after this book was opened has taken
+    its part, and what it took is held again where the balance allows.
+    """
+    in_book = cover([bid for bid in locked if not bid.is_whole], now=now)
+    books: dict[UUID, list[BookBid]] = defaultdict(list)
+    for bid in locked:
+        if bid.is_whole or bid.id in in_book:
+            books[bid.grade_id].append(
+                BookBid(
+                    id=bid.id,
+                    organization_id=bid.organization_id,
+                    placed_at=bid.placed_at,
+                    steps=bid.steps,
+                    min_fill_lots=bid.min_fill_lots,
+                    all_or_none=bid.all_or_none,
+                )
+            )
+    return books
 
 
 def _take_supply(auctions: list[Auction], now: datetime) -> dict[UUID, list[BookAsk]]:

@@ -20,7 +20,7 @@ from marketplace.orders.book import Book, BookBid
 from marketplace.orders.models import Auction
 from marketplace.orders.selectors import disclosure_of
 from marketplace.orders.terms import asks_for_more, check_steps
-from pricing.book import Clearing
+from pricing.book import Clearing, Order
 
 MOST_PER_WINDOW: Final = 30
 WINDOW_S: Final = 60
@@ -135,23 +135,22 @@ def _with_change(
 
 
 def _outcome(book: Book, organization_id: UUID) -> Outcome:
-    result = book.clear()
+    sealed = book.sealed()
+    result = sealed.clear()
     return Outcome(
         clearing_rate_micros_per_mtok=result.price,
         quantity_lots=result.quantity_lots,
-        fills=_own_fills(book, result, organization_id),
+        fills=_own_fills(sealed.bids, result, organization_id),
     )
 
 
-def _own_fills(book: Book, result: Clearing, organization_id: UUID) -> list[OwnFill]:
-    bids, _ = book.orders()
-    lots_of = {bid.id: sum(fill) for bid, fill in zip(bids, result.bid_fills, strict=True)}
+def _own_fills(bids: Sequence[Order], result: Clearing, organization_id: UUID) -> list[OwnFill]:
     fills = []
-    for bid in sorted(book.bids, key=lambda bid: bid.id):
-        if bid.organization_id == organization_id:
-            lots = lots_of[str(bid.id)]
+    for bid, fill in zip(bids, result.bid_fills, strict=True):
+        if bid.organization_id == str(organization_id):
+            lots, bid_id = sum(fill), UUID(bid.id)
             cost = -(-lots * (result.price or 0) // 1000)
-            fills.append(OwnFill(None if bid.id == ADDED_ID else bid.id, lots, cost))
+            fills.append(OwnFill(None if bid_id == ADDED_ID else bid_id, lots, cost))
     return fills
 
 

@@ -1,0 +1,146 @@
+"""What spot contracts got in one delivery period, recorded in one statement per table however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from django.db import connection, transaction
+
+from marketplace.arrays import bigint_array, uuid_array
+from marketplace.contracts.committed import BUCKET_SECONDS
+from marketplace.contracts.models import Entitlement
+from marketplace.ids import derived_id
+from metering.services import NewPoint, add_meter_points
+from pricing.models import Rate
+from pricing.rating import lots_numerator
+from providers.models import Offering
+
+_LOCK_CONTRACTS: Final = """
+SELECT id, grade_id FROM contracts_contract WHERE id = ANY(%s::uuid[]) ORDER BY id FOR NO KEY UPDATE
+"""
+_ADD_ENTITLEMENTS: Final = """
+INSERT INTO contracts_entitlement (
+    id, contract_id, period_start, period_end, rate_id, entitled_numerator, held_numerator, used_numerator,
+    released_numerator, failed_numerator, ledger_hold_id, bucket_rate_numerator_per_s, bucket_depth_numerator,
+    bucket_level_numerator, bucket_level_at
+)
+SELECT id, contract_id, %(start)s, %(end)s, %(rate)s, numerator, 0, 0, 0, 0, hold_id, per_s, depth, depth, %(start)s
+FROM unnest(%(ids)s::uuid[], %(contracts)s::uuid[], %(holds)s::uuid[], %(numerators)s::bigint[], %(per_s)s::bigint[],
+    %(depths)s::bigint[]) AS n (id, contract_id, hold_id, numerator, per_s, depth)
+ORDER BY contract_id
+ON CONFLICT (contract_id, period_start) DO NOTHING
+RETURNING contract_id
+"""
+_OTHER_TERMS: Final = """
+SELECT 1 FROM unnest(%(contracts)s::uuid[], %(numerators)s::bigint[]) AS n (contract_id, numerator)
+JOIN contracts_entitlement AS known ON known.contract_id = n.contract_id AND known.period_start = %(start)s
+WHERE known.entitled_numerator <> n.numerator LIMIT 1
+"""
+_ADD_ALLOCATIONS: Final = """
+INSERT INTO contracts_allocation (
+    id, contract_id, offering_id, firm_lots, rate_micros_per_mtok, period_start, served_numerator
+)
+SELECT id, contract_id, offering_id, lots, %(rate)s, %(start)s, 0
+FROM unnest(%(ids)s::uuid[], %(contracts)s::uuid[], %(offerings)s::uuid[], %(lots)s::bigint[])
+    AS n (id, contract_id, offering_id, lots)
+ORDER BY contract_id, offering_id
+"""
+
+
+class Award(NamedTuple):
+    """What one spot contract got: `shares` are (offering, lots), together `lots`; its money is held in that hold."""
+
+    contract_id: UUID
+    lots: int
+    ledger_hold_id: UUID
+    shares: Sequence[tuple[UUID, int]]
+
+
+@transaction.atomic
+def record_awards(
+    awards: Sequence[Award], *, period_start: datetime, period_end: datetime, rate_id: UUID
+) -> int:
+    """Entitlements, allocations and meter points of awards in one period at one rate; how many awards are new.
+
+    The same award again is passed over; other lots for the same contract and period are a programmer's error. Contracts
+    are locked first, in the order of their ids. Buckets start full: a delivery period is short. The ledger holds may be
+    opened later in the same transaction.
+    """
+    if not awards:
+        return 0
+    for award in awards:
+        assert award.lots > 0
+        assert sum(part for _, part in award.shares) == award.lots, "the shares are the whole award"
+    rate = Rate.objects.get(pk=rate_id)
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK_CONTRACTS, (uuid_array(award.contract_id for award in awards),))
+        grades: dict[UUID, UUID] = dict(cursor.fetchall())
+        code = f"award:{period_start.isoformat()}"
+        entitlement_ids = [derived_id(award.contract_id, code) for award in awards]
+        places = _entitlements(awards, entitlement_ids, period_start, period_end, rate_id)
+        cursor.execute(_ADD_ENTITLEMENTS, places)
+        made = {row[0] for row in cursor.fetchall()}
+        if len(made) < len(awards):
+            cursor.execute(_OTHER_TERMS, places)
+            assert cursor.fetchone() is None, "an award is made once"
+        shares = [
+            (award.contract_id, entitlement_id, offering_id, lots)
+            for award, entitlement_id in zip(awards, entitlement_ids, strict=True)
+            if award.contract_id in made
+            for offering_id, lots in sorted(award.shares)
+        ]
+        cursor.execute(
+            _ADD_ALLOCATIONS,
+            {
+                "ids": uuid_array(
+                    derived_id(entitlement_id, f"allocation:{offering_id}")
+                    for _, entitlement_id, offering_id, _ in shares
+                ),
+                "contracts": uuid_array(share[0] for share in shares),
+                "offerings": uuid_array(share[2] for share in shares),
+                "lots": bigint_array(share[3] for share in shares),
+                "rate": rate.micros_per_mtok,
+                "start": period_start,
+            },
+        )
+    offerings = {offering_id for _, _, offering_id, _ in shares}
+    hosts: dict[UUID, UUID] = dict(Offering.objects.filter(pk__in=offerings).values_list("pk", "host_id"))
+    add_meter_points(
+        [
+            NewPoint(contract_id, offering_id, hosts[offering_id], grades[contract_id])
+            for contract_id, _, offering_id, _ in shares
+        ],
+        valid_from=period_start,
+    )
+    return len(made)
+
+
+def find_award(*, contract_id: UUID, period_start: datetime) -> Entitlement:
+    return Entitlement.objects.select_related("rate").get(contract_id=contract_id, period_start=period_start)
+
+
+def _entitlements(
+    awards: Sequence[Award],
+    ids: Sequence[UUID],
+    period_start: datetime,
+    period_end: datetime,
+    rate_id: UUID,
+) -> dict[str, Any]:
+    seconds = int((period_end - period_start).total_seconds())
+    numerators = [lots_numerator(award.lots) for award in awards]
+    per_s = [numerator // seconds for numerator in numerators]
+    depths = [min(rate * BUCKET_SECONDS, whole) for rate, whole in zip(per_s, numerators, strict=True)]
+    return {
+        "ids": uuid_array(ids),
+        "contracts": uuid_array(award.contract_id for award in awards),
+        "holds": uuid_array(award.ledger_hold_id for award in awards),
+        "numerators": bigint_array(numerators),
+        "per_s": bigint_array(per_s),
+        "depths": bigint_array(depths),
+        "start": period_start,
+        "end": period_end,
+        "rate": rate_id,
+    }
