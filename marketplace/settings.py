@@ -298,6 +298,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "ENUM_NAME_OVERRIDES": {
         "AuctionStatusEnum": "marketplace.orders.models.Auction.Status",
         "BidStatusEnum": "marketplace.orders.models.Bid.Status",
+        "CapReviewStatusEnum": "marketplace.orders.models.CapReview.Status",
         "ChargeKindEnum": "marketplace.billing.models.ChargeKind",
         "ContractKindEnum": "marketplace.contracts.models.ContractKind",
         "ContractStatusEnum": "marketplace.contracts.models.Contract.Status",
@@ -305,6 +306,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "DiscrepancyStatusEnum": "metering.models.Discrepancy.Status",
         "HostStatusEnum": "providers.models.Host.Status",
         "InvoiceStatusEnum": "marketplace.billing.models.Invoice.Status",
+        "MarketStatusEnum": "marketplace.orders.models.MarketControl.Status",
     },
 }
 

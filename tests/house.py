@@ -23,7 +23,8 @@ from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
 from marketplace.contracts.services import open_hold
 from marketplace.ids import uuid7
-from marketplace.orders.models import Auction, PriceIndex
+from marketplace.orders.models import Auction, CapReview, PriceIndex
+from marketplace.orders.services.controls import schedule_cap
 from marketplace.orders.services.indexing import publish_index
 from metering.models import UsageBatch
 from metering.services import accept_batch, add_meter_point, gateway_source, ingest_batches
@@ -66,6 +67,7 @@ class House:
     auction: Auction
     index: PriceIndex
     batch: UsageBatch
+    cap_review: CapReview
     generation_id: UUID
     event_id: UUID
     outage: Outage
@@ -94,6 +96,7 @@ class House:
             "index_id": self.index.id,
             "grade_id": day.grade.id,
             "discrepancy_id": day.discrepancy.id,
+            "review_id": self.cap_review.id,
         }
 
     def another_secret(self, party: Party, *, scopes: list[str] | None = None) -> str:
@@ -199,6 +202,15 @@ def make_house(database: TestDatabase) -> House:
     )
     publish_index(now=NOW)
     index = PriceIndex.objects.order_by("-id")[0]
+    review = schedule_cap(
+        operator_id=operator.id,
+        grade=day.grade,
+        cap_micros_per_mtok=6_000_000,
+        effective_from=NOW + timedelta(days=40),
+        reason="Dearer hardware.",
+        now=NOW,
+        actor=SYSTEM,
+    )
     return House(
         database,
         operator,
@@ -209,6 +221,7 @@ def make_house(database: TestDatabase) -> House:
         auction,
         index,
         batch,
+        review,
         generation_id,
         event.id,
         outage,

@@ -141,6 +141,18 @@ GOOD: dict[str, dict[str, Any]] = {
         "reason": "half of it",
         "numerators": [{"id": "01a1fa2c-14f7-7136-8b1d-740cbe8302f3", "numerator": "1"}],
     },
+    "post /api/v1/controls/{slug}/halt": {"reason": "a fault"},
+    "post /api/v1/controls/{slug}/resume": {"reason": "mended"},
+    "post /api/v1/controls/{slug}/administered-rate": {
+        "rate_micros_per_mtok": 300_000,
+        "reason": "the median",
+    },
+    "post /api/v1/controls/{slug}/cap-reviews": {
+        "cap_micros_per_mtok": 6_000_000,
+        "effective_from": "2026-06-01T00:00:00Z",
+        "reason": "dearer hardware",
+    },
+    "post /api/v1/cap-reviews/{review_id}/decline": {"reason": "not yet"},
     "post /api/v1/recount-baselines": {
         "grade_id": "{grade_id}",
         "baseline_ppm": 540_000,
@@ -159,6 +171,11 @@ OPERATORS = {
     "post /api/v1/usage/corrections",
     "post /api/v1/discrepancies/{discrepancy_id}/resolve",
     "post /api/v1/recount-baselines",
+    "post /api/v1/controls/{slug}/halt",
+    "post /api/v1/controls/{slug}/resume",
+    "post /api/v1/controls/{slug}/administered-rate",
+    "post /api/v1/controls/{slug}/cap-reviews",
+    "post /api/v1/cap-reviews/{review_id}/decline",
 }
 SELLERS = ("/api/v1/hosts", "/api/v1/offerings", "/api/v1/discrepancies")
 HUGE = "x" * 1_000_000
@@ -281,7 +298,7 @@ def send(
     key = str(uuid4())
     return client.generic(
         method.upper(),
-        path.format(**house.ids),
+        path.format(**house.ids, slug="tiny-chat"),
         raw,  # type: ignore[arg-type]  # Bytes go as they are.
         content_type=content_type,
         HTTP_IDEMPOTENCY_KEY=key,

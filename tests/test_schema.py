@@ -30,6 +30,7 @@ APPEND_ONLY = (
     "billing_invoiceline",
     "orders_priceindex",
     "orders_bidrevision",
+    "orders_marketcontrolchange",
 )
 # Written by SQL functions alone, as their owner.
 THROUGH_FUNCTIONS = ("ledger_transfer", "ledger_hold", "ledger_ledgeraccount")
@@ -46,6 +47,8 @@ NEVER_DELETED = (
     "providers_host",
     "providers_offering",
     "providers_outage",
+    "orders_marketcontrol",
+    "orders_capreview",
 )
 
 

@@ -108,6 +108,14 @@ DOORS = {
     "api/v1/statements/<uuid:statement_id>": HYPERION,
     "api/v1/earnings": HYPERION,
     "api/v1/payouts": HYPERION,
+    "api/v1/controls": OPERATOR,
+    "api/v1/controls/<slug:slug>": OPERATOR,
+    "api/v1/controls/<slug:slug>/history": OPERATOR,
+    "api/v1/controls/<slug:slug>/halt": OPERATOR,
+    "api/v1/controls/<slug:slug>/resume": OPERATOR,
+    "api/v1/controls/<slug:slug>/administered-rate": OPERATOR,
+    "api/v1/controls/<slug:slug>/cap-reviews": OPERATOR,
+    "api/v1/cap-reviews/<uuid:review_id>/decline": OPERATOR,
     "": PUBLIC,
     "market": PUBLIC,
     "providers": PUBLIC,
@@ -156,6 +164,13 @@ DOORS = {
     "operator": OPERATOR,
     "operator/monitoring": OPERATOR,
     "operator/ledger-check": OPERATOR,
+    "operator/controls": OPERATOR,
+    "operator/controls/<slug:slug>": OPERATOR,
+    "operator/controls/<slug:slug>/halt": OPERATOR,
+    "operator/controls/<slug:slug>/resume": OPERATOR,
+    "operator/controls/<slug:slug>/rate": OPERATOR,
+    "operator/controls/<slug:slug>/cap": OPERATOR,
+    "operator/cap-reviews/<uuid:review_id>/decline": OPERATOR,
 }
 # A change that would be accepted from the owner.
 BODIES = {

@@ -18,7 +18,7 @@ from marketplace.api.idempotency import idempotent
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.views import ApiView, PublicView
 from marketplace.errors import InvalidInput, NotFound
-from marketplace.orders import order_api, selectors
+from marketplace.orders import controls_api, order_api, selectors
 from marketplace.orders.bid_serializers import (
     BidChangeSerializer,
     BidRequestSerializer,
@@ -26,6 +26,7 @@ from marketplace.orders.bid_serializers import (
     BidWithReceiptSerializer,
     changed_bid,
 )
+from marketplace.orders.controls_selectors import public_state_of
 from marketplace.orders.models import Auction
 from marketplace.orders.services.bids import cancel_bid, place_bid
 from marketplace.orders.services.revising import revise_bid
@@ -57,6 +58,7 @@ class AuctionSerializer(serializers.ModelSerializer[Auction]):
             "status",
             "quantity_lots",
             "clearing_rate_micros_per_mtok",
+            "halted",
             "rule_version",
             "book_digest",
             "result_digest",
@@ -90,6 +92,7 @@ class MarketSerializer(serializers.Serializer[Any]):
     model = serializers.CharField()
     last = AuctionSerializer(allow_null=True)
     open = OpenAuctionSerializer(allow_null=True)
+    control = controls_api.PublicControlSerializer()
     depth = DepthSerializer(allow_null=True)
     prices = serializers.DictField(child=serializers.CharField())
 
@@ -181,6 +184,7 @@ class MarketView(PublicView):
             "model": grade.family.model,
             "last": last,
             "open": selectors.current_auction(grade.id, now),
+            "control": public_state_of(grade, now=now),
             "depth": disclosure,
             "prices": {} if rate is None else _plain_prices(grade, rate),
         }
@@ -223,4 +227,5 @@ urlpatterns = [
     path("auctions/<uuid:auction_id>", AuctionView.as_view(), name="api-auction"),
     path("market/<slug:slug>", MarketView.as_view(), name="api-market"),
     path("market/<slug:slug>/history", MarketHistoryView.as_view(), name="api-market-history"),
+    *controls_api.urlpatterns,
 ]

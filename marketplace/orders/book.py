@@ -39,7 +39,11 @@ class BookAsk:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """Orders of one grade and delivery period at gate closure. `missed`: the gate was closed too late to trade."""
+    """Orders of one grade and delivery period at gate closure. `missed`: the gate was closed too late to trade.
+
+    `halted` says why the market of the grade was halted: then nothing is traded, whatever orders were sealed before.
+    A book without a halt has no such name in its canonical form, nor in its digest.
+    """
 
     grade_id: UUID
     period_start: datetime
@@ -47,6 +51,7 @@ class Book:
     bids: list[BookBid]
     asks: list[BookAsk]
     missed: bool = False
+    halted: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The canonical form that is stored and digested: orders by id, times in UTC ISO 8601."""
@@ -56,6 +61,7 @@ class Book:
             "period_start": self.period_start.isoformat(),
             "cap": self.cap,
             "missed": self.missed,
+            **({"halted": self.halted} if self.halted else {}),
             "bids": [
                 {
                     "id": str(bid.id),
@@ -87,6 +93,7 @@ class Book:
             period_start=datetime.fromisoformat(data["period_start"]),
             cap=data["cap"],
             missed=data["missed"],
+            halted=data.get("halted", ""),
             bids=[
                 BookBid(
                     id=UUID(bid["id"]),
@@ -122,26 +129,39 @@ class SealedBook:
         self.data = data
         # Made once for the digests and both engines.
         self.bids, self.asks = _orders_of(data)
+        self._tradable: tuple[list[Order], list[Order]] = (
+            ([], []) if data.get("halted") else (self.bids, self.asks)
+        )
 
     def digest(self) -> str:
         """SHA-256 over the orders and the terms they are cleared under (hex)."""
-        terms = {name: self.data[name] for name in ("grade_id", "period_start", "cap")}
+        names = ("grade_id", "period_start", "cap", "halted")
+        terms = {name: self.data[name] for name in names if name in self.data}
         return digest_book(self.bids, self.asks, terms=terms)
 
     def clear(self) -> Clearing:
         """The result of this book, by the first engine."""
-        return clear(self.bids, self.asks, floor=FLOOR, cap=self.data["cap"])
+        return clear(*self._tradable, floor=FLOOR, cap=self.data["cap"])
 
     def confirm(self, result: Clearing) -> None:
         """Raises EnginesDisagree unless the result is right by another method than the one it was found by."""
-        verify(self.bids, self.asks, result, floor=FLOOR, cap=self.data["cap"])
+        verify(*self._tradable, result, floor=FLOOR, cap=self.data["cap"])
 
     def result_digest(self, result: Clearing) -> str:
-        return digest_result(self.bids, self.asks, result)
+        return digest_result(*self._tradable, result)
 
     def offerings(self) -> dict[str, UUID]:
         """The offering behind each ask, by the ask's id."""
         return {ask["id"]: UUID(ask["offering_id"]) for ask in self.data["asks"]}
+
+
+def sound_book(data: Mapping[str, Any] | None, digest: str) -> SealedBook | None:
+    """The stored book, if it can be read and still has the digest that it was sealed with."""
+    try:
+        book = SealedBook(data or {})
+        return book if book.digest() == digest else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _orders_of(data: Mapping[str, Any]) -> tuple[list[Order], list[Order]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from django.db import models
 from django.db.models import F, Q
 
@@ -164,6 +166,8 @@ class Auction(models.Model):
     welfare = models.CharField(max_length=40, blank=True)
     rate = models.ForeignKey(Rate, on_delete=models.PROTECT, null=True, related_name="+")
     published_at = models.DateTimeField(null=True)
+    # Why nothing was traded, where the market was halted (`MarketControl.Because`); also in the book.
+    halted = models.CharField(max_length=20, blank=True, default="")
 
     class Meta:
         constraints = [
@@ -281,5 +285,154 @@ class PriceIndex(models.Model):
             models.CheckConstraint(
                 condition=Q(trades__gte=0) & Q(auctions__gte=0) & Q(groups__gte=0) & Q(lots__gte=0),
                 name="orders_priceindex_not_negative",
+            ),
+        ]
+
+
+class MarketControl(models.Model):
+    """What a grade's market may do now. No row, or `normal`: it trades under its cap.
+
+    `status` moves by compare-and-set only, and every move leaves a MarketControlChange.
+    """
+
+    class Status(models.TextChoices):
+        NORMAL = "normal"
+        CAPPED = "capped"
+        HALTED = "halted"
+
+    class Because(models.TextChoices):
+        """Why a market is halted, as it is published and sealed into its books."""
+
+        OPERATOR = "operator"
+        ENGINES_DISAGREE = "engines_disagree"
+        BOOK_CHANGED = "book_changed"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.NORMAL)
+    status_since = models.DateTimeField()
+    halted_because = models.CharField(max_length=20, choices=Because.choices, blank=True)
+    # The breaker's cap, fixed when it trips.
+    administered_cap_micros_per_mtok = models.BigIntegerField(null=True)
+    # The operator's figure for halted periods; the median of 30 days where there is none.
+    administered_rate_micros_per_mtok = models.BigIntegerField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["grade"], name="orders_marketcontrol_one_per_grade"),
+            models.CheckConstraint(
+                condition=Q(status__in=["normal", "capped", "halted"]),
+                name="orders_marketcontrol_status_known",
+            ),
+            models.CheckConstraint(
+                # A comparison with null is not false, and passes: what must be there is asked for.
+                condition=Q(
+                    status="capped",
+                    administered_cap_micros_per_mtok__isnull=False,
+                    administered_cap_micros_per_mtok__gt=0,
+                )
+                | (~Q(status="capped") & Q(administered_cap_micros_per_mtok__isnull=True)),
+                name="orders_marketcontrol_cap_while_capped",
+            ),
+            models.CheckConstraint(
+                condition=(Q(status="halted") & ~Q(halted_because=""))
+                | (~Q(status="halted") & Q(halted_because="")),
+                name="orders_marketcontrol_halted_says_why",
+            ),
+            models.CheckConstraint(
+                condition=Q(administered_rate_micros_per_mtok__isnull=True)
+                | Q(administered_rate_micros_per_mtok__gt=0),
+                name="orders_marketcontrol_rate_positive",
+            ),
+        ]
+
+
+class MarketControlChange(models.Model):
+    """One move of a MarketControl: from, to, why, by whom, on what figures. Append-only."""
+
+    class Action(models.TextChoices):
+        TRIPPED = "tripped"
+        RELEASED = "released"
+        HALTED = "halted"
+        RESUMED = "resumed"
+        RATE_SET = "rate_set"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    control = models.ForeignKey(MarketControl, on_delete=models.PROTECT, related_name="changes")
+    action = models.CharField(max_length=10, choices=Action.choices)
+    from_status = models.CharField(max_length=10, choices=MarketControl.Status.choices)
+    to_status = models.CharField(max_length=10, choices=MarketControl.Status.choices)
+    reason = models.CharField(max_length=500)
+    # `rule`, or the kind of an audit entry's actor.
+    actor_kind = models.CharField(max_length=16)
+    actor_id = models.UUIDField(null=True)
+    evidence = models.JSONField(default=dict)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(action="tripped", from_status="normal", to_status="capped")
+                | Q(action="released", from_status="capped", to_status="normal")
+                | Q(action="halted", from_status__in=["normal", "capped"], to_status="halted")
+                | Q(action="resumed", from_status="halted", to_status="normal")
+                | Q(action="rate_set", from_status=F("to_status")),
+                name="orders_controlchange_move_allowed",
+            ),
+            models.CheckConstraint(condition=~Q(reason=""), name="orders_controlchange_reasoned"),
+            models.CheckConstraint(
+                condition=~Q(actor_kind="") & (~Q(actor_kind="rule") | Q(actor_id__isnull=True)),
+                name="orders_controlchange_rule_is_nobody",
+            ),
+        ]
+        indexes = [models.Index(fields=["control", "-id"], name="orders_controlchange_by_time")]
+
+
+class CapReview(models.Model):
+    """A cap of a grade from `effective_from` on. Without one in force it is 10 x the reference rate."""
+
+    class Status(models.TextChoices):
+        SCHEDULED = "scheduled"
+        DECLINED = "declined"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.SCHEDULED)
+    cap_micros_per_mtok = models.BigIntegerField()
+    cap_before_micros_per_mtok = models.BigIntegerField()
+    effective_from = models.DateTimeField()
+    reason = models.CharField(max_length=500)
+    # `rule`, or the kind of an audit entry's actor.
+    actor_kind = models.CharField(max_length=16)
+    actor_id = models.UUIDField(null=True)
+    evidence = models.JSONField(default=dict)
+    created_at = models.DateTimeField()
+    declined_at = models.DateTimeField(null=True)
+    decline_reason = models.CharField(max_length=500, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["grade", "effective_from"],
+                condition=Q(status="scheduled"),
+                name="orders_capreview_one_per_moment",
+            ),
+            models.CheckConstraint(
+                condition=Q(cap_micros_per_mtok__gt=0) & Q(cap_before_micros_per_mtok__gt=0),
+                name="orders_capreview_positive",
+            ),
+            models.CheckConstraint(
+                condition=Q(effective_from__gte=F("created_at") + timedelta(days=28)),
+                name="orders_capreview_after_notice",
+            ),
+            models.CheckConstraint(condition=~Q(reason=""), name="orders_capreview_reasoned"),
+            models.CheckConstraint(
+                condition=Q(status="scheduled", declined_at__isnull=True, decline_reason="")
+                | (
+                    Q(status="declined", declined_at__isnull=False, declined_at__lt=F("effective_from"))
+                    & ~Q(decline_reason="")
+                ),
+                name="orders_capreview_declined_in_time",
             ),
         ]

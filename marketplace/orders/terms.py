@@ -16,7 +16,6 @@ from pricing.units import Micros, Ppm
 
 MAX_STEPS = 10
 MAX_LOTS = 1_000_000_000
-CAP_MULTIPLE = 10
 
 Steps = Sequence[tuple[int, int]]
 
@@ -74,9 +73,9 @@ def utc_text(at: datetime | None) -> str | None:
     return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def check_terms(terms: BidTerms, *, reference_rate_micros_per_mtok: int, now: datetime) -> None:
-    """Raises InvalidInput naming the field; the cap is ten times the grade's reference rate."""
-    check_steps(terms.steps, terms.min_fill_lots, reference_rate_micros_per_mtok)
+def check_terms(terms: BidTerms, *, cap_micros_per_mtok: int, now: datetime) -> None:
+    """Raises InvalidInput naming the field."""
+    check_steps(terms.steps, terms.min_fill_lots, cap_micros_per_mtok)
     if terms.max_total_micros_per_day is not None and terms.max_total_micros_per_day < 1:
         raise InvalidInput("A daily budget is at least 1 micro.", field="max_total_micros_per_day")
     if terms.valid_until is not None and terms.period_start is not None:
@@ -85,12 +84,11 @@ def check_terms(terms: BidTerms, *, reference_rate_micros_per_mtok: int, now: da
         raise InvalidInput("It must lie ahead.", field="valid_until")
 
 
-def check_steps(steps: Steps, min_fill_lots: int, reference_rate_micros_per_mtok: int) -> None:
+def check_steps(steps: Steps, min_fill_lots: int, cap_micros_per_mtok: int) -> None:
     """Raises InvalidInput naming the step and its part, or `min_fill_lots`."""
     if not 1 <= len(steps) <= MAX_STEPS:
         raise InvalidInput(f"A bid has 1 to {MAX_STEPS} steps.", field="steps")
-    cap = CAP_MULTIPLE * reference_rate_micros_per_mtok
-    previous = cap
+    cap = previous = cap_micros_per_mtok
     for number, (rate, lots) in enumerate(steps):
         if not 1 <= rate <= cap:
             raise InvalidInput(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -306,6 +306,31 @@ class PricesForm(PortalForm):
         decimals=6, label="Firm rate", help_text="For committed contracts, over their whole term."
     )
     list_rate = DecimalField(decimals=6, label="List rate", help_text="For requests on demand.")
+
+
+class ReasonForm(PortalForm):
+    reason = forms.CharField(max_length=500)
+
+
+class AdministeredRateForm(ReasonForm):
+    service_fields = {"rate_micros_per_mtok": "rate"}
+    rate = DecimalField(
+        decimals=6, label="Rate per Mtok", required=False, help_text="Empty: the median of 30 days."
+    )
+
+
+class CapForm(ReasonForm):
+    service_fields = {"cap_micros_per_mtok": "cap"}
+    cap = DecimalField(decimals=6, label="Cap per Mtok")
+    effective_from = forms.DateField(
+        label="From (UTC)",
+        help_text="28 days ahead or more.",
+        widget=forms.DateInput(attrs={"type": "date"}),
+    )
+
+    def clean_effective_from(self) -> datetime:
+        day: date = self.cleaned_data["effective_from"]
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 class UsageForm(PortalForm):

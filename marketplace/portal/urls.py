@@ -5,6 +5,7 @@ from django.urls import path
 from marketplace.portal.views import (
     buyer,
     buying,
+    controls,
     disputes,
     documents,
     keys,
@@ -74,6 +75,13 @@ urlpatterns = [
     ),
     path("operator", operator.home, name="operator-home"),
     path("operator/monitoring", monitoring.home, name="operator-monitoring"),
+    path("operator/controls", controls.controls, name="operator-controls"),
+    path("operator/controls/<slug:slug>", controls.control, name="operator-control"),
+    path("operator/controls/<slug:slug>/halt", controls.halt, name="operator-control-halt"),
+    path("operator/controls/<slug:slug>/resume", controls.resume, name="operator-control-resume"),
+    path("operator/controls/<slug:slug>/rate", controls.administered_rate, name="operator-control-rate"),
+    path("operator/controls/<slug:slug>/cap", controls.cap, name="operator-control-cap"),
+    path("operator/cap-reviews/<uuid:review_id>/decline", controls.decline, name="operator-cap-decline"),
     path("operator/discrepancies", disputes.of_operator, name="operator-discrepancies"),
     path(
         "operator/discrepancies/<uuid:discrepancy_id>/resolve",

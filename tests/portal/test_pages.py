@@ -13,6 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from marketplace.accounts.models import Membership
 from marketplace.accounts.services import SYSTEM, add_member
+from marketplace.ids import uuid7
 from marketplace.portal.urls import urlpatterns
 from tests.cast import Party
 from tests.portal.conftest import SignIn
@@ -41,6 +42,11 @@ ACTIONS = {
     "provider-discrepancy-accept",
     "operator-ledger-check",
     "operator-discrepancy-resolve",
+    "operator-control-halt",
+    "operator-control-resume",
+    "operator-control-rate",
+    "operator-control-cap",
+    "operator-cap-decline",
 }
 # Session, user, memberships and the market's clock, on every page.
 DOOR = 6
@@ -60,6 +66,8 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
         "offering_id": day.plant.offering.id,
         "statement_id": day.statement.id,
         "discrepancy_id": day.discrepancy.id,
+        # Only its button takes an id, and a viewer's door is closed before it is looked up.
+        "review_id": uuid7(),
     }
     found = {}
     for pattern in urlpatterns:
@@ -68,6 +76,7 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
         if name in PUBLIC or not name.startswith(of):
             continue
         path = re.sub(r"<uuid:(\w+)>", lambda match: str(ids[match[1]]), str(pattern.pattern))
+        path = path.replace("<slug:slug>", "tiny-chat")
         assert "<" not in path, f"tell this test which id {name} means"
         found[name] = f"/{path}"
     return found

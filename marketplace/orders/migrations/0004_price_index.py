@@ -8,7 +8,7 @@ from marketplace.accounts.append_only import append_only
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("orders", "0002_bid_revisions"),
+        ("orders", "0003_market_controls"),
         ("pricing", "0002_versions_and_immutability"),
     ]
 

@@ -15,6 +15,7 @@ from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, close_hold, open_hold
+from marketplace.orders.controls_selectors import cap_of
 from marketplace.orders.models import Auction, Bid, BidRevision, BidStep
 from marketplace.orders.services.phases import (
     TAKING,
@@ -26,7 +27,6 @@ from marketplace.orders.services.phases import (
 )
 from marketplace.orders.services.recording import record_revision
 from marketplace.orders.terms import (
-    CAP_MULTIPLE,
     MAX_LOTS,
     MAX_STEPS,
     BidTerms,
@@ -38,7 +38,6 @@ from pricing.models import Grade
 from pricing.selectors import grade_in_force
 
 __all__ = [
-    "CAP_MULTIPLE",
     "MAX_LOTS",
     "MAX_STEPS",
     "BidTerms",
@@ -74,7 +73,7 @@ def place_bid(
     grade = grade_in_force(slug=terms.grade, at=now)
     if grade is None:
         raise NotFound(f"There is no grade {terms.grade!r} in force.", field="grade")
-    check_terms(terms, reference_rate_micros_per_mtok=grade.reference_rate_micros_per_mtok, now=now)
+    check_terms(terms, cap_micros_per_mtok=cap_of(grade, at=now), now=now)
     try:
         with transaction.atomic():
             return _record_bid(organization, grade, terms, operation_id, now, actor)
@@ -90,7 +89,8 @@ def place_bid(
 def cancel_bid(*, organization_id: UUID, bid_id: UUID, now: datetime, actor: Actor) -> Bid:
     """Take a bid out of the coming books and give its hold back; refused from the no-cancel phase to publication.
 
-    A bid that ended already is given back as it is.
+    A bid that ended already is given back as it is. While the market is halted, what cannot trade binds nobody: then
+    only a result not yet published does.
     """
     with transaction.atomic():
         bid, rounds = lock_bid(organization_id=organization_id, bid_id=bid_id)

@@ -12,14 +12,17 @@ from django.db.models import F
 
 from marketplace.arrays import bigint_array, uuid_array
 from marketplace.contracts.services import Award, record_awards, set_period_rate
-from marketplace.errors import NotFound
+from marketplace.errors import DomainError, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.services import Carving, carve_holds
-from marketplace.orders.book import SealedBook
-from marketplace.orders.models import Ask, Auction, Trade
+from marketplace.orders.book import SealedBook, sound_book
+from marketplace.orders.controls_selectors import administered_rate
+from marketplace.orders.models import Ask, Auction, MarketControl, Trade
 from marketplace.orders.pairing import Filled, overage_rate, pair
+from marketplace.orders.services.controls import halt_by_rule
 from marketplace.orders.unhurried import without_cycle_collection
 from pricing.book import RULE_VERSION, Clearing, Order
+from pricing.clearing_reference import EnginesDisagree
 from pricing.models import Rate
 from pricing.rating import gross_up
 from pricing.services import publish_rate
@@ -62,14 +65,40 @@ WHERE trade.auction_id = %s GROUP BY trade.bid_id
 def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
     """closed -> cleared: result, trades and digests from the book alone. False when another worker has it.
 
-    Raises EnginesDisagree, changing nothing, when the second engine does not confirm the result: then the auction
-    stays closed for the operator to look at, and nothing is published.
+    Raises EnginesDisagree when the second engine does not confirm the result, BookChanged when the stored book is not
+    the sealed one: then nothing is traded, the market of the grade is halted, and the auction's book says so.
     """
+    try:
+        return _clear(auction_id, now)
+    except EnginesDisagree as error:
+        halt_by_rule(
+            auction_id=auction_id,
+            because=MarketControl.Because.ENGINES_DISAGREE,
+            evidence={"difference": str(error)[:500]},
+            now=now,
+        )
+        raise
+    except BookChanged:
+        halt_by_rule(auction_id=auction_id, because=MarketControl.Because.BOOK_CHANGED, evidence={}, now=now)
+        raise
+
+
+class BookChanged(DomainError):
+    """The stored book is not the one that was sealed: it has another digest, or cannot be read."""
+
+    code = "book_changed"
+    http_status = 409
+    title = "The book has changed"
+
+
+def _clear(auction_id: UUID, now: datetime) -> bool:
     with without_cycle_collection(), transaction.atomic():
         auction = _locked_auction(auction_id)
         if auction.status != Auction.Status.CLOSED:
             return False
-        book = SealedBook(auction.book or {})
+        book = sound_book(auction.book, auction.book_digest)
+        if book is None:
+            raise BookChanged("The stored book is not the one that was sealed.")
         result = book.clear()
         book.confirm(result)
         auction.rule_version = RULE_VERSION
@@ -206,8 +235,16 @@ def _give_back_unawarded(auction: Auction) -> None:
 
 
 def _set_period_rate(auction: Auction, now: datetime) -> None:
-    """Overage and replacement in this period, known before delivery; none where nothing is listed."""
+    """Overage and replacement in this period, known before delivery; none where nothing is listed.
+
+    Of a halted period it is the administered rate, never above the list rate.
+    """
     listed = [offering.list_rate.micros_per_mtok for offering in listed_offerings(auction.grade_id, now)]
+    administered = (
+        administered_rate(auction.grade_id, before=auction.period_start) if auction.halted else None
+    )
+    if administered is not None:
+        listed.append(administered)
     if not listed:
         return
     unsold = (

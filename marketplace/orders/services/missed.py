@@ -7,8 +7,8 @@ from typing import Final
 
 from marketplace.ids import uuid7
 from marketplace.orders.book import Book
+from marketplace.orders.controls_selectors import cap_of
 from marketplace.orders.models import Auction
-from marketplace.orders.services.bids import CAP_MULTIPLE
 from marketplace.periods import delivery_period
 from pricing.book import RULE_VERSION
 from pricing.models import Grade
@@ -58,7 +58,7 @@ def _missed(grade: Grade, period_start: datetime, now: datetime) -> Auction:
     book = Book(
         grade_id=grade.id,
         period_start=period_start,
-        cap=CAP_MULTIPLE * grade.reference_rate_micros_per_mtok,
+        cap=cap_of(grade, at=period_start),
         bids=[],
         asks=[],
         missed=True,

@@ -10,6 +10,7 @@ from uuid import UUID
 from django.conf import settings
 
 from marketplace.errors import DomainError
+from marketplace.orders.controls_selectors import is_halted
 from marketplace.orders.models import Auction, Bid
 from marketplace.periods import delivery_period
 
@@ -50,8 +51,13 @@ def lock_rounds(*, grade_id: UUID, period_start: datetime | None) -> list[Auctio
 
 
 def phase_of(rounds: Sequence[Auction], *, bid: Bid, now: datetime) -> Phase:
-    """The most binding phase among the locked rounds. Who came after a gate is in none of that gate's books."""
-    concerned = [auction for auction in rounds if bid.created_at < auction.gate_at]
+    """The most binding phase among the locked rounds. Who came after a gate is in none of that gate's books.
+
+    What trades nothing binds nobody: of a halted market only results that are not published yet.
+    """
+    concerned = [auction for auction in rounds if bid.created_at < auction.gate_at and not auction.halted]
+    if is_halted(bid.grade_id):
+        return Phase.SEALED if any(auction.status not in TAKING for auction in concerned) else Phase.FREE
     for auction in concerned:
         if auction.status not in TAKING or auction.gate_at <= now:
             return Phase.SEALED

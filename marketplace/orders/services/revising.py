@@ -13,6 +13,7 @@ from marketplace.accounts.services import Actor, record_audit
 from marketplace.contracts.services import set_spot_max_rate
 from marketplace.errors import Conflict
 from marketplace.ledger.services import change_hold
+from marketplace.orders.controls_selectors import cap_of
 from marketplace.orders.models import Auction, Bid, BidRevision
 from marketplace.orders.services.bids import lock_bid, terms_of, write_steps
 from marketplace.orders.services.budgets import budget_reason
@@ -57,7 +58,7 @@ def revise_bid(
             raise Conflict(f"The bid is {bid.status}.", field="revision")
         if new == old:
             return bid
-        check_terms(new, reference_rate_micros_per_mtok=bid.grade.reference_rate_micros_per_mtok, now=now)
+        check_terms(new, cap_micros_per_mtok=cap_of(bid.grade, at=now), now=now)
         worst = worst_case_with_tax(new.steps, bid.organization.tax_ppm)
         reason = budget_reason(
             bid.id, budget_micros=new.max_total_micros_per_day, worst_case_micros=worst, now=now

@@ -20,8 +20,10 @@ from marketplace.contracts.models import Contract, Entitlement
 from marketplace.errors import DomainError
 from marketplace.ids import derived_id
 from marketplace.orders.book import Book, BookAsk, BookBid
+from marketplace.orders.controls import FEW_SELLERS
 from marketplace.orders.models import Ask, Auction, Bid, Trade
-from marketplace.orders.services.bids import CAP_MULTIPLE, end_bid
+from marketplace.orders.services.bids import end_bid
+from marketplace.orders.services.controls import review_at_opening, sealing_terms
 from marketplace.orders.services.missed import auction_times, record_missed_periods
 from marketplace.orders.services.phases import UNPUBLISHED
 from marketplace.orders.services.topping_up import (
@@ -40,8 +42,6 @@ from providers.selectors import dependable_lots, listed_offerings, share_ppm_of,
 from providers.services import CapacityGone, take_period_share
 
 logger = logging.getLogger(__name__)
-
-FEW_SELLERS = 3
 
 
 def open_auctions(*, now: datetime) -> list[Auction]:
@@ -68,6 +68,7 @@ def _open_auction(grade: Grade, now: datetime) -> Auction | None:
         )
         if not made:
             return None
+        review_at_opening(auction, now=now)
         cover(lock_standing_bids(grade.id, gate_at=auction.gate_at), now=now)
     return auction
 
@@ -101,30 +102,34 @@ def _close_period(period_start: datetime, now: datetime) -> int:
             return 0
         # A period that came too near is closed without supply: no trades, and the record says so.
         missed = now >= _latest_clearing(auctions[0])
+        terms = sealing_terms(auctions, now=now)
+        trading = [] if missed else [auction for auction in auctions if not terms[auction.id].halted]
         bids: dict[UUID, list[BookBid]] = {}
         asks: dict[UUID, list[BookAsk]] = {}
-        if not missed:
+        if trading:
             locked = lock_bids_at_the_gate(
-                [auction.grade_id for auction in auctions],
+                [auction.grade_id for auction in trading],
                 period_start=period_start,
-                gate_at=auctions[0].gate_at,
+                gate_at=trading[0].gate_at,
             )
-            asks = _take_supply(auctions, now)
+            asks = _take_supply(trading, now)
             bids = _snapshot_bids(locked, now)
         for auction in auctions:
             book = Book(
                 grade_id=auction.grade_id,
                 period_start=auction.period_start,
-                cap=CAP_MULTIPLE * auction.grade.reference_rate_micros_per_mtok,
+                cap=terms[auction.id].cap,
                 bids=bids.get(auction.grade_id, []),
                 asks=asks.get(auction.id, []),
                 missed=missed,
+                halted=terms[auction.id].halted,
             )
+            auction.halted = book.halted
             sealed = book.sealed()
             auction.book = dict(sealed.data)
             auction.book_digest = sealed.digest()
             auction.status = Auction.Status.CLOSED
-            auction.save(update_fields=["book", "book_digest", "status"])
+            auction.save(update_fields=["book", "book_digest", "halted", "status"])
     return len(auctions)
 
 

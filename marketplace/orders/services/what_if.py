@@ -104,15 +104,11 @@ def what_if(*, organization_id: UUID, auction_id: UUID, change: OwnChange, now: 
     assert auction.book is not None
     _count_question(organization_id)
     book = Book.from_json(auction.book)
-    changed = _with_change(
-        book, organization_id, change, auction.grade.reference_rate_micros_per_mtok, auction.gate_at
-    )
+    changed = _with_change(book, organization_id, change, auction.gate_at)
     return WhatIf(before=_outcome(book, organization_id), after=_outcome(changed, organization_id))
 
 
-def _with_change(
-    book: Book, organization_id: UUID, change: OwnChange, reference_rate: int, gate_at: datetime
-) -> Book:
+def _with_change(book: Book, organization_id: UUID, change: OwnChange, gate_at: datetime) -> Book:
     if change.bid_id is None:
         old = BookBid(ADDED_ID, organization_id, gate_at, steps=[])
         others = book.bids
@@ -128,7 +124,7 @@ def _with_change(
         min_fill_lots=old.min_fill_lots if change.min_fill_lots is None else change.min_fill_lots,
         all_or_none=old.all_or_none if change.all_or_none is None else change.all_or_none,
     )
-    check_steps(new.steps, new.min_fill_lots, reference_rate)
+    check_steps(new.steps, new.min_fill_lots, book.cap)
     if asks_for_more(new.steps, old.steps):
         new = replace(new, placed_at=gate_at)
     return replace(book, bids=[*others, new])

@@ -12,6 +12,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
 from marketplace import clock
+from marketplace.orders.controls_selectors import public_state_of
 from marketplace.orders.models import Auction
 from marketplace.orders.selectors import (
     DISCLOSURE_DELAY,
@@ -90,6 +91,7 @@ def grade(request: PortalRequest, slug: str) -> HttpResponse:
     context = {
         "board": board,
         "buckets": buckets,
+        "control": public_state_of(found, now=now),
         "history": page_of(published_auctions([found.id]), request, by="period_start"),
         "now": now,
         **_market_terms(),

@@ -15,6 +15,7 @@ from marketplace.accounts.selectors import all_organizations
 from marketplace.billing.selectors import unsettled_contracts
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance, check_ledger, totals
+from marketplace.orders.controls_selectors import grades_by_status
 from marketplace.orders.selectors import recent_auctions
 from marketplace.periods import delivery_period
 from marketplace.portal.access import SeatedRequest, page
@@ -54,6 +55,7 @@ def _render(request: SeatedRequest, checked: dict[str, object]) -> HttpResponse:
         "missing_usage": list(overdue_gaps(now)),
         "discrepancies": list(open_discrepancies()[:RECENT]),
         "settlement": _settlement_lag(now),
+        "markets": grades_by_status(),
         "organizations": list(all_organizations()[:MOST_HOSTS]),
         "fees": balance(
             organization_id=request.seat.organization.id,
