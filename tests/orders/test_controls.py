@@ -153,9 +153,13 @@ def test_a_book_sealed_before_the_halt_trades_nothing_either_and_keeps_its_order
     advance_auctions(now=now)
     beat(plant, now + PERIOD * GATE_PASSED)
     assert close_due_auctions(now=now + PERIOD * GATE_PASSED) == 1
+    sealed_first = Auction.objects.get(status="closed")
     halt(operator, grade, now + PERIOD * GATE_PASSED)
     auction = through(plant, now, CLEARING)
     assert (auction.status, auction.halted, auction.quantity_lots) == ("published", "operator", 0)
+    [change] = MarketControlChange.objects.all()
+    assert change.evidence == {"sealed_book_digests": {str(auction.pk): sealed_first.book_digest}}
+    assert auction.book_digest != sealed_first.book_digest
     assert auction.book is not None
     assert len(auction.book["bids"]) == len(auction.book["asks"]) == 1
     # What the gate took from the host went back.
@@ -452,7 +456,7 @@ def test_engines_that_disagree_halt_the_grade_with_the_evidence(
     [change] = MarketControlChange.objects.all()
     assert (change.action, change.actor_kind) == ("halted", "rule")
     assert change.evidence["auction_id"] == str(auction.pk)
-    assert change.evidence["sealed_book_digest"] == auction.book_digest
+    assert change.evidence["sealed_book_digests"] == {str(auction.pk): auction.book_digest}
     after = through(plant, now, CLEARING)
     assert (after.status, after.halted) == ("published", "engines_disagree")
     assert after.book is not None

@@ -41,10 +41,8 @@ def test_figures_are_of_what_was_delivered(
     read_energy(plant, now, 5_000_000)
     read_energy(plant, now + PERIOD, 8_000_000)
     read_energy(plant, now + 2 * PERIOD, 1_500_000)
-    Outage.objects.create(
-        host=plant.host, kind="heartbeat", started_at=now + HOUR, ended_at=now + 2 * HOUR, created_at=now
-    )
-    Outage.objects.create(host=idle.host, kind="planned", started_at=now, ended_at=now + HOUR)
+    for host, kind, start in ((plant.host, "heartbeat", now + HOUR), (idle.host, "planned", now)):
+        Outage.objects.create(host=host, kind=kind, started_at=start, ended_at=start + HOUR, created_at=now)
     at = now + 4 * HOUR + timedelta(seconds=settings.MAX_REQUEST_S + settings.SETTLEMENT_GRACE_S)
     with django_assert_max_num_queries(6):
         best, other = standings(now=at)

@@ -72,7 +72,6 @@ def halt_by_rule(
         found = {
             "auction_id": str(auction_id),
             "period_start": auction.period_start.isoformat(),
-            "sealed_book_digest": auction.book_digest,
             **evidence,
         }
         return _halt(
@@ -281,6 +280,9 @@ def _halt(
         .filter(grade_id=grade_id, status__in=_SEALABLE)
         .order_by("pk")
     )
+    sealed = [auction for auction in auctions if auction.status == Auction.Status.CLOSED]
+    # Their books get another digest below; what was sealed first may have been shown already.
+    first = {"sealed_book_digests": {str(auction.pk): auction.book_digest for auction in sealed}}
     control = control_of(grade_id, now=now)
     if not _move(
         control,
@@ -288,14 +290,13 @@ def _halt(
         Status.HALTED,
         reason=reason,
         actor=actor,
-        evidence=evidence,
+        evidence={**evidence, **(first if sealed else {})},
         now=now,
         because=because,
     ):
         return None
-    for auction in auctions:
-        if auction.status == Auction.Status.CLOSED:
-            _seal_anew(auction, because)
+    for auction in sealed:
+        _seal_anew(auction, because)
     return control
 
 
