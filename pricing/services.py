@@ -25,6 +25,8 @@ from pricing.units import CURRENCY_EXPONENTS, PPM, Bucket
 # bound times a day of the largest host still fits a bigint of micros.
 MAX_RATE_MICROS_PER_MTOK: Final = 10**12
 MAX_WEIGHT_PPM: Final = 1_000 * PPM
+# `/market/<slug>` is a grade's page and address; these are the market's own.
+RESERVED_SLUGS: Final = frozenset({"history", "index", "leaderboard", "stream"})
 MAX_KAPPA_PPM: Final = 100 * PPM
 MAX_CONTEXT_TOKENS: Final = 10**8
 MAX_REQUEST_S: Final = 3_600
@@ -335,6 +337,8 @@ def _check_texts(**texts: str) -> None:
         if not text.isprintable():
             raise InvalidInput("It must be printable text.", field=field)
     slug = texts["slug"]
+    if slug in RESERVED_SLUGS:
+        raise InvalidInput("This name stands for a part of the market's data.", field="slug")
     if len(slug) < MIN_SLUG_LENGTH or not all(
         character.isascii() and (character.isalnum() or character in "-_") for character in slug
     ):

@@ -113,6 +113,7 @@ def test_a_model_name_answers_for_one_grade(now: datetime) -> None:
         ("slug", "", "slug"),
         ("slug", "with space", "slug"),
         ("slug", "s" * 65, "slug"),
+        ("slug", "index", "slug"),
         ("title", "t" * 121, "title"),
         ("title", "bell\x07", "title"),
         ("model", "nul\x00", "model"),
