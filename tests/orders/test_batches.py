@@ -23,7 +23,7 @@ from metering.models import MeterPoint
 from metering.services import NewPoint, add_meter_points
 from pricing.services import publish_rate
 from tests.cast import Party, Plant, fund
-from tests.orders.test_rounds import PERIOD, bid_of, run_round
+from tests.orders.world import PERIOD, bid_of, run_round
 
 
 def test_bids_of_one_account_are_topped_up_in_turn_and_each_says_why_it_sits_out(

@@ -33,7 +33,7 @@ from pricing.models import Grade
 from providers.models import HostPeriod
 from providers.services import open_capacity
 from tests.cast import Party, Plant, fund, make_party, make_plant
-from tests.orders.test_rounds import PERIOD, beat, bid_of, run_round
+from tests.orders.world import PERIOD, beat, bid_of, run_round
 
 GATE_PASSED, CLEARING = 0.92, 0.93
 

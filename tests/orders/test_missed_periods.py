@@ -15,7 +15,7 @@ from marketplace.orders.services.clearing import replay_auction
 from marketplace.orders.services.rounds import advance_auctions, open_auctions
 from tests.cast import Party, Plant, fund, make_grade
 from tests.conftest import TestDatabase
-from tests.orders.test_rounds import bid_of, run_round
+from tests.orders.world import bid_of, run_round
 
 PERIOD = timedelta(minutes=5)
 

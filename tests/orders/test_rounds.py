@@ -19,47 +19,8 @@ from marketplace.orders.services.bids import BidTerms, MarketClosed, cancel_bid,
 from marketplace.orders.services.clearing import replay_auction
 from marketplace.orders.services.rounds import advance_auctions
 from providers.models import HostPeriod
-from providers.services import record_heartbeat
 from tests.cast import Party, Plant, fund
-
-PERIOD = timedelta(minutes=5)
-
-
-def bid_of(party: Party, now: datetime, **changes: object) -> Bid:
-    terms = {
-        "grade": "tiny-chat",
-        "client_id": "b1",
-        "steps": ((450_000, 40), (300_000, 20)),
-        **changes,
-    }
-    return place_bid(
-        organization_id=party.id,
-        terms=BidTerms(**terms),  # type: ignore[arg-type]
-        operation_id=uuid7(),
-        now=now,
-        actor=SYSTEM,
-    )
-
-
-def beat(plant: Plant, now: datetime) -> None:
-    record_heartbeat(
-        host_id=plant.host.id,
-        boot_id="boot-1",
-        ready=True,
-        in_flight=0,
-        registers={},
-        energy_millijoules=None,
-        now=now,
-    )
-
-
-def run_round(plant: Plant, start: datetime) -> Auction:
-    """Open at `start`, pass every phase, and publish; returns the auction of the period after it."""
-    for share in (0.0, 0.85, 0.92, 0.93):
-        at = start + PERIOD * share
-        beat(plant, at)
-        advance_auctions(now=at)
-    return Auction.objects.get(period_start=start + PERIOD)
+from tests.orders.world import PERIOD, beat, bid_of, run_round
 
 
 def test_a_trade_becomes_a_spot_contract_with_its_own_hold(acme: Party, plant: Plant, now: datetime) -> None:
