@@ -132,7 +132,7 @@ class Tape:
 def market_tapes(grade_ids: Sequence[UUID], *, now: datetime, window: timedelta) -> dict[UUID, Tape]:
     """The tape of each grade over the last `window`; four queries for any number of grades."""
     since = now - window
-    published = Auction.objects.filter(grade_id__in=grade_ids, status__in=PUBLISHED)
+    published = Auction.objects.filter(grade_id__in=grade_ids, status__in=PUBLISHED).defer("book")
     traded = published.filter(clearing_rate_micros_per_mtok__isnull=False)
     newest = ("grade_id", "-period_start")
     last = {auction.grade_id: auction for auction in traded.order_by(*newest).distinct("grade_id")}

@@ -253,6 +253,7 @@ def _check_period(grade_id: UUID, period_start: datetime, now: datetime) -> None
         raise InvalidInput("It must be the start of a delivery period (UTC).", field="period_start")
     if period_start > now + SINGLE_BID_HORIZON:
         raise InvalidInput("A bid for one period can be placed at most a day ahead.", field="period_start")
-    auction = Auction.objects.filter(grade_id=grade_id, period_start=period_start).first()
+    rounds = Auction.objects.filter(grade_id=grade_id, period_start=period_start)
+    auction = rounds.defer("book").first()
     if gate_has_passed(period_start, now) or (auction is not None and auction.status not in TAKING):
         raise MarketClosed("The gate of that period has closed.", field="period_start")

@@ -167,11 +167,12 @@ def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
         Auction.objects.filter(grade_id=auction.grade_id, period_start__lt=auction.period_start)
         .filter(quantity_lots__gt=0)
         .order_by("-period_start")
+        .values_list("pk", flat=True)
         .first()
     )
     if last is None:
         return []
-    return list(Trade.objects.filter(auction=last).values_list("bid_id", "ask__offering_id"))
+    return list(Trade.objects.filter(auction_id=last).values_list("bid_id", "ask__offering_id"))
 
 
 def publish_auction(*, auction_id: UUID, now: datetime) -> bool:

@@ -266,7 +266,8 @@ def _expire_single_bids(now: datetime) -> int:
             bid = Bid.objects.select_for_update().get(pk=bid_id)
             if bid.status != Bid.Status.OPEN or bid.period_start is None:
                 continue
-            auction = Auction.objects.filter(grade_id=bid.grade_id, period_start=bid.period_start).first()
+            rounds = Auction.objects.filter(grade_id=bid.grade_id, period_start=bid.period_start)
+            auction = rounds.defer("book").first()
             over = (
                 auction.published_at is not None if auction is not None else now >= bid.period_start + grace
             )
