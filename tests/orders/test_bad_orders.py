@@ -117,6 +117,7 @@ def test_an_order_above_the_free_balance(market: Party) -> None:
     dear = '[{"rate_micros_per_mtok": 450000, "lots": 400}]'
     answer = send(market.api, body(steps=dear))
     assert (answer.status_code, answer.json()["code"]) == (402, "insufficient_funds")
+    assert answer.json()["field"] == "steps"
     assert not Bid.objects.exists()
     assert (held(market), available(market)) == (0, 100_000)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from marketplace.contracts.services import close_spot_contract, open_spot_contra
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
-from marketplace.ledger.services import account_id, close_hold, open_hold
+from marketplace.ledger.services import InsufficientFunds, account_id, close_hold, open_hold
 from marketplace.orders.controls_selectors import cap_of
 from marketplace.orders.models import Auction, Bid, BidRevision, BidStep
 from marketplace.orders.services.phases import (
@@ -46,6 +47,7 @@ __all__ = [
     "end_bid",
     "lock_bid",
     "place_bid",
+    "steps_at_fault",
     "terms_of",
     "worst_case_with_tax",
     "write_steps",
@@ -84,6 +86,17 @@ def place_bid(
         found = _earlier(organization_id, terms, operation_id)
         assert found is not None
         return found
+
+
+@contextmanager
+def steps_at_fault() -> Iterator[None]:
+    """A balance that does not cover a bid's hold is told of the steps that ask for it."""
+    try:
+        yield
+    except InsufficientFunds as error:
+        raise InsufficientFunds(
+            "The prepaid balance does not cover the bid's worst case.", field="steps"
+        ) from error
 
 
 def cancel_bid(*, organization_id: UUID, bid_id: UUID, now: datetime, actor: Actor) -> Bid:
@@ -197,16 +210,17 @@ def _record_bid(
     )
     hold_id = derived_id(bid_id, "hold")
     held_micros = worst_case_with_tax(terms.steps, organization.tax_ppm)
-    open_hold(
-        id=hold_id,
-        account_id=account_id(
-            organization_id=organization.id, kind=AccountKind.PREPAID, currency=grade.currency, now=now
-        ),
-        amount_micros=held_micros,
-        code="bid",
-        reference_id=bid_id,
-        now=now,
-    )
+    with steps_at_fault():
+        open_hold(
+            id=hold_id,
+            account_id=account_id(
+                organization_id=organization.id, kind=AccountKind.PREPAID, currency=grade.currency, now=now
+            ),
+            amount_micros=held_micros,
+            code="bid",
+            reference_id=bid_id,
+            now=now,
+        )
     bid = Bid.objects.create(
         id=bid_id,
         organization=organization,

@@ -15,7 +15,7 @@ from marketplace.errors import Conflict
 from marketplace.ledger.services import change_hold
 from marketplace.orders.controls_selectors import cap_of
 from marketplace.orders.models import Auction, Bid, BidRevision
-from marketplace.orders.services.bids import lock_bid, terms_of, write_steps
+from marketplace.orders.services.bids import lock_bid, steps_at_fault, terms_of, write_steps
 from marketplace.orders.services.budgets import budget_reason
 from marketplace.orders.services.phases import MarketClosed, Phase, phase_of
 from marketplace.orders.services.recording import record_revision
@@ -136,4 +136,5 @@ def _write(
     assert bid.ledger_hold is not None
     missing = worst_case_micros - bid.ledger_hold.amount_micros
     if missing:
-        change_hold(id=bid.ledger_hold.id, delta_micros=missing, now=now)
+        with steps_at_fault():
+            change_hold(id=bid.ledger_hold.id, delta_micros=missing, now=now)
