@@ -15,7 +15,7 @@ from pricing.normalising import Unprovable, adapt, collect_usage
 from providers.agent.config import Config
 from providers.agent.engines import Engine
 from providers.agent.errors import EngineUnreachable
-from providers.wire import DONE, SseParser
+from providers.wire import DONE, SseParser, carries_output
 
 # Plain words, different for each request so that no prefix cache helps.
 _WORDS = (
@@ -33,6 +33,9 @@ _WORDS = (
     "its",
     "hour",
 )
+
+# It is no field of OpenAI's: a server that is strict about those answers 422 to it.
+_KNOW_IGNORE_EOS = frozenset({"llamacpp", "vllm", "sglang"})
 
 
 class BenchFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,17 +93,18 @@ async def bench_engine(
 async def _one_request(
     http: aiohttp.ClientSession, config: Config, engine: Engine, note: Callable[[int, int], None]
 ) -> tuple[int, int, float]:
-    """Prompt tokens, output tokens, seconds to the first byte of content."""
+    """Prompt tokens, output tokens, seconds to the first byte of output."""
     plan = config.bench
     prompt = " ".join(random.choice(_WORDS) for _ in range(plan.prompt_words))
     body: dict[str, Any] = {
         "model": engine.model,
         "messages": [{"role": "user", "content": f"{random.getrandbits(64):x} {prompt}"}],
         "max_tokens": plan.output_tokens,
-        "ignore_eos": True,  # llama.cpp, vLLM and SGLang know it: the output is then as long as planned.
         "stream": True,
         "stream_options": engine.stream_options,
     }
+    if engine.kind in _KNOW_IGNORE_EOS:
+        body["ignore_eos"] = True  # The output is then as long as planned.
     if engine.kind == "llamacpp":
         body["timings_per_token"] = True  # Running counts, should the request break off.
     headers = {"Authorization": f"Bearer {config.engine_api_key}"} if config.engine_api_key else {}
@@ -115,10 +119,13 @@ async def _one_request(
             if answer.status != 200:
                 raise EngineUnreachable(f"the engine answered {answer.status} to a bench request")
             async for chunk in answer.content.iter_any():
-                first_byte = first_byte or time.monotonic() - started
                 for payload in parser.feed(chunk):
-                    if payload != DONE:
-                        usage = collect_usage(engine.usage_source, usage, msgspec.json.decode(payload))
+                    if payload == DONE:
+                        continue
+                    decoded = msgspec.json.decode(payload)
+                    if first_byte is None and carries_output(decoded):
+                        first_byte = time.monotonic() - started
+                    usage = collect_usage(engine.usage_source, usage, decoded)
     finally:
         input_tokens, output_tokens = _counts(engine, usage)
         note(input_tokens, output_tokens)
@@ -128,7 +135,8 @@ async def _one_request(
         adapt(engine.usage_source, usage)
     except Unprovable as error:
         raise EngineUnreachable(f"the engine's usage contradicts itself: {error}") from None
-    return input_tokens, output_tokens, first_byte or 0.0
+    # No chunk with output: the end is when it came.
+    return input_tokens, output_tokens, first_byte or time.monotonic() - started
 
 
 def _counts(engine: Engine, usage: Any) -> tuple[int, int]:
