@@ -95,6 +95,7 @@ INSTALLED_APPS = [
     "marketplace",
     "marketplace.accounts",
     "marketplace.api",
+    "marketplace.webhooks",
     "marketplace.ledger",
     "pricing",
     "metering",
@@ -264,6 +265,8 @@ _HINTS_S: dict[str, int] = {
     "providers.tasks.read_registers": 5,
     "providers.tasks.pull_missing_usage": 30,
     "marketplace.ledger.tasks.check_ledger_nightly": 3_600,
+    "marketplace.webhooks.tasks.send_due_webhooks": 2,
+    "marketplace.webhooks.tasks.forget_old_webhooks": 3_600,
 }
 CELERY_BEAT_SCHEDULE = {
     task: {"task": task, "schedule": every_s, "options": {"expires": max(10, every_s)}}
@@ -306,6 +309,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "DiscrepancyStatusEnum": "metering.models.Discrepancy.Status",
         "HostStatusEnum": "providers.models.Host.Status",
         "InvoiceStatusEnum": "marketplace.billing.models.Invoice.Status",
+        "WebhookDeliveryStatusEnum": "marketplace.webhooks.models.WebhookDelivery.Status",
+        "WebhookEndpointStatusEnum": "marketplace.webhooks.models.WebhookEndpoint.Status",
         "MarketStatusEnum": "marketplace.orders.models.MarketControl.Status",
     },
 }

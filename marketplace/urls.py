@@ -7,6 +7,7 @@ from marketplace import health
 
 # Each room that speaks REST has an `api` module with `urlpatterns`; the arrows forbid one room to collect the others.
 API_ROOMS = (
+    "marketplace.webhooks",
     "marketplace.ledger",
     "pricing",
     "metering",

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from django.conf import settings
 
 from marketplace import clock
-from providers.egress import PublicResolver
+from marketplace.egress import PublicResolver
 from providers.models import Host
 from providers.wire import MARKET_KEY_ID, SignatureRefused, sign_request, verify_signed_request
 

@@ -15,11 +15,11 @@ from django.db import transaction
 from django.db.models import Q
 
 from marketplace.accounts.services import Actor
+from marketplace.egress import check_url
 from marketplace.errors import Conflict, DomainError, InvalidInput
 from metering.models import MeterKind
 from metering.services import close_source, register_source, remember_nonce
 from providers.claims import check_document
-from providers.egress import check_base_url
 from providers.hosting import audit_host
 from providers.models import EnrolmentCode, Host
 from providers.selectors import find_host
@@ -103,7 +103,7 @@ def enrol_host(
     if host.status == Host.Status.RETIRED:
         raise EnrolmentCodeRefused
     values = {
-        "base_url": check_base_url(base_url, settings.ALLOW_PRIVATE_HOSTS),
+        "base_url": check_url(base_url, allow_private=settings.ALLOW_PRIVATE_HOSTS, field="base_url"),
         "hardware": check_document("hardware", hardware),
         "engine": check_document("engine", engine),
     }

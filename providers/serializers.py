@@ -18,12 +18,12 @@ from marketplace.api.serializers import (
     TimestampField,
     UuidField,
 )
+from marketplace.egress import MAX_URL_CHARACTERS
 from pricing.rating import plain_prices
 from pricing.selectors import by_bucket
 from pricing.services import MAX_RATE_MICROS_PER_MTOK
 from providers import selectors
 from providers.claims import MAX_COUNT, MAX_COUNTER, MAX_DURATION_MS, MAX_TOKENS
-from providers.egress import MAX_URL_CHARACTERS
 from providers.models import Bench, Host, Offering
 
 _BIGGEST: Final = 2**63 - 1

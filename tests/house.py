@@ -26,6 +26,8 @@ from marketplace.ids import uuid7
 from marketplace.orders.models import Auction, CapReview, PriceIndex
 from marketplace.orders.services.controls import schedule_cap
 from marketplace.orders.services.indexing import publish_index
+from marketplace.webhooks.models import WebhookDelivery
+from marketplace.webhooks.services import create_endpoint, send_test
 from metering.models import UsageBatch
 from metering.services import accept_batch, add_meter_point, gateway_source, ingest_batches
 from metering.usage import Finish, UsageEvent, encode_event, encode_lines
@@ -42,6 +44,7 @@ ROOMS = (
     "marketplace",
     "accounts",
     "api",
+    "webhooks",
     "ledger",
     "pricing",
     "metering",
@@ -71,6 +74,7 @@ class House:
     generation_id: UUID
     event_id: UUID
     outage: Outage
+    webhook: WebhookDelivery
 
     @cached_property
     def ids(self) -> dict[str, UUID]:
@@ -97,6 +101,8 @@ class House:
             "grade_id": day.grade.id,
             "discrepancy_id": day.discrepancy.id,
             "review_id": self.cap_review.id,
+            "endpoint_id": self.webhook.endpoint_id,
+            "webhook_event_id": self.webhook.event_id,
         }
 
     def another_secret(self, party: Party, *, scopes: list[str] | None = None) -> str:
@@ -211,6 +217,15 @@ def make_house(database: TestDatabase) -> House:
         now=NOW,
         actor=SYSTEM,
     )
+    endpoint = create_endpoint(
+        organization_id=acme.id,
+        url="https://hooks.acme.example/",
+        description="the books",
+        event_types=None,
+        now=NOW,
+        actor=SYSTEM,
+    )
+    webhook = send_test(organization_id=acme.id, endpoint_id=endpoint.id, now=NOW)
     return House(
         database,
         operator,
@@ -225,6 +240,7 @@ def make_house(database: TestDatabase) -> House:
         generation_id,
         event.id,
         outage,
+        webhook,
     )
 
 

@@ -43,6 +43,17 @@ GOOD: dict[str, dict[str, Any]] = {
         "expires_at": "2030-01-01T00:00:00Z",
         "default_contract_id": "{contract_id}",
     },
+    "post /api/v1/webhook-endpoints": {
+        "url": "https://hooks.acme.example/more",
+        "description": "more",
+        "event_types": ["invoice.issued"],
+    },
+    "patch /api/v1/webhook-endpoints/{endpoint_id}": {
+        "url": "https://hooks.acme.example/other",
+        "description": "other",
+        "event_types": ["invoice.issued"],
+        "status": "disabled",
+    },
     "post /api/v1/top-ups": {"amount_micros": 1_000_000},
     "post /api/v1/quotes": {
         "grade": "tiny-chat",
@@ -161,6 +172,9 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 # No body is asked for, or a signature before anything is read (tests of providers and metering).
 ELSEWHERE = {
+    "post /api/v1/webhook-endpoints/{endpoint_id}/rotate-secret",
+    "post /api/v1/webhook-endpoints/{endpoint_id}/test",
+    "post /api/v1/webhook-events/{webhook_event_id}/replay",
     "post /api/v1/quotes/{quote_id}/accept",
     "post /api/v1/usage",
     "post /api/v1/usage/batches/{batch_id}/revive",

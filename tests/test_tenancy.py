@@ -67,6 +67,13 @@ DOORS = {
     "api/v1/api-keys": EACH,
     "api/v1/api-keys/<uuid:api_key_id>": ACME,
     "api/v1/audit": EACH,
+    "api/v1/webhook-endpoints": EACH,
+    "api/v1/webhook-endpoints/<uuid:endpoint_id>": ACME,
+    "api/v1/webhook-endpoints/<uuid:endpoint_id>/rotate-secret": ACME,
+    "api/v1/webhook-endpoints/<uuid:endpoint_id>/test": ACME,
+    "api/v1/webhook-endpoints/<uuid:endpoint_id>/deliveries": ACME,
+    "api/v1/webhook-events": EACH,
+    "api/v1/webhook-events/<uuid:webhook_event_id>/replay": ACME,
     "api/v1/ledger/balances": EACH,
     "api/v1/ledger/transfers": EACH,
     "api/v1/balance": EACH,
@@ -141,6 +148,8 @@ DOORS = {
     "buyer/focus": ACME,
     "buyer/keys": ACME,
     "buyer/keys/<uuid:api_key_id>/revoke": ACME,
+    "webhooks": ACME,
+    "webhooks/<uuid:endpoint_id>": ACME,
     "buyer/invoices": ACME,
     "buyer/invoices/<uuid:invoice_id>": ACME,
     "buyer/invoice-lines/<uuid:line_id>": ACME,
@@ -174,6 +183,7 @@ DOORS = {
 }
 # A change that would be accepted from the owner.
 BODIES = {
+    "api/v1/webhook-endpoints/<uuid:endpoint_id>": {"description": "mine"},
     "api/v1/hosts/<uuid:host_id>": {"status": "paused"},
     "api/v1/hosts/<uuid:host_id>/outages": {
         "starts_at": "2026-03-12T10:00:00Z",

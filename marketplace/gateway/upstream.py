@@ -10,8 +10,8 @@ from aiohttp import hdrs
 from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
 
+from marketplace.egress import PublicResolver
 from marketplace.gateway.config import CONNECT_TIMEOUT_S, Config
-from providers.egress import PublicResolver
 
 
 def open_client(config: Config) -> aiohttp.ClientSession:

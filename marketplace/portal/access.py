@@ -134,8 +134,12 @@ def public(view: PublicView[P]) -> DjangoView[P]:
     return wrapper
 
 
-def page(role: OrganizationRole, *, manage: bool = False) -> Callable[[SeatedView[P]], DjangoView[P]]:
-    """A page of a role. Not signed in: to the sign-in. Organization without the role: 404, there is no such page.
+def page(
+    role: OrganizationRole | None = None, *, manage: bool = False
+) -> Callable[[SeatedView[P]], DjangoView[P]]:
+    """A page of a role, or without one of every organization.
+
+    Not signed in: to the sign-in. Organization without the role: 404, there is no such page.
 
     Anything but reading asks for a membership that may trade, or with `manage` for an owner's: 403 otherwise.
     """
@@ -152,7 +156,7 @@ def page(role: OrganizationRole, *, manage: bool = False) -> Callable[[SeatedVie
                         "You are not a member of any organization yet; ask an owner to add you."
                     )
                 return _to_sign_in(request)
-            if not seat.organization.has_role(role):
+            if role is not None and not seat.organization.has_role(role):
                 raise Http404
             if request.method not in ("GET", "HEAD"):
                 _check_may_change(seat, manage=manage)

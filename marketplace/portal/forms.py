@@ -11,9 +11,11 @@ from django import forms
 
 from marketplace.accounts.models import OrganizationRole
 from marketplace.contracts.models import OveragePolicy, Payment
+from marketplace.egress import MAX_URL_CHARACTERS
 from marketplace.errors import Conflict, DomainError, NotFound
 from marketplace.ids import derived_id, uuid7
 from marketplace.orders.terms import MAX_STEPS
+from marketplace.webhooks.catalogue import EVENT_TYPES
 from metering.reading import MOST_RANGE, Group, Slice
 from pricing.units import parse_decimal
 
@@ -280,6 +282,19 @@ class ApiKeyForm(PortalForm):
         coerce=int,
         empty_value=None,
         choices=[("", "Never"), (7, "In 7 days"), (30, "In 30 days"), (90, "In 90 days"), (365, "In a year")],
+    )
+
+
+class WebhookForm(PortalForm):
+    url = forms.CharField(
+        label="Address", max_length=MAX_URL_CHARACTERS, help_text="https, on the public internet."
+    )
+    description = forms.CharField(max_length=100, required=False)
+    event_types = forms.MultipleChoiceField(
+        label="Events",
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        choices=[(name, f"{name}: {meaning}") for name, meaning in EVENT_TYPES.items()],
     )
 
 

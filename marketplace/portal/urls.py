@@ -17,6 +17,7 @@ from marketplace.portal.views import (
     provider,
     signing,
     usage,
+    webhooks,
 )
 from marketplace.portal.views.providers import providers
 from marketplace.portal.views.tokenizers import tokenizers
@@ -47,6 +48,8 @@ urlpatterns = [
     path("buyer/focus", usage.buyer_focus, name="buyer-focus"),
     path("buyer/keys", keys.keys, name="buyer-keys"),
     path("buyer/keys/<uuid:api_key_id>/revoke", keys.revoke, name="buyer-key-revoke"),
+    path("webhooks", webhooks.endpoints, name="webhooks"),
+    path("webhooks/<uuid:endpoint_id>", webhooks.endpoint, name="webhook"),
     path("buyer/invoices", documents.invoices, name="buyer-invoices"),
     path("buyer/invoices/<uuid:invoice_id>", documents.invoice, name="buyer-invoice"),
     path("buyer/invoice-lines/<uuid:line_id>", documents.invoice_line, name="buyer-invoice-line"),

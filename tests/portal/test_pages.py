@@ -48,6 +48,8 @@ ACTIONS = {
     "operator-control-cap",
     "operator-cap-decline",
 }
+# Pages of every organization, whatever its role: tests/portal/test_webhooks.py, tests/test_tenancy.py.
+EVERYBODYS = {"webhooks", "webhook"}
 # Session, user, memberships and the market's clock, on every page.
 DOOR = 6
 
@@ -73,7 +75,7 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
     for pattern in urlpatterns:
         assert isinstance(pattern, URLPattern)
         name = pattern.name or ""
-        if name in PUBLIC or not name.startswith(of):
+        if name in PUBLIC | EVERYBODYS or not name.startswith(of):
             continue
         path = re.sub(r"<uuid:(\w+)>", lambda match: str(ids[match[1]]), str(pattern.pattern))
         path = path.replace("<slug:slug>", "tiny-chat")

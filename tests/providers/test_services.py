@@ -13,13 +13,13 @@ from django.db import DatabaseError, transaction
 
 from marketplace.accounts.models import AuditEntry
 from marketplace.accounts.services import SYSTEM, Actor
+from marketplace.egress import check_url, is_public_address
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import uuid7
 from pricing.models import Grade, Rate
 from pricing.services import publish_grade
 from pricing.units import Bucket
 from providers import selectors, services
-from providers.egress import check_base_url, is_public_address
 from providers.models import Bench, Host, HostPeriod, Offering, Outage
 from tests.cast import WEIGHTS, Party, Plant, make_grade
 
@@ -398,7 +398,7 @@ PUBLIC = ["93.184.216.34"]
 )
 def test_a_strange_base_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        check_base_url(url, False, resolve=lambda *_: PUBLIC)
+        check_url(url, allow_private=False, field="base_url", resolve=lambda *_: PUBLIC)
     assert refused.value.field == "base_url"
 
 
@@ -428,13 +428,18 @@ def test_a_strange_base_url_is_refused(url: str) -> None:
 )
 def test_our_own_network_is_refused_in_every_notation(url: str) -> None:
     with pytest.raises(InvalidInput, match="public internet"):
-        check_base_url(url, False)
-    assert check_base_url(url, True) == url
+        check_url(url, allow_private=False, field="base_url")
+    assert check_url(url, allow_private=True, field="base_url") == url
 
 
 def test_every_address_of_a_name_must_be_public() -> None:
     def resolve(*addresses: str) -> str:
-        return check_base_url("https://Host.example:8443/agent/", False, resolve=lambda *_: list(addresses))
+        return check_url(
+            "https://Host.example:8443/agent/",
+            allow_private=False,
+            field="base_url",
+            resolve=lambda *_: list(addresses),
+        )
 
     assert resolve("93.184.216.34", "2606:4700::1111") == "https://host.example:8443/agent"
     for addresses in ((), ("93.184.216.34", "10.0.0.1"), ("nonsense",)):

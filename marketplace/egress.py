@@ -1,4 +1,4 @@
-"""Where the gateway may be sent: the guard against a provider who registers an address of our own network (SSRF)."""
+"""Where the market may be sent: the guard against a customer who registers an address of our own network (SSRF)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from marketplace.errors import InvalidInput
 
 MAX_URL_CHARACTERS: Final = 300
-_FIELD: Final = "base_url"
 _LOWEST_FREE_PORT: Final = 1_024
 _SYSTEM_PORTS: Final = (80, 443)
 _NAT64: Final = 0x0064FF9B << 96
@@ -32,42 +31,42 @@ def resolve_addresses(host: str, port: int) -> list[str]:
     return sorted({str(entry[4][0]) for entry in found})
 
 
-def check_base_url(url: str, allow_private: bool, *, resolve: Resolve = resolve_addresses) -> str:
-    """The URL in its plain form, without a slash at the end. Raises InvalidInput(field="base_url").
+def check_url(url: str, *, allow_private: bool, field: str, resolve: Resolve = resolve_addresses) -> str:
+    """The URL in its plain form, without a slash at the end. Raises InvalidInput naming `field`.
 
     Every address behind the name must be a public one, unless `allow_private`. A name can change its mind later, so
     whoever connects checks the address again with `is_public_address`.
     """
     if not isinstance(url, str) or not url or len(url) > MAX_URL_CHARACTERS:
-        raise InvalidInput(f"It must be a URL of at most {MAX_URL_CHARACTERS} characters.", field=_FIELD)
+        raise InvalidInput(f"It must be a URL of at most {MAX_URL_CHARACTERS} characters.", field=field)
     if not url.isascii() or not url.isprintable() or any(character in url for character in " \\<>\"'`{}|^"):
-        raise InvalidInput("It must be a URL in printable ASCII.", field=_FIELD)
+        raise InvalidInput("It must be a URL in printable ASCII.", field=field)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise InvalidInput("It is not a URL.", field=_FIELD) from None
+        raise InvalidInput("It is not a URL.", field=field) from None
     if parts.scheme not in ("http", "https"):
-        raise InvalidInput("It must begin with http:// or https://.", field=_FIELD)
+        raise InvalidInput("It must begin with http:// or https://.", field=field)
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        raise InvalidInput("It must not carry a user name or a password.", field=_FIELD)
+        raise InvalidInput("It must not carry a user name or a password.", field=field)
     if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise InvalidInput("It must not carry a query or a fragment.", field=_FIELD)
+        raise InvalidInput("It must not carry a query or a fragment.", field=field)
     if not host or "%" in host:
-        raise InvalidInput("It must name a host.", field=_FIELD)
+        raise InvalidInput("It must name a host.", field=field)
     if parts.netloc.endswith(":"):
-        raise InvalidInput("Its port is missing.", field=_FIELD)
+        raise InvalidInput("Its port is missing.", field=field)
     if ".." in parts.path.split("/"):
-        raise InvalidInput("Its path must not climb.", field=_FIELD)
+        raise InvalidInput("Its path must not climb.", field=field)
     number = port if port is not None else (443 if parts.scheme == "https" else 80)
     if number == 0 or (number < _LOWEST_FREE_PORT and number not in _SYSTEM_PORTS and not allow_private):
-        raise InvalidInput("Its port must be 80, 443, or from 1024 to 65535.", field=_FIELD)
+        raise InvalidInput("Its port must be 80, 443, or from 1024 to 65535.", field=field)
     if not allow_private:
         addresses = list(resolve(host, number))
         if not addresses:
-            raise InvalidInput("Its host name cannot be resolved.", field=_FIELD)
+            raise InvalidInput("Its host name cannot be resolved.", field=field)
         if not all(is_public_address(address) for address in addresses):
-            raise InvalidInput("It must be an address on the public internet.", field=_FIELD)
+            raise InvalidInput("It must be an address on the public internet.", field=field)
     return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path.rstrip("/"), "", ""))
 
 

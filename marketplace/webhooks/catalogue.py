@@ -1,0 +1,19 @@
+"""The kinds of event a customer's program may be told of. Pure; names never change their meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+EVENT_TYPES: Final[Mapping[str, str]] = {
+    "endpoint.test": "sent when asked for, to try an endpoint",
+    "bid.awarded": "a bid won capacity in a delivery period",
+    "contract.activated": "a contract has begun",
+    "contract.suspended": "a contract was suspended; the reason is in the data",
+    "contract.ended": "a contract has ended",
+    "invoice.issued": "an invoice is final and has its number",
+    "invoice.paid": "an invoice is paid in full",
+    "payout.paid": "earnings were paid out",
+    "statement.issued": "a statement is final and has its number",
+    "top_up.succeeded": "money was added to the balance",
+}
