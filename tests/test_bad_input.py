@@ -74,12 +74,14 @@ GOOD: dict[str, dict[str, Any]] = {
         "all_or_none": False,
         "max_total_micros_per_day": 1_000_000,
         "valid_until": None,
+        "substitutes": [{"grade": "tiny-other", "adjustment_micros_per_mtok": -1}],
     },
     "patch /api/v1/bids/{bid_id}": {
         "revision": 1,
         "steps": [{"rate_micros_per_mtok": 450_000, "lots": 5}],
         "min_fill_lots": 0,
         "all_or_none": False,
+        "substitutes": [{"grade": "tiny-other", "adjustment_micros_per_mtok": -1}],
         "max_total_micros_per_day": 1_000_000,
         "valid_until": "2026-03-11T15:10:00Z",
     },
@@ -201,6 +203,10 @@ class Raw(str):
     __slots__ = ()
 
 
+# A bid without other grades is a good one.
+MAY_BE_EMPTY = {"substitutes"}
+
+
 def bad_values(shape: dict[str, Any]) -> Iterator[Any]:
     """What the shape (of OpenAPI) does not admit."""
     kind = shape.get("type")
@@ -209,7 +215,9 @@ def bad_values(shape: dict[str, Any]) -> Iterator[Any]:
     if kind == "integer":
         yield from (True, False, "1e3", "5", "", [], {}, [1], 1.5, 2**63, -(2**63) - 1, 10**400)
         yield from (Raw("1e400"), Raw("-1e400"), Raw("1e3"), Raw("1.0"), HUGE)
-        yield from (shape["minimum"] - 1, shape["maximum"] + 1, -1)
+        yield from (shape["minimum"] - 1, shape["maximum"] + 1)
+        if shape["minimum"] >= 0:
+            yield -1
         if shape["minimum"] > 0:
             yield 0
     elif kind == "boolean":
@@ -282,7 +290,8 @@ def attacks(
         if name not in good:
             continue
         for value in bad_values(inner):
-            yield (*path, name), value
+            if value != [] or name not in MAY_BE_EMPTY:
+                yield (*path, name), value
         if inner.get("type") == "object":
             yield from attacks(inner, good[name], (*path, name))
         items = inner.get("items", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from django.db import transaction
@@ -38,6 +39,35 @@ def open_spot_contract(
         },
     )
     return contract
+
+
+class NewSpotContract(NamedTuple):
+    id: UUID
+    organization_id: UUID
+    max_rate_micros_per_mtok: int
+
+
+def open_spot_contracts(new: Sequence[NewSpotContract], *, grade_id: UUID, now: datetime) -> None:
+    """Contracts of bids in a grade that they took as a substitute, in two statements. Known ids are passed over."""
+    currency = Grade.objects.get(pk=grade_id).currency
+    Contract.objects.bulk_create(
+        [
+            Contract(
+                id=one.id,
+                organization_id=one.organization_id,
+                grade_id=grade_id,
+                kind=ContractKind.SPOT,
+                currency=currency,
+                overage_policy=OveragePolicy.LIST,
+                max_rate_micros_per_mtok=one.max_rate_micros_per_mtok,
+                starts_at=now,
+                created_at=now,
+            )
+            for one in new
+        ],
+        ignore_conflicts=True,
+        batch_size=5_000,
+    )
 
 
 def set_spot_max_rate(*, contract_id: UUID, max_rate_micros_per_mtok: int) -> None:

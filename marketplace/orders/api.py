@@ -46,6 +46,10 @@ class AuctionSerializer(serializers.ModelSerializer[Auction]):
     """What is public of every auction, at once and for ever."""
 
     grade = serializers.CharField(source="grade.family.slug")
+    joined = serializers.ListField(
+        child=serializers.UUIDField(),
+        help_text="the auctions cleared together with this one, it among them; empty where it stood alone",
+    )
 
     class Meta:
         model = Auction
@@ -60,6 +64,7 @@ class AuctionSerializer(serializers.ModelSerializer[Auction]):
             "clearing_rate_micros_per_mtok",
             "halted",
             "rule_version",
+            "joined",
             "book_digest",
             "result_digest",
             "published_at",

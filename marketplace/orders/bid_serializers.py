@@ -11,6 +11,7 @@ from rest_framework import serializers
 from rest_framework.response import Response
 
 from marketplace.api.serializers import (
+    MAX_MICROS,
     LotsField,
     MicrosField,
     MicrosPerMtokField,
@@ -21,8 +22,8 @@ from marketplace.api.serializers import (
     TimestampField,
 )
 from marketplace.orders import selectors
-from marketplace.orders.models import Bid, BidRevision
-from marketplace.orders.terms import MAX_STEPS, BidChanges, BidTerms
+from marketplace.orders.models import Bid, BidRevision, BidSubstitute
+from marketplace.orders.terms import MAX_STEPS, MAX_SUBSTITUTES, BidChanges, BidTerms
 
 
 class StepSerializer(StrictSerializer):
@@ -35,6 +36,25 @@ class RevisionField(StrictIntegerField):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(min_value=1, max_value=2**31 - 1, **kwargs)
+
+
+class SubstituteSerializer(StrictSerializer):
+    """Another grade that the bid takes: a step is worth its rate + adjustment there."""
+
+    grade = TextField(max_length=64)
+    adjustment_micros_per_mtok = MicrosPerMtokField(min_value=-MAX_MICROS)
+
+
+def substitute_pairs(substitutes: list[dict[str, Any]]) -> tuple[tuple[str, int], ...]:
+    return tuple((named["grade"], named["adjustment_micros_per_mtok"]) for named in substitutes)
+
+
+class NamedSubstituteSerializer(serializers.Serializer[BidSubstitute]):
+    """`contract_id` is the contract of what the bid got in that grade; null before its first award there."""
+
+    grade = serializers.CharField(source="grade.family.slug")
+    adjustment_micros_per_mtok = serializers.IntegerField()
+    contract_id = serializers.UUIDField(allow_null=True)
 
 
 def step_pairs(steps: list[dict[str, int]]) -> tuple[tuple[int, int], ...]:
@@ -53,9 +73,13 @@ class BidRequestSerializer(StrictSerializer):
     all_or_none = StrictBooleanField(required=False, default=False)
     max_total_micros_per_day = MicrosField(required=False, allow_null=True, default=None)
     valid_until = TimestampField(required=False, allow_null=True, default=None)
+    substitutes = serializers.ListField(
+        child=SubstituteSerializer(), max_length=MAX_SUBSTITUTES, required=False, default=list
+    )
 
     def terms(self, data: dict[str, Any]) -> BidTerms:
-        return BidTerms(**{**data, "steps": step_pairs(data["steps"])})
+        named = substitute_pairs(data["substitutes"])
+        return BidTerms(**{**data, "steps": step_pairs(data["steps"]), "substitutes": named})
 
 
 class BidChangeSerializer(StrictSerializer):
@@ -67,15 +91,23 @@ class BidChangeSerializer(StrictSerializer):
     all_or_none = StrictBooleanField(required=False)
     max_total_micros_per_day = MicrosField(required=False, allow_null=True)
     valid_until = TimestampField(required=False, allow_null=True)
+    substitutes = serializers.ListField(
+        child=SubstituteSerializer(), max_length=MAX_SUBSTITUTES, required=False
+    )
 
     def changes(self, data: dict[str, Any]) -> BidChanges:
         changes = {name: value for name, value in data.items() if name != "revision"}
         if "steps" in changes:
             changes["steps"] = step_pairs(changes["steps"])
+        if "substitutes" in changes:
+            changes["substitutes"] = substitute_pairs(changes["substitutes"])
         return cast(BidChanges, changes)
 
 
 class TradeSerializer(serializers.Serializer[Any]):
+    """`grade` is the bid's own or one of its substitutes."""
+
+    grade = serializers.CharField(source="auction.grade.family.slug")
     period_start = serializers.DateTimeField(source="auction.period_start")
     lots = serializers.IntegerField()
     rate_micros_per_mtok = serializers.IntegerField()
@@ -84,6 +116,7 @@ class TradeSerializer(serializers.Serializer[Any]):
 class BidSerializer(serializers.ModelSerializer[Bid]):
     grade = serializers.CharField(source="grade.family.slug")
     steps = serializers.SerializerMethodField()
+    substitutes = serializers.SerializerMethodField()
     held_micros = serializers.SerializerMethodField()
     trades = serializers.SerializerMethodField()
 
@@ -100,6 +133,7 @@ class BidSerializer(serializers.ModelSerializer[Bid]):
             "period_start",
             "valid_until",
             "steps",
+            "substitutes",
             "min_fill_lots",
             "all_or_none",
             "max_total_micros_per_day",
@@ -116,6 +150,12 @@ class BidSerializer(serializers.ModelSerializer[Bid]):
         return [
             {"rate_micros_per_mtok": step.rate_micros_per_mtok, "lots": step.lots} for step in bid.steps.all()
         ]
+
+    @extend_schema_field(NamedSubstituteSerializer(many=True))
+    def get_substitutes(self, bid: Bid) -> Any:
+        rows = [row for row in bid.substitutes.all() if row.withdrawn_at is None]
+        named: Any = sorted(rows, key=lambda row: row.grade.family.slug)
+        return NamedSubstituteSerializer(named, many=True).data
 
     @extend_schema_field(serializers.IntegerField())
     def get_held_micros(self, bid: Bid) -> int:
@@ -154,6 +194,11 @@ class ReceiptTermsSerializer(serializers.Serializer[Any]):
     all_or_none = serializers.BooleanField()
     max_total_micros_per_day = serializers.IntegerField(allow_null=True)
     valid_until = serializers.CharField(allow_null=True)
+    substitutes = serializers.ListField(
+        child=serializers.ListField(),
+        required=False,
+        help_text="[grade, adjustment in micros per Mtok] each, by grade; left out where there are none",
+    )
 
 
 class ReceiptSerializer(serializers.Serializer[BidRevision]):

@@ -25,6 +25,8 @@ class BookBid:
     steps: list[tuple[int, int]]
     min_fill_lots: int = 0
     all_or_none: bool = False
+    # (grade, adjustment): a step is worth its rate + adjustment in that grade.
+    substitutes: tuple[tuple[UUID, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Book:
     """Orders of one grade and delivery period at gate closure. `missed`: the gate was closed too late to trade.
 
     `halted` says why the market of the grade was halted: then nothing is traded, whatever orders were sealed before.
-    A book without a halt has no such name in its canonical form, nor in its digest.
+    A book without a halt has no such name in its canonical form, nor in its digest, and neither has a bid without
+    substitutes.
     """
 
     grade_id: UUID
@@ -70,6 +73,7 @@ class Book:
                     "steps": [list(step) for step in bid.steps],
                     "min_fill_lots": bid.min_fill_lots,
                     "all_or_none": bid.all_or_none,
+                    **({"substitutes": _named(bid)} if bid.substitutes else {}),
                 }
                 for bid in sorted(self.bids, key=_by_id)
             ],
@@ -102,6 +106,7 @@ class Book:
                     steps=[(rate, lots) for rate, lots in bid["steps"]],
                     min_fill_lots=bid["min_fill_lots"],
                     all_or_none=bid["all_or_none"],
+                    substitutes=tuple([(UUID(grade), more) for grade, more in bid.get("substitutes", ())]),
                 )
                 for bid in data["bids"]
             ],
@@ -129,6 +134,12 @@ class SealedBook:
         self.data = data
         # Made once for the digests and both engines.
         self.bids, self.asks = _orders_of(data)
+        # (grade, adjustment) by the bid's id, of the bids that take other grades.
+        self.substitutes: dict[str, list[tuple[str, int]]] = {
+            bid["id"]: [(str(UUID(grade)), int(more)) for grade, more in bid["substitutes"]]
+            for bid in data["bids"]
+            if "substitutes" in bid
+        }
         self._tradable: tuple[list[Order], list[Order]] = (
             ([], []) if data.get("halted") else (self.bids, self.asks)
         )
@@ -137,6 +148,10 @@ class SealedBook:
         """SHA-256 over the orders and the terms they are cleared under (hex)."""
         names = ("grade_id", "period_start", "cap", "halted")
         terms = {name: self.data[name] for name in names if name in self.data}
+        if self.substitutes:
+            terms["substitutes"] = sorted(
+                [bid_id, sorted(named)] for bid_id, named in self.substitutes.items()
+            )
         return digest_book(self.bids, self.asks, terms=terms)
 
     def clear(self) -> Clearing:
@@ -149,6 +164,12 @@ class SealedBook:
 
     def result_digest(self, result: Clearing) -> str:
         return digest_result(*self._tradable, result)
+
+    @property
+    def lowest_ask(self) -> int | None:
+        """The lowest rate that somebody may sell at; None where nobody may."""
+        rates = (max(ask.steps[0][0], FLOOR) for ask in self._tradable[1])
+        return min((rate for rate in rates if rate <= self.data["cap"]), default=None)
 
     def offerings(self) -> dict[str, UUID]:
         """The offering behind each ask, by the ask's id."""
@@ -187,6 +208,10 @@ def _orders_of(data: Mapping[str, Any]) -> tuple[list[Order], list[Order]]:
         for ask in data["asks"]
     ]
     return bids, asks
+
+
+def _named(bid: BookBid) -> list[list[Any]]:
+    return [[str(grade), more] for grade, more in sorted(bid.substitutes)]
 
 
 def _by_id(order: BookBid | BookAsk) -> int:

@@ -100,6 +100,27 @@ class BidStep(models.Model):
         ]
 
 
+class BidSubstitute(models.Model):
+    """Another grade that a bid takes: its steps are worth rate + adjustment there.
+
+    `contract` is the spot contract of what the bid got in that grade, from its first award on. A substitute that a
+    revision takes back keeps its row, with that contract.
+    """
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    bid = models.ForeignKey(Bid, on_delete=models.PROTECT, related_name="substitutes")
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+")
+    adjustment_micros_per_mtok = models.BigIntegerField()
+    contract = models.OneToOneField(Contract, on_delete=models.PROTECT, null=True, related_name="+")
+    withdrawn_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["bid", "grade"], name="orders_bidsubstitute_once_a_grade"),
+        ]
+
+
 class BidRevision(models.Model):
     """What a bid asked for from one change of it to the next, with the receipt that the market signed. Append-only.
 
@@ -168,6 +189,11 @@ class Auction(models.Model):
     published_at = models.DateTimeField(null=True)
     # Why nothing was traded, where the market was halted (`MarketControl.Because`); also in the book.
     halted = models.CharField(max_length=20, blank=True, default="")
+    # The ids of the auctions whose books bids join, this one among them: from the gate on those that bids name, once
+    # cleared those that were cleared together. Empty where it stands alone.
+    joined = models.JSONField(default=list)
+    # Of the bids of a joined book that took no part: [{"bid_id", "reason"}].
+    left_out = models.JSONField(default=list)
 
     class Meta:
         constraints = [

@@ -11,7 +11,7 @@ from uuid import UUID
 from django.db.models import Prefetch, QuerySet
 
 from marketplace.errors import NotFound
-from marketplace.orders.models import Auction, Bid, BidRevision, Trade
+from marketplace.orders.models import Auction, Bid, BidRevision, BidSubstitute, Trade
 
 # With fewer organizations than this on a side, curves and interval are public only after `DISCLOSURE_DELAY`.
 DISCLOSURE_ORGANIZATIONS = 3
@@ -40,7 +40,14 @@ def bids_of(organization_id: UUID) -> QuerySet[Bid]:
         Bid.objects.filter(organization_id=organization_id)
         .select_related("grade__family", "ledger_hold")
         .prefetch_related(
-            "steps", Prefetch("trades", queryset=Trade.objects.select_related("auction").order_by("-id"))
+            "steps",
+            Prefetch("substitutes", queryset=BidSubstitute.objects.select_related("grade__family")),
+            Prefetch(
+                "trades",
+                queryset=Trade.objects.select_related("auction__grade__family")
+                .defer("auction__book")
+                .order_by("-id"),
+            ),
         )
         .order_by("-id")
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -27,6 +27,13 @@ from marketplace.orders.services.phases import (
     phase_of,
 )
 from marketplace.orders.services.recording import record_revision
+from marketplace.orders.services.substituting import (
+    adjustments_of,
+    close_substitute_contracts,
+    named_substitutes,
+    resolve_substitutes,
+    write_substitutes,
+)
 from marketplace.orders.terms import (
     MAX_LOTS,
     MAX_STEPS,
@@ -76,9 +83,10 @@ def place_bid(
     if grade is None:
         raise NotFound(f"There is no grade {terms.grade!r} in force.", field="grade")
     check_terms(terms, cap_micros_per_mtok=cap_of(grade, at=now), now=now)
+    others = resolve_substitutes(terms, currency=grade.currency, now=now)
     try:
         with transaction.atomic():
-            return _record_bid(organization, grade, terms, operation_id, now, actor)
+            return _record_bid(organization, grade, terms, others, operation_id, now, actor)
     except IntegrityError as error:
         if "orders_bid_client_id_unique" not in str(error):
             raise
@@ -164,6 +172,9 @@ def terms_of(bid: Bid) -> BidTerms:
         all_or_none=bid.all_or_none,
         max_total_micros_per_day=bid.max_total_micros_per_day,
         valid_until=bid.valid_until,
+        substitutes=tuple(
+            (row.grade.family.slug, row.adjustment_micros_per_mtok) for row in named_substitutes(bid)
+        ),
     )
 
 
@@ -175,6 +186,7 @@ def end_bid(bid: Bid, *, status: Bid.Status, now: datetime) -> None:
     if bid.ledger_hold_id is not None:
         close_hold(id=bid.ledger_hold_id, status="voided", now=now)
     close_spot_contract(contract_id=bid.contract_id, now=now)
+    close_substitute_contracts(bid, now=now)
 
 
 def write_steps(bid: Bid, steps: Sequence[tuple[int, int]]) -> None:
@@ -195,7 +207,13 @@ def _earlier(organization_id: UUID, terms: BidTerms, operation_id: UUID) -> Bid 
 
 
 def _record_bid(
-    organization: Organization, grade: Grade, terms: BidTerms, operation_id: UUID, now: datetime, actor: Actor
+    organization: Organization,
+    grade: Grade,
+    terms: BidTerms,
+    others: Mapping[str, Grade],
+    operation_id: UUID,
+    now: datetime,
+    actor: Actor,
 ) -> Bid:
     rounds = lock_rounds(grade_id=grade.id, period_start=terms.period_start)
     if terms.period_start is not None:
@@ -209,7 +227,7 @@ def _record_bid(
         now=now,
     )
     hold_id = derived_id(bid_id, "hold")
-    held_micros = worst_case_with_tax(terms.steps, organization.tax_ppm)
+    held_micros = worst_case_with_tax(terms.steps, organization.tax_ppm, adjustments_of(terms.substitutes))
     with steps_at_fault():
         open_hold(
             id=hold_id,
@@ -239,6 +257,7 @@ def _record_bid(
         created_at=now,
     )
     write_steps(bid, terms.steps)
+    write_substitutes(bid, terms.substitutes, others, now=now)
     record_revision(
         bid,
         event=BidRevision.Event.PLACED,

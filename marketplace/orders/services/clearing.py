@@ -1,8 +1,9 @@
-"""From a sealed book to spot contracts that deliver: clear, check with the second engine, trade, publish."""
+"""From sealed books to spot contracts that deliver: clear, check with the second engine, trade, publish."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -17,18 +18,23 @@ from marketplace.ids import derived_id
 from marketplace.ledger.services import Carving, carve_holds
 from marketplace.orders.book import SealedBook, sound_book
 from marketplace.orders.controls_selectors import administered_rate
+from marketplace.orders.joined_book import MINIMUM, JoinedBook, joined_groups
 from marketplace.orders.models import Ask, Auction, MarketControl, Trade
 from marketplace.orders.pairing import Filled, overage_rate, pair
 from marketplace.orders.services.controls import halt_by_rule
+from marketplace.orders.services.substituting import open_award_contracts, substitute_contracts
 from marketplace.orders.unhurried import without_cycle_collection
 from pricing.book import RULE_VERSION, Clearing, Order
 from pricing.clearing_reference import EnginesDisagree
+from pricing.coupling_book import COUPLED_RULE_VERSION, GradeClearing
 from pricing.models import Rate
 from pricing.rating import gross_up
 from pricing.services import publish_rate
 from pricing.units import Micros, Ppm
 from providers.selectors import listed_offerings, share_ppm_of
 from providers.services import give_back_period_share
+
+logger = logging.getLogger(__name__)
 
 _RESULT: Final = (
     "rule_version",
@@ -39,6 +45,8 @@ _RESULT: Final = (
     "rate_high_micros_per_mtok",
     "welfare",
     "status",
+    "joined",
+    "left_out",
 )
 _ADD_TRADES: Final = """
 INSERT INTO orders_trade (id, auction_id, bid_id, ask_id, lots, rate_micros_per_mtok, created_at)
@@ -48,7 +56,7 @@ ORDER BY bid_id
 """
 # By account, as every transaction that touches several accounts.
 _LOCK_TRADED_BIDS: Final = """
-SELECT bid.id, bid.contract_id, bid.ledger_hold_id, buyer.tax_ppm
+SELECT bid.id, bid.contract_id, bid.ledger_hold_id, buyer.tax_ppm, bid.grade_id
 FROM orders_bid AS bid
 JOIN ledger_hold AS hold ON hold.id = bid.ledger_hold_id
 JOIN accounts_organization AS buyer ON buyer.id = bid.organization_id
@@ -62,27 +70,6 @@ WHERE trade.auction_id = %s GROUP BY trade.bid_id
 """
 
 
-def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
-    """closed -> cleared: result, trades and digests from the book alone. False when another worker has it.
-
-    Raises EnginesDisagree when the second engine does not confirm the result, BookChanged when the stored book is not
-    the sealed one: then nothing is traded, the market of the grade is halted, and the auction's book says so.
-    """
-    try:
-        return _clear(auction_id, now)
-    except EnginesDisagree as error:
-        halt_by_rule(
-            auction_id=auction_id,
-            because=MarketControl.Because.ENGINES_DISAGREE,
-            evidence={"difference": str(error)[:500]},
-            now=now,
-        )
-        raise
-    except BookChanged:
-        halt_by_rule(auction_id=auction_id, because=MarketControl.Because.BOOK_CHANGED, evidence={}, now=now)
-        raise
-
-
 class BookChanged(DomainError):
     """The stored book is not the one that was sealed: it has another digest, or cannot be read."""
 
@@ -90,30 +77,150 @@ class BookChanged(DomainError):
     http_status = 409
     title = "The book has changed"
 
+    def __init__(self, auction_id: UUID) -> None:
+        super().__init__("The stored book is not the one that was sealed.")
+        self.auction_id = auction_id
+
+
+class _NotConfirmed(Exception):
+    """The second engine did not confirm the result of these auctions."""
+
+    def __init__(self, auction_ids: Sequence[UUID], error: EnginesDisagree) -> None:
+        super().__init__(str(error))
+        self.auction_ids = auction_ids
+        self.error = error
+
+
+def clear_auction(*, auction_id: UUID, now: datetime) -> bool:
+    """closed -> cleared: result, trades and digests from the books alone. False when another worker has it.
+
+    Books that bids join are cleared in one transaction, all of them or none, whichever of them is asked for. A halted
+    one is not among them and clears by its own rule.
+    Raises EnginesDisagree when the second engine does not confirm the result, BookChanged when a stored book is not
+    the sealed one: then nothing is traded, the markets of the grades concerned are halted, and their books say so.
+    """
+    try:
+        return _clear(auction_id, now)
+    except _NotConfirmed as refused:
+        for each in refused.auction_ids:
+            halt_by_rule(
+                auction_id=each,
+                because=MarketControl.Because.ENGINES_DISAGREE,
+                evidence={"difference": str(refused.error)[:500]},
+                now=now,
+            )
+        raise refused.error from refused
+    except BookChanged as changed:
+        halt_by_rule(
+            auction_id=changed.auction_id, because=MarketControl.Because.BOOK_CHANGED, evidence={}, now=now
+        )
+        raise
+
 
 def _clear(auction_id: UUID, now: datetime) -> bool:
     with without_cycle_collection(), transaction.atomic():
-        auction = _locked_auction(auction_id)
-        if auction.status != Auction.Status.CLOSED:
+        auctions = _locked_together(auction_id)
+        if not auctions:
             return False
-        book = sound_book(auction.book, auction.book_digest)
-        if book is None:
-            raise BookChanged("The stored book is not the one that was sealed.")
-        result = book.clear()
-        book.confirm(result)
-        auction.rule_version = RULE_VERSION
-        auction.result_digest = book.result_digest(result)
-        auction.quantity_lots = result.quantity_lots
-        auction.clearing_rate_micros_per_mtok = result.price
-        auction.rate_low_micros_per_mtok = result.price_low
-        auction.rate_high_micros_per_mtok = result.price_high
-        auction.welfare = str(result.welfare)
-        auction.status = Auction.Status.CLEARED
-        # All but the book, which is large and stays as it was sealed.
-        auction.save(update_fields=_RESULT)
-        if result.price is not None:
-            _record_trades(auction, book, result, now)
+        if len(auctions) == 1:
+            _clear_alone(auctions[0], _sound(auctions[0]), now)
+            return True
+        books = {str(auction.grade_id): _sound(auction) for auction in auctions}
+        by_grade = {str(auction.grade_id): auction for auction in auctions}
+        groups, reasons = joined_groups(list(books.values()))
+        for reason in reasons:
+            logger.warning("grades not joined", extra={"auction_id": str(auction_id), "reason": reason})
+        for group in groups:
+            members = [by_grade[str(book.data["grade_id"])] for book in group]
+            if len(group) == 1:
+                _clear_alone(members[0], group[0], now)
+            else:
+                _clear_joined(members, JoinedBook(group), now)
     return True
+
+
+def _locked_together(auction_id: UUID) -> list[Auction]:
+    """The auction and those that bids join it with, as far as they trade, locked in the order of their ids.
+
+    Empty when another worker cleared them. Which they could be was written at the gate and is only narrowed since.
+    """
+    known = Auction.objects.filter(pk=auction_id).values_list("joined", flat=True).first()
+    if known is None:
+        raise NotFound("There is no such auction.")
+    ids = {auction_id, *map(UUID, known)}
+    locked = Auction.objects.select_for_update(of=("self",)).defer("book").filter(pk__in=ids).order_by("pk")
+    auctions = [auction for auction in locked if auction.status == Auction.Status.CLOSED]
+    own = [auction for auction in auctions if auction.pk == auction_id]
+    if not own or own[0].halted:
+        return own
+    return [auction for auction in auctions if not auction.halted]
+
+
+def _sound(auction: Auction) -> SealedBook:
+    """Raises BookChanged."""
+    book = sound_book(auction.book, auction.book_digest)
+    if book is None:
+        raise BookChanged(auction.pk)
+    return book
+
+
+def _clear_alone(auction: Auction, book: SealedBook, now: datetime) -> None:
+    result = book.clear()
+    try:
+        book.confirm(result)
+    except EnginesDisagree as error:
+        raise _NotConfirmed([auction.pk], error) from error
+    auction.rule_version = RULE_VERSION
+    auction.result_digest = book.result_digest(result)
+    auction.welfare = str(result.welfare)
+    auction.joined = []
+    _save_result(auction, result)
+    if result.price is not None:
+        _record_trades(
+            auction,
+            _filled(book.bids, result.bid_fills),
+            _filled(book.asks, result.ask_fills),
+            book.offerings(),
+            now,
+        )
+
+
+def _clear_joined(auctions: Sequence[Auction], book: JoinedBook, now: datetime) -> None:
+    """One result for all of them; price, volume and range are each grade's own, welfare and digest the whole's."""
+    result = book.clear()
+    try:
+        book.confirm(result)
+    except EnginesDisagree as error:
+        raise _NotConfirmed([auction.pk for auction in auctions], error) from error
+    digest = book.result_digest(result)
+    offerings = book.offerings()
+    parts = book.results(result)
+    for auction in auctions:
+        part = parts[str(auction.grade_id)]
+        auction.rule_version = COUPLED_RULE_VERSION
+        auction.result_digest = digest
+        auction.welfare = str(result.welfare)
+        auction.joined = sorted(str(each.pk) for each in auctions)
+        auction.left_out = [
+            {"bid_id": bid_id, "reason": MINIMUM} for bid_id in book.left_out[str(auction.grade_id)]
+        ]
+        _save_result(auction, part.facts)
+        if part.facts.price is not None:
+            bids, asks = (
+                [Filled(order.id, lots, rate, _rank(order)) for order, lots, rate in side]
+                for side in (part.bids, part.asks)
+            )
+            _record_trades(auction, bids, asks, offerings, now)
+
+
+def _save_result(auction: Auction, facts: Clearing | GradeClearing) -> None:
+    auction.quantity_lots = facts.quantity_lots
+    auction.clearing_rate_micros_per_mtok = facts.price
+    auction.rate_low_micros_per_mtok = facts.price_low
+    auction.rate_high_micros_per_mtok = facts.price_high
+    auction.status = Auction.Status.CLEARED
+    # All but the book, which is large and stays as it was sealed.
+    auction.save(update_fields=_RESULT)
 
 
 def _locked_auction(auction_id: UUID) -> Auction:
@@ -123,11 +230,13 @@ def _locked_auction(auction_id: UUID) -> Auction:
     return auction
 
 
-def _record_trades(auction: Auction, book: SealedBook, result: Clearing, now: datetime) -> None:
-    assert result.price is not None
-    offering_of = book.offerings()
-    filled_bids = _filled(book.bids, result.bid_fills)
-    filled_asks = _filled(book.asks, result.ask_fills)
+def _record_trades(
+    auction: Auction,
+    filled_bids: Sequence[Filled[str]],
+    filled_asks: Sequence[Filled[str]],
+    offering_of: Mapping[str, UUID],
+    now: datetime,
+) -> None:
     ask_of_offering = {offering_of[ask.id]: ask.id for ask in filled_asks}
     previous = {
         (str(bid_id), ask_of_offering[offering_id])
@@ -146,7 +255,7 @@ def _record_trades(auction: Auction, book: SealedBook, result: Clearing, now: da
                 "asks": "{" + ",".join(ask_id for _, ask_id in pairs) + "}",
                 "lots": bigint_array(pairs.values()),
                 "auction": auction.id,
-                "rate": result.price,
+                "rate": auction.clearing_rate_micros_per_mtok,
                 "now": now,
             },
         )
@@ -156,10 +265,14 @@ def _record_trades(auction: Auction, book: SealedBook, result: Clearing, now: da
 
 def _filled(orders: Sequence[Order], fills: Sequence[Sequence[int]]) -> list[Filled[str]]:
     return [
-        Filled(order.id, lots, order.steps[0][0], (f"{order.priority:020}", order.id))
+        Filled(order.id, lots, order.steps[0][0], _rank(order))
         for order, fill in zip(orders, fills, strict=True)
         if (lots := sum(fill))
     ]
+
+
+def _rank(order: Order) -> tuple[str, str]:
+    return f"{order.priority:020}", order.id
 
 
 def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
@@ -206,13 +319,16 @@ def _award(auction: Auction, rate: Rate, now: datetime) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_LOCK_TRADED_BIDS, (auction.id,))
         bids = cursor.fetchall()
+        open_award_contracts(auction, now=now)
+        contract_of = substitute_contracts(auction)
         cursor.execute(_SHARES, (auction.id,))
         shares = {bid_id: list(zip(*parts, strict=True)) for bid_id, *parts in cursor.fetchall()}
     awards: list[Award] = []
     carvings: list[Carving] = []
-    for bid_id, contract_id, hold_id, tax_ppm in bids:
+    for bid_id, own_contract_id, hold_id, tax_ppm, grade_id in bids:
+        contract_id = own_contract_id if grade_id == auction.grade_id else contract_of[bid_id]
         lots = sum(part for _, part in shares[bid_id])
-        # The bid's hold covers rate x lots of every step sum, so carving the award out of it cannot fail.
+        # The bid's hold covers rate x lots of every step sum in all its grades, so carving awards out cannot fail.
         cost = gross_up(Micros(-(-rate.micros_per_mtok * lots // 1000)), Ppm(tax_ppm))
         award_hold = derived_id(auction.id, f"award:{bid_id}")
         awards.append(Award(contract_id, lots, award_hold, shares[bid_id]))
@@ -267,16 +383,32 @@ def _set_period_rate(auction: Auction, now: datetime) -> None:
 
 
 def replay_auction(*, auction_id: UUID) -> dict[str, Any]:
-    """Recompute a past auction from its stored book and compare the digests. Changes nothing."""
+    """Recompute a past auction from its stored book, and those it was cleared together with, and compare the digests.
+
+    Changes nothing. A joined result is also proved once more (`pricing.coupling_checks`); raises EnginesDisagree.
+    """
     auction = Auction.objects.filter(pk=auction_id).first()
     if auction is None or auction.book is None:
         raise NotFound("There is no such auction with a sealed book.")
     book = SealedBook(auction.book)
-    result = book.clear()
-    digests = {"book_digest": book.digest(), "result_digest": book.result_digest(result)}
+    if not auction.joined or auction.rule_version != COUPLED_RULE_VERSION:
+        result_digest, sound = book.result_digest(book.clear()), True
+    else:
+        members = list(Auction.objects.filter(pk__in=auction.joined).order_by("pk"))
+        books = [SealedBook(member.book or {}) for member in members]
+        sound = len(members) == len(auction.joined) and all(
+            each.digest() == member.book_digest for member, each in zip(members, books, strict=True)
+        )
+        joined = JoinedBook(books)
+        joined_result = joined.clear()
+        joined.confirm(joined_result)
+        result_digest = joined.result_digest(joined_result)
+    digests = {"book_digest": book.digest(), "result_digest": result_digest}
     return {
         "auction_id": str(auction.id),
         **digests,
-        "matches": digests["book_digest"] == auction.book_digest
+        "joined": auction.joined,
+        "matches": sound
+        and digests["book_digest"] == auction.book_digest
         and digests["result_digest"] == auction.result_digest,
     }

@@ -12,6 +12,7 @@ from django.conf import settings
 from marketplace.errors import DomainError
 from marketplace.orders.controls_selectors import is_halted
 from marketplace.orders.models import Auction, Bid
+from marketplace.orders.services.substituting import awaits_a_result
 from marketplace.periods import delivery_period
 
 UNPUBLISHED = (
@@ -55,6 +56,8 @@ def phase_of(rounds: Sequence[Auction], *, bid: Bid, now: datetime) -> Phase:
 
     What trades nothing binds nobody: of a halted market only results that are not published yet.
     """
+    if awaits_a_result(bid):
+        return Phase.SEALED
     concerned = [auction for auction in rounds if bid.created_at < auction.gate_at and not auction.halted]
     if is_halted(bid.grade_id):
         return Phase.SEALED if any(auction.status not in TAKING for auction in concerned) else Phase.FREE

@@ -19,12 +19,20 @@ from marketplace.orders.services.bids import lock_bid, steps_at_fault, terms_of,
 from marketplace.orders.services.budgets import budget_reason
 from marketplace.orders.services.phases import MarketClosed, Phase, phase_of
 from marketplace.orders.services.recording import record_revision
+from marketplace.orders.services.substituting import (
+    adjustments_of,
+    named_substitutes,
+    resolve_substitutes,
+    set_substitute_max_rates,
+    write_substitutes,
+)
 from marketplace.orders.terms import (
     BidChanges,
     BidTerms,
     asks_for_more,
     check_terms,
     only_improves,
+    takes_more,
     worst_case_with_tax,
 )
 
@@ -49,7 +57,8 @@ def revise_bid(
     with transaction.atomic():
         bid, rounds = lock_bid(organization_id=organization_id, bid_id=bid_id)
         old = terms_of(bid)
-        new = replace(old, **changes)
+        asked = replace(old, **changes)
+        new = replace(asked, substitutes=tuple(sorted(asked.substitutes)))
         if bid.revision != revision:
             if _was_this(bid, revision, new, changes):
                 return bid
@@ -59,11 +68,15 @@ def revise_bid(
         if new == old:
             return bid
         check_terms(new, cap_micros_per_mtok=cap_of(bid.grade, at=now), now=now)
-        worst = worst_case_with_tax(new.steps, bid.organization.tax_ppm)
+        named = {row.grade.family.slug: row.grade for row in named_substitutes(bid)}
+        grades = resolve_substitutes(asked, currency=bid.grade.currency, now=now, known=named)
+        worst = worst_case_with_tax(new.steps, bid.organization.tax_ppm, adjustments_of(new.substitutes))
         reason = budget_reason(
             bid.id, budget_micros=new.max_total_micros_per_day, worst_case_micros=worst, now=now
         )
         _check_phase(bid, rounds, old, new, skip_reason=reason, now=now)
+        if new.substitutes != old.substitutes:
+            write_substitutes(bid, new.substitutes, grades, now=now)
         _write(bid, old, new, worst_case_micros=worst, skip_reason=reason, now=now)
         record_revision(
             bid,
@@ -94,7 +107,11 @@ def _was_this(bid: Bid, revision: int, new: BidTerms, changes: BidChanges) -> bo
     if set(kept) != {revision, bid.revision} or kept[bid.revision].event != BidRevision.Event.REVISED:
         return False
     asked = {name: value for name, value in new.document().items() if name in changes}
-    return bool(kept[bid.revision].terms == {**kept[revision].terms, **asked})
+    expected = {**kept[revision].terms, **asked}
+    if "substitutes" in changes and not new.substitutes:
+        # A document without substitutes has no such name.
+        expected.pop("substitutes", None)
+    return bool(kept[bid.revision].terms == expected)
 
 
 def _check_phase(
@@ -123,8 +140,10 @@ def _write(
         bid.steps.all().delete()
         write_steps(bid, new.steps)
         set_spot_max_rate(contract_id=bid.contract_id, max_rate_micros_per_mtok=new.steps[0][0])
-    if asks_for_more(new.steps, old.steps):
+    if asks_for_more(new.steps, old.steps) or takes_more(new.substitutes, old.substitutes):
         bid.priority_at = now
+    if (new.steps, new.substitutes) != (old.steps, old.substitutes):
+        set_substitute_max_rates(bid, new.steps[0][0])
     bid.min_fill_lots = new.min_fill_lots
     bid.all_or_none = new.all_or_none
     bid.max_total_micros_per_day = new.max_total_micros_per_day

@@ -21,11 +21,17 @@ from marketplace.errors import DomainError
 from marketplace.ids import derived_id
 from marketplace.orders.book import Book, BookAsk, BookBid
 from marketplace.orders.controls import FEW_SELLERS
-from marketplace.orders.models import Ask, Auction, Bid, Trade
+from marketplace.orders.joined_book import connected, counted_substitutes, seal_links
+from marketplace.orders.models import Ask, Auction, Bid
 from marketplace.orders.services.bids import end_bid
 from marketplace.orders.services.controls import review_at_opening, sealing_terms
 from marketplace.orders.services.missed import auction_times, record_missed_periods
 from marketplace.orders.services.phases import UNPUBLISHED
+from marketplace.orders.services.substituting import (
+    awaits_a_result,
+    awarded_contracts,
+    substitutes_of_open_bids,
+)
 from marketplace.orders.services.topping_up import (
     LockedBid,
     cover,
@@ -113,7 +119,9 @@ def _close_period(period_start: datetime, now: datetime) -> int:
                 gate_at=trading[0].gate_at,
             )
             asks = _take_supply(trading, now)
-            bids = _snapshot_bids(locked, now)
+            caps = {auction.grade_id: terms[auction.id].cap for auction in trading}
+            bids = _snapshot_bids(locked, caps, now)
+        links: set[tuple[str, str]] = set()
         for auction in auctions:
             book = Book(
                 grade_id=auction.grade_id,
@@ -128,8 +136,10 @@ def _close_period(period_start: datetime, now: datetime) -> int:
             sealed = book.sealed()
             auction.book = dict(sealed.data)
             auction.book_digest = sealed.digest()
+            links |= seal_links(sealed)
             auction.status = Auction.Status.CLOSED
             auction.save(update_fields=["book", "book_digest", "halted", "status"])
+        _join(auctions, links)
     return len(auctions)
 
 
@@ -137,11 +147,23 @@ def _latest_clearing(auction: Auction) -> datetime:
     return auction.period_start + (auction.period_end - auction.period_start) / 10
 
 
-def _snapshot_bids(locked: list[LockedBid], now: datetime) -> dict[UUID, list[BookBid]]:
+def _join(auctions: list[Auction], links: set[tuple[str, str]]) -> None:
+    """Each auction is told which others bids of this period connect it with."""
+    by_grade = {str(auction.grade_id): auction for auction in auctions}
+    for members in connected(by_grade, links):
+        if len(members) > 1:
+            ids = sorted(str(by_grade[grade].pk) for grade in members)
+            Auction.objects.filter(pk__in=ids).update(joined=ids)
+
+
+def _snapshot_bids(
+    locked: list[LockedBid], caps: dict[UUID, int], now: datetime
+) -> dict[UUID, list[BookBid]]:
     """By grade, the bids whose holds are whole at the gate: an award published after this book was opened has taken
     its part, and what it took is held again where the balance allows.
     """
     in_book = cover([bid for bid in locked if not bid.is_whole], now=now)
+    named = substitutes_of_open_bids(caps)
     books: dict[UUID, list[BookBid]] = defaultdict(list)
     for bid in locked:
         if bid.is_whole or bid.id in in_book:
@@ -153,6 +175,11 @@ def _snapshot_bids(locked: list[LockedBid], now: datetime) -> dict[UUID, list[Bo
                     steps=bid.steps,
                     min_fill_lots=bid.min_fill_lots,
                     all_or_none=bid.all_or_none,
+                    substitutes=counted_substitutes(
+                        bid.steps, named[bid.id], home_cap=caps[bid.grade_id], caps=caps
+                    )
+                    if bid.id in named
+                    else (),
                 )
             )
     return books
@@ -244,9 +271,7 @@ def _settle_delivered() -> int:
     """An auction is settled once every award of it is."""
     settled = 0
     for auction in Auction.objects.filter(status=Auction.Status.DELIVERED):
-        contracts = Contract.objects.filter(
-            pk__in=Trade.objects.filter(auction=auction).values("bid__contract_id")
-        )
+        contracts = Contract.objects.filter(awarded_contracts(auction))
         unsettled = Entitlement.objects.filter(
             contract__in=contracts, period_start=auction.period_start, settled_at__isnull=True
         )
@@ -271,7 +296,7 @@ def _expire_single_bids(now: datetime) -> int:
             over = (
                 auction.published_at is not None if auction is not None else now >= bid.period_start + grace
             )
-            if over:
+            if over and not awaits_a_result(bid):
                 end_bid(bid, status=Bid.Status.EXPIRED, now=now)
                 expired += 1
     return expired
@@ -291,7 +316,7 @@ def expire_standing_bids(*, now: datetime) -> int:
         with transaction.atomic():
             # Looked at again under the lock: it may have been revised to live on, or cancelled.
             bid = due.select_for_update(of=("self",), skip_locked=True).filter(pk=bid_id).first()
-            if bid is not None:
+            if bid is not None and not awaits_a_result(bid):
                 end_bid(bid, status=Bid.Status.EXPIRED, now=now)
                 expired += 1
     return expired

@@ -14,6 +14,7 @@ from marketplace.ledger.models import Hold
 from marketplace.ledger.services import raise_holds
 from marketplace.orders.services.bids import worst_case_with_tax
 from marketplace.orders.services.budgets import NO_BUDGET, awarded_micros
+from marketplace.orders.services.substituting import adjustments_of, substitutes_of_open_bids
 
 NO_FUNDS: Final = "The prepaid balance does not cover the bid's worst case."
 HOLD_ENDED: Final = "The bid's hold has ended."
@@ -96,11 +97,12 @@ def _locked(which: str, places: dict[str, Any]) -> list[LockedBid]:
         locked = cursor.fetchall()
         cursor.execute(_COVER.format(which=which), places)
         covers = {row[0]: row[1:] for row in cursor.fetchall()}
+    named = substitutes_of_open_bids(places["grades"])
     bids = []
     for row in locked:
         held_micros, hold_status, tax_ppm, rates, lots = covers[row[0]]
         steps = list(zip(rates, lots, strict=True))
-        worst_micros = worst_case_with_tax(steps, tax_ppm)
+        worst_micros = worst_case_with_tax(steps, tax_ppm, adjustments_of(named.get(row[0], ())))
         bids.append(LockedBid._make((*row, held_micros, hold_status, steps, worst_micros)))
     return bids
 
