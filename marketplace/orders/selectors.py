@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -80,7 +80,11 @@ def last_clearing(grade_id: UUID) -> Auction | None:
 
 
 def disclosure_of(auction: Auction, now: datetime) -> Disclosure | None:
-    """Curves, depth and interval at once with three organizations on each side, else after 24 h; None before."""
+    """Curves, depth and interval at once with three organizations on each side, else after 24 h; None before.
+
+    The demand of a grade that was cleared together with others is that of their bids too, as far as they take this one;
+    the organizations counted are those of its own book.
+    """
     if auction.status not in PUBLISHED or auction.book is None or auction.published_at is None:
         return None
     bids: list[dict[str, Any]] = auction.book["bids"]
@@ -89,6 +93,7 @@ def disclosure_of(auction: Auction, now: datetime) -> Disclosure | None:
     if min(sides) < DISCLOSURE_ORGANIZATIONS and now < auction.published_at + DISCLOSURE_DELAY:
         return None
     demand = [(rate, lots) for bid in bids for rate, lots in bid["steps"]]
+    demand += [step for other in joined_with(auction) for step in steps_taken(other.book or {}, auction)]
     supply = [(ask["rate"], ask["lots"]) for ask in asks]
     return Disclosure(
         demand=_curve(sorted(demand, key=lambda step: -step[0])),
@@ -96,6 +101,24 @@ def disclosure_of(auction: Auction, now: datetime) -> Disclosure | None:
         rate_low_micros_per_mtok=auction.rate_low_micros_per_mtok,
         rate_high_micros_per_mtok=auction.rate_high_micros_per_mtok,
     )
+
+
+def joined_with(auction: Auction) -> list[Auction]:
+    """The other auctions that this one was cleared together with, in the order of their ids. None for most."""
+    others = [auction_id for auction_id in auction.joined if auction_id != str(auction.pk)]
+    return list(Auction.objects.filter(pk__in=others).order_by("pk")) if others else []
+
+
+def steps_taken(book: Mapping[str, Any], auction: Auction) -> list[tuple[int, int]]:
+    """What the bids of another grade's sealed book offered for the auction's grade: (value there, lots)."""
+    home = str(auction.grade_id)
+    return [
+        (rate + adjustment, lots)
+        for bid in book.get("bids", ())
+        for grade, adjustment in bid.get("substitutes", ())
+        if grade == home
+        for rate, lots in bid["steps"]
+    ]
 
 
 def _curve(steps: Sequence[tuple[int, int]]) -> list[CurvePoint]:

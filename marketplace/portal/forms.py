@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -14,7 +14,7 @@ from marketplace.contracts.models import OveragePolicy, Payment
 from marketplace.egress import MAX_URL_CHARACTERS
 from marketplace.errors import Conflict, DomainError, NotFound
 from marketplace.ids import derived_id, uuid7
-from marketplace.orders.terms import MAX_STEPS
+from marketplace.orders.terms import MAX_STEPS, MAX_SUBSTITUTES
 from marketplace.webhooks.catalogue import EVENT_TYPES
 from metering.reading import MOST_RANGE, Group, Slice
 from pricing.units import parse_decimal
@@ -191,6 +191,38 @@ class BidForm(OperationForm):
                 decimals=6, required=first, label=f"Rate of step {number + 1}"
             )
             self.fields[f"lots_{number}"] = LotsField(required=first, label=f"Lots of step {number + 1}")
+        for number in range(MAX_SUBSTITUTES):
+            self.fields[f"substitute_{number}"] = forms.ChoiceField(required=False, label="Grade")
+            self.fields[f"adjustment_{number}"] = DecimalField(
+                decimals=6, required=False, label="Worth more per Mtok"
+            )
+
+    def offer_grades(self, choices: Sequence[tuple[str, str]]) -> None:
+        """The grades to choose from: (slug, title)."""
+        if "grade" in self.fields:
+            self.fields["grade"].choices = choices  # type: ignore[attr-defined]
+        for number in range(MAX_SUBSTITUTES):
+            named = [("", "None"), *choices]
+            self.fields[f"substitute_{number}"].choices = named  # type: ignore[attr-defined]
+
+    @property
+    def substitutes(self) -> list[tuple[str, int]]:
+        """(grade, micros per Mtok) of the filled rows, as far as they could be read; an empty adjustment is 0."""
+        data = getattr(self, "cleaned_data", {})
+        return [(data[f"substitute_{n}"], data.get(f"adjustment_{n}") or 0) for n in self._named_rows]
+
+    @property
+    def _named_rows(self) -> list[int]:
+        data = getattr(self, "cleaned_data", {})
+        return [number for number in range(MAX_SUBSTITUTES) if data.get(f"substitute_{number}")]
+
+    @property
+    def substitute_rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField]]:
+        return [(n + 1, self[f"substitute_{n}"], self[f"adjustment_{n}"]) for n in range(MAX_SUBSTITUTES)]
+
+    @property
+    def substitutes_in_use(self) -> bool:
+        return any(field.value() or field.errors for _, *fields in self.substitute_rows for field in fields)
 
     @property
     def steps(self) -> list[tuple[int, int]]:
@@ -229,6 +261,9 @@ class BidForm(OperationForm):
             if rate is not None and ended:
                 self.add_error(f"rate_{number}", "The step before this one is empty.")
             ended = ended or rate is None
+        for number in range(MAX_SUBSTITUTES):
+            if data.get(f"adjustment_{number}") is not None and not data.get(f"substitute_{number}"):
+                self.add_error(f"substitute_{number}", "Of which grade?")
         return data
 
     def clean_valid_until(self) -> datetime | None:
@@ -236,12 +271,16 @@ class BidForm(OperationForm):
         return end.replace(tzinfo=UTC) if end and end.tzinfo is None else end
 
     def refuse(self, error: DomainError) -> None:
-        """A service counts steps: `steps.1.lots` is the second row's lots."""
+        """A service counts steps and substitutes: `steps.1.lots` is the second row's lots."""
         parts = (error.field or "").split(".")
         if parts[0] == "steps":
             number = parts[1] if len(parts) > 1 else "0"
             name = "lots" if parts[-1] == "lots" else "rate"
             error.field = f"{name}_{number}"
+        if parts[0] == "substitutes":
+            place = int(parts[1]) if len(parts) > 1 else 0
+            row = self._named_rows[place] if place < len(self._named_rows) else 0
+            error.field = f"{'substitute' if parts[-1] in ('grade', 'substitutes') else 'adjustment'}_{row}"
         super().refuse(error)
 
 

@@ -9,7 +9,7 @@ from django.test import Client
 
 from marketplace.ids import uuid7
 from marketplace.orders.models import Bid, BidRevision
-from tests.cast import Party, fund
+from tests.cast import Party, fund, make_grade
 from tests.orders.world import available, bid_of, held
 from tests.portal.conftest import SignIn
 
@@ -121,3 +121,63 @@ def test_a_bad_cover_is_named_at_its_field(buyer: Client, acme: Party, name: str
     assert answer.status_code == 422
     assert f"id_{name}_error" in answer.content.decode()
     assert not Bid.objects.exists()
+
+
+def test_other_grades_are_previewed_placed_shown_and_changed(
+    buyer: Client, acme: Party, clock_at: datetime
+) -> None:
+    make_grade(clock_at, slug="tiny-other", model="tiny-other")
+    form = {
+        "grade": "tiny-chat",
+        "period_start": "",
+        "operation": str(uuid7()),
+        "rate_0": "0.45",
+        "lots_0": "40",
+        "substitute_1": "tiny-other",
+        "adjustment_1": "0.05",
+    }
+    # (450,000 + 50,000) x 40 / 1000, and two micros for an award of its own.
+    assert "0.020002\u00a0USD" in buyer.post("/buyer/bid/worst-case", form).content.decode()
+    assert buyer.post("/buyer/bid", form).status_code == 302
+    bid = Bid.objects.get()
+    assert held(acme) == 20_002
+    page = f"/buyer/bids/{bid.id}"
+    text = buyer.get(page).content.decode()
+    assert '<option value="tiny-other" selected>' in text
+    assert 'value="0.05"' in text
+    changed = {
+        "revision": "1",
+        "rate_0": "0.45",
+        "lots_0": "40",
+        "substitute_0": "tiny-other",
+        "adjustment_0": "-0.05",
+    }
+    assert buyer.post(page, changed).status_code == 302
+    assert held(acme) == 18_002
+    assert 'value="-0.05"' in buyer.get(page).content.decode()
+    assert "or Tiny chat" in buyer.get("/buyer/bid").content.decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"substitute_2": "tiny-chat"}, "substitute_2"),
+        ({"substitute_0": "nothing"}, "substitute_0"),
+        ({"adjustment_3": "1"}, "substitute_3"),
+        ({"substitute_1": "tiny-other", "adjustment_1": "-0.45"}, "adjustment_1"),
+        ({"substitute_1": "tiny-other", "adjustment_1": "x"}, "adjustment_1"),
+        ({"substitute_1": "tiny-other", "adjustment_1": "--1"}, "adjustment_1"),
+        ({"substitute_1": "tiny-other", "substitute_4": "tiny-other"}, "substitute_4"),
+        ({"substitute_1": "tiny-other", "all_or_none": "on"}, "all_or_none"),
+    ],
+)
+def test_a_bad_other_grade_is_named_at_its_field(
+    buyer: Client, acme: Party, clock_at: datetime, changes: dict[str, str], named: str
+) -> None:
+    make_grade(clock_at, slug="tiny-other", model="tiny-other")
+    bid = bid_of(acme, clock_at)
+    answer = buyer.post(f"/buyer/bids/{bid.id}", as_shown(bid, **changes))
+    assert answer.status_code == 422
+    text = answer.content.decode()
+    assert f"id_{named}_error" in text or (named == "all_or_none" and "has no minimum" in text)
+    assert (BidRevision.objects.count(), held(acme)) == (1, 18_000)

@@ -7,7 +7,7 @@ answered only where the curves are public anyway (`selectors.disclosure_of`), an
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -17,10 +17,12 @@ from django.core.cache import cache
 
 from marketplace.errors import Conflict, DomainError, InvalidInput, NotFound
 from marketplace.orders.book import Book, BookBid
+from marketplace.orders.joined_book import JoinedBook, counted_substitutes, joined_groups
 from marketplace.orders.models import Auction
-from marketplace.orders.selectors import disclosure_of
+from marketplace.orders.selectors import disclosure_of, joined_with
 from marketplace.orders.terms import asks_for_more, check_steps
-from pricing.book import Clearing, Order
+from pricing.book import Clearing
+from pricing.coupling_book import GradeClearing
 
 MOST_PER_WINDOW: Final = 30
 WINDOW_S: Final = 60
@@ -87,7 +89,9 @@ class WhatIf:
 def what_if(*, organization_id: UUID, auction_id: UUID, change: OwnChange, now: datetime) -> WhatIf:
     """Clear a published book as it was and with one order of the organization changed or added.
 
-    An order that asks for more than it did stands behind all others of its rate, as a revision would. Changes nothing.
+    A book that was cleared together with others is cleared together with them again, once the curves of all of them
+    are public; an added order takes no other grade. An order that asks for more than it did stands behind all others
+    of its rate, as a revision would. Changes nothing.
     Raises NotFound (the auction; or `bid_id`: no order of the caller in this book), NotDisclosed, TooManyQuestions or
     InvalidInput.
     """
@@ -96,19 +100,34 @@ def what_if(*, organization_id: UUID, auction_id: UUID, change: OwnChange, now: 
     auction = Auction.objects.select_related("grade").filter(pk=auction_id).first()
     if auction is None:
         raise NotFound("There is no such auction.")
-    if disclosure_of(auction, now) is None:
+    together = sorted([auction, *joined_with(auction)], key=lambda member: member.pk)
+    if any(disclosure_of(member, now) is None for member in together):
         raise NotDisclosed(
             "A book can be asked about once its curves are public: at once after publication with three "
             "organizations on each side, else 24 hours later."
         )
-    assert auction.book is not None
     _count_question(organization_id)
-    book = Book.from_json(auction.book)
-    changed = _with_change(book, organization_id, change, auction.gate_at)
-    return WhatIf(before=_outcome(book, organization_id), after=_outcome(changed, organization_id))
+    books = {member.grade_id: Book.from_json(member.book or {}) for member in together}
+    place = _place_of(change, books, auction.grade_id)
+    caps = {grade_id: book.cap for grade_id, book in books.items()}
+    changed = {**books, place: _with_change(books[place], organization_id, change, auction.gate_at, caps)}
+    return WhatIf(
+        before=_outcome(books, auction.grade_id, organization_id),
+        after=_outcome(changed, auction.grade_id, organization_id),
+    )
 
 
-def _with_change(book: Book, organization_id: UUID, change: OwnChange, gate_at: datetime) -> Book:
+def _place_of(change: OwnChange, books: Mapping[UUID, Book], grade_id: UUID) -> UUID:
+    """The grade in whose book the order stands; the auction's own where it stands in none."""
+    for place, book in books.items():
+        if change.bid_id is not None and any(bid.id == change.bid_id for bid in book.bids):
+            return place
+    return grade_id
+
+
+def _with_change(
+    book: Book, organization_id: UUID, change: OwnChange, gate_at: datetime, caps: Mapping[UUID, int]
+) -> Book:
     if change.bid_id is None:
         old = BookBid(ADDED_ID, organization_id, gate_at, steps=[])
         others = book.bids
@@ -125,29 +144,44 @@ def _with_change(book: Book, organization_id: UUID, change: OwnChange, gate_at: 
         all_or_none=old.all_or_none if change.all_or_none is None else change.all_or_none,
     )
     check_steps(new.steps, new.min_fill_lots, book.cap)
+    if new.substitutes and (new.all_or_none or new.min_fill_lots):
+        raise InvalidInput(
+            "A bid that takes other grades has no minimum.",
+            field="all_or_none" if new.all_or_none else "min_fill_lots",
+        )
+    counted = counted_substitutes(new.steps, new.substitutes, home_cap=book.cap, caps=caps)
+    new = replace(new, substitutes=counted)
     if asks_for_more(new.steps, old.steps):
         new = replace(new, placed_at=gate_at)
     return replace(book, bids=[*others, new])
 
 
-def _outcome(book: Book, organization_id: UUID) -> Outcome:
-    sealed = book.sealed()
-    result = sealed.clear()
-    return Outcome(
-        clearing_rate_micros_per_mtok=result.price,
-        quantity_lots=result.quantity_lots,
-        fills=_own_fills(sealed.bids, result, organization_id),
-    )
-
-
-def _own_fills(bids: Sequence[Order], result: Clearing, organization_id: UUID) -> list[OwnFill]:
+def _outcome(books: Mapping[UUID, Book], grade_id: UUID, organization_id: UUID) -> Outcome:
+    """What the grade of these books came to, and what the organization's orders got of it."""
+    sealed = {place: book.sealed() for place, book in books.items()}
+    groups, _ = joined_groups(list(sealed.values()))
+    [group] = [group for group in groups if sealed[grade_id] in group]
+    home = sealed[grade_id].bids
+    if len(group) == 1:
+        result = sealed[grade_id].clear()
+        facts: Clearing | GradeClearing = result
+        lots = {order.id: sum(fill) for order, fill in zip(home, result.bid_fills, strict=True)}
+        orders = home
+    else:
+        joined = JoinedBook(group)
+        part = joined.results(joined.clear())[str(grade_id)]
+        facts = part.facts
+        lots = {order.id: filled for order, filled, _ in part.bids}
+        orders = [*home, *(order for book in group for order in book.bids if book is not sealed[grade_id])]
+    at_home = {order.id for order in home}
     fills = []
-    for bid, fill in zip(bids, result.bid_fills, strict=True):
-        if bid.organization_id == str(organization_id):
-            lots, bid_id = sum(fill), UUID(bid.id)
-            cost = -(-lots * (result.price or 0) // 1000)
-            fills.append(OwnFill(None if bid_id == ADDED_ID else bid_id, lots, cost))
-    return fills
+    for order in orders:
+        filled = lots.get(order.id, 0)
+        if order.organization_id == str(organization_id) and (filled or order.id in at_home):
+            bid_id = UUID(order.id)
+            cost = -(-filled * (facts.price or 0) // 1000)
+            fills.append(OwnFill(None if bid_id == ADDED_ID else bid_id, filled, cost))
+    return Outcome(facts.price, facts.quantity_lots, fills)
 
 
 def _count_question(organization_id: UUID) -> None:

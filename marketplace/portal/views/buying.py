@@ -136,7 +136,8 @@ def bids(request: SeatedRequest) -> HttpResponse:
             how = "stands until you cancel it" if placed.standing else "is in the book of its period"
             messages.success(request, f"The bid {how}.")
             return redirect("buyer-bid")
-    listed = page_of(bids_of(organization_id).prefetch_related(None).prefetch_related("steps"), request)
+    rows = bids_of(organization_id).prefetch_related(None)
+    listed = page_of(rows.prefetch_related("steps", "substitutes__grade__family"), request)
     context = {
         "form": form,
         "boards": boards_of(list(grades_in_force(now)), now),
@@ -189,7 +190,7 @@ def grade_choices(now: datetime) -> list[tuple[str, str]]:
 
 def _bid_form(request: SeatedRequest, now: datetime) -> BidForm:
     form = BidForm(request.POST if request.method == "POST" else None, initial=_asked(request))
-    form.fields["grade"].choices = grade_choices(now)  # type: ignore[attr-defined]
+    form.offer_grades(grade_choices(now))
     length = timedelta(seconds=settings.DELIVERY_PERIOD_S)
     first = first_open_start(now)
     form.fields["period_start"].choices = [  # type: ignore[attr-defined]
@@ -216,11 +217,13 @@ def _terms(form: BidForm) -> BidTerms:
         all_or_none=data["all_or_none"],
         max_total_micros_per_day=data["daily_budget"],
         valid_until=data["valid_until"],
+        substitutes=tuple(form.substitutes),
     )
 
 
 def _worst_case(request: SeatedRequest, form: BidForm) -> dict[str, object]:
-    return holding(request, worst_case_with_tax(form.steps, request.seat.organization.tax_ppm))
+    more = [adjustment for _, adjustment in form.substitutes]
+    return holding(request, worst_case_with_tax(form.steps, request.seat.organization.tax_ppm, more))
 
 
 def holding(request: SeatedRequest, held: int) -> dict[str, object]:

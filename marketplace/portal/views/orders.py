@@ -36,6 +36,13 @@ def bid(request: SeatedRequest, bid_id: UUID) -> HttpResponse:
     form = ReviseForm(
         request.POST if request.method == "POST" else None, initial=_as_typed(found), standing=found.standing
     )
+    # A grade that the bid names already may be retired since.
+    named = {
+        row.grade.family.slug: row.grade.family.title
+        for row in found.substitutes.all()
+        if row.withdrawn_at is None
+    }
+    form.offer_grades(list({**named, **dict(grade_choices(clock.now()))}.items()))
     if request.method == "POST" and form.is_valid():
         try:
             revise_bid(
@@ -129,6 +136,7 @@ def _changes(form: ReviseForm, *, standing: bool) -> BidChanges:
         min_fill_lots=data["min_fill_lots"] or 0,
         all_or_none=data["all_or_none"],
         max_total_micros_per_day=data["daily_budget"],
+        substitutes=tuple(form.substitutes),
     )
     if standing:
         changes["valid_until"] = data["valid_until"]
@@ -149,4 +157,8 @@ def _as_typed(bid: Bid) -> dict[str, Any]:
     for number, (rate, lots) in enumerate(terms.steps):
         typed[f"rate_{number}"] = decimal_string(rate, 6)
         typed[f"lots_{number}"] = lots
+    for number, (grade, adjustment) in enumerate(terms.substitutes):
+        typed[f"substitute_{number}"] = grade
+        sign = "-" if adjustment < 0 else ""
+        typed[f"adjustment_{number}"] = sign + decimal_string(abs(adjustment), 6)
     return typed
