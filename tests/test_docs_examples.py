@@ -26,7 +26,6 @@ def test_every_rule_of_the_market_has_an_example() -> None:
         "1. Phases",
         "3. Asks",
         "14. What is public",
-        "15. Several grades",
         "16. What was sold and did not come",
         "What stands against manipulation",
     ]
