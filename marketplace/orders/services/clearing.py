@@ -187,11 +187,13 @@ def _clear_alone(auction: Auction, book: SealedBook, now: datetime) -> None:
 
 def _clear_joined(auctions: Sequence[Auction], book: JoinedBook, now: datetime) -> None:
     """One result for all of them; price, volume and range are each grade's own, welfare and digest the whole's."""
-    result = book.clear()
     try:
+        result = book.clear()
         book.confirm(result)
-    except EnginesDisagree as error:
-        raise _NotConfirmed([auction.pk for auction in auctions], error) from error
+    except (EnginesDisagree, ValueError) as error:
+        # A book that the engine refuses has no result that could be confirmed either.
+        refused = error if isinstance(error, EnginesDisagree) else EnginesDisagree(str(error))
+        raise _NotConfirmed([auction.pk for auction in auctions], refused) from error
     digest = book.result_digest(result)
     offerings = book.offerings()
     parts = book.results(result)
