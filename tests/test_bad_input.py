@@ -65,6 +65,12 @@ GOOD: dict[str, dict[str, Any]] = {
         "overage_policy": "stop",
         "payment": "prepaid",
     },
+    "post /api/v1/contracts/{contract_id}/releases": {
+        "period_start": "2026-03-10T15:10:00Z",
+        "periods": 2,
+        "lots": 1,
+        "floor_micros_per_mtok": 100_000,
+    },
     "post /api/v1/bids": {
         "grade": "tiny-chat",
         "client_id": "mine",

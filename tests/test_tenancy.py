@@ -93,6 +93,7 @@ DOORS = {
     "api/v1/quotes/<uuid:quote_id>": ACME,
     "api/v1/quotes/<uuid:quote_id>/accept": ACME,
     "api/v1/contracts/<uuid:contract_id>": ACME,
+    "api/v1/contracts/<uuid:contract_id>/releases": ACME,
     "api/v1/generations/<uuid:generation_id>": ACME,
     "api/v1/bids": ACME,
     "api/v1/bids/<uuid:bid_id>": ACME,
@@ -190,6 +191,11 @@ BODIES = {
         "ends_at": "2026-03-12T12:00:00Z",
     },
     "api/v1/bids/<uuid:bid_id>": {"revision": 1, "min_fill_lots": 1},
+    "api/v1/contracts/<uuid:contract_id>/releases": {
+        "period_start": "2026-03-10T15:10:00Z",
+        "lots": 1,
+        "floor_micros_per_mtok": 0,
+    },
     "api/v1/offerings/<uuid:offering_id>": {"status": "withdrawn"},
 }
 # What the whole market may know: goods, prices, auctions; and rows that name nobody.

@@ -215,7 +215,8 @@ class EarningsView(ApiView):
     @extend_schema(operation_id="earnings_list", responses=serializers.EarningSerializer(many=True))
     def get(self, request: Request) -> Response:
         """What the provider earned, by charge and offering: gross, the market's fee, net."""
-        rows = Earning.objects.filter(organization_id=self.organization_id).select_related("charge")
+        rows = Earning.objects.filter(organization_id=self.organization_id, ask__isnull=True)
+        rows = rows.select_related("charge")
         return self.page(rows, serializers.EarningSerializer)
 
 

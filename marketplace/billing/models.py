@@ -8,6 +8,7 @@ from django.db.models import F, Q
 from marketplace.accounts.models import Organization
 from marketplace.contracts.models import Contract
 from marketplace.ids import uuid7
+from marketplace.orders.models import Ask
 from pricing.models import Grade, Rate
 from providers.models import Offering
 
@@ -21,6 +22,7 @@ class ChargeKind(models.TextChoices):
     MINIMUM_TAKE = "minimum_take"
     REMEDY = "remedy"
     SERVICE_CREDIT = "service_credit"
+    RELEASE = "release"
     ADJUSTMENT = "adjustment"
 
 
@@ -75,8 +77,9 @@ class Settlement(models.Model):
 
 class Charge(models.Model):
     """A rated line of a buyer: exact numerator x rate, rounded once. Append-only; `amount_micros` may be negative
-    on adjustments and remedies only. Usage covered by a committed fee is charged at 0 micros per Mtok
-    (docs/rounding.md). A remedy bills no volume: what failed stands in the `DeliveryOutcome`."""
+    on adjustments, remedies and releases only. Usage covered by a committed fee is charged at 0 micros per Mtok
+    (docs/rounding.md). A remedy bills no volume: what failed stands in the `DeliveryOutcome`. Nor does a release: it is
+    what a committed buyer got for volume that was resold, less the fee, as a credit."""
 
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
@@ -102,7 +105,7 @@ class Charge(models.Model):
             models.CheckConstraint(
                 condition=(Q(amount_micros__gte=0) & Q(numerator__gte=0) & Q(estimated_numerator__gte=0))
                 | Q(kind="adjustment")
-                | Q(kind="remedy", numerator=0, estimated_numerator=0),
+                | Q(kind__in=["remedy", "release"], numerator=0, estimated_numerator=0),
                 name="billing_charge_not_negative",
             ),
             models.CheckConstraint(
@@ -119,12 +122,17 @@ class Charge(models.Model):
 
 
 class Earning(models.Model):
-    """The provider's side of a charge: gross by numerator, less the market fee."""
+    """The seller's side of a charge: gross by numerator, less the market fee.
+
+    With an `ask` it is a committed buyer's part, for released lots of the offering that were resold: his money is on
+    his prepaid balance already, and stands on his invoice as a `release` credit, not on a statement.
+    """
 
     id = models.UUIDField(primary_key=True, editable=False)
     charge = models.ForeignKey(Charge, on_delete=models.PROTECT, related_name="earnings")
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
     offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
+    ask = models.ForeignKey(Ask, on_delete=models.PROTECT, null=True, related_name="+")
     numerator = models.BigIntegerField()
     gross_micros = models.BigIntegerField()
     fee_micros = models.BigIntegerField()
@@ -132,7 +140,11 @@ class Earning(models.Model):
     created_at = models.DateTimeField()
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["charge", "offering"], name="billing_earning_unique")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["charge", "offering", "ask"], nulls_distinct=False, name="billing_earning_unique"
+            )
+        ]
         indexes = [models.Index(fields=["organization", "period_start"], name="billing_earning_by_org")]
 
 

@@ -307,7 +307,7 @@ def payout_blocked_reason(organization_id: UUID) -> str | None:
 def earnings_total(organization_id: UUID, start: datetime, end: datetime) -> dict[str, int]:
     """What a provider earned in `[start, end)`: gross, fee and net in micros."""
     sums = Earning.objects.filter(
-        organization_id=organization_id, period_start__gte=start, period_start__lt=end
+        organization_id=organization_id, ask__isnull=True, period_start__gte=start, period_start__lt=end
     ).aggregate(gross=Sum("gross_micros"), fee=Sum("fee_micros"))
     gross, fee = sums["gross"] or 0, sums["fee"] or 0
     return {"gross_micros": gross, "fee_micros": fee, "net_micros": gross - fee}
@@ -372,8 +372,9 @@ def charges_of_line(line: InvoiceLine) -> QuerySet[Charge]:
 
 
 def earnings_of(organization_id: UUID) -> QuerySet[Earning]:
+    """As a provider; what a buyer got for released volume stands among his charges."""
     return (
-        Earning.objects.filter(organization_id=organization_id)
+        Earning.objects.filter(organization_id=organization_id, ask__isnull=True)
         .select_related("charge", "offering__host", "offering__grade__family")
         .order_by("-period_start", "-id")
     )
@@ -385,7 +386,10 @@ def earnings_by_period(
     """(period start, gross, fee) in micros of every period with earnings in `[since, until)`, oldest first."""
     rows = (
         Earning.objects.filter(
-            organization_id=organization_id, period_start__gte=since, period_start__lt=until
+            organization_id=organization_id,
+            ask__isnull=True,
+            period_start__gte=since,
+            period_start__lt=until,
         )
         .values("period_start")
         .annotate(gross=Sum("gross_micros"), fee=Sum("fee_micros"))

@@ -314,3 +314,8 @@ class PeriodRate(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["grade", "period_start"], name="contracts_periodrate_unique"),
         ]
+
+
+# Below what they refer to.
+from marketplace.contracts.nomination_models import Nomination as Nomination  # noqa: E402
+from marketplace.contracts.nomination_models import NominationShare as NominationShare  # noqa: E402

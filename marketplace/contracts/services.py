@@ -19,6 +19,12 @@ from marketplace.contracts.holds import (
     sweep_holds,
     void_hold,
 )
+from marketplace.contracts.nominating import (
+    ContractSuspended,
+    NotCommitted,
+    release_volume,
+    resolve_nominations,
+)
 from marketplace.contracts.on_demand import ensure_on_demand_contract
 from marketplace.contracts.quoting import QuoteExpired, request_quote
 from marketplace.contracts.spot import (
@@ -32,6 +38,8 @@ from marketplace.contracts.spot import (
 __all__ = [
     "Award",
     "Captured",
+    "ContractSuspended",
+    "NotCommitted",
     "Opened",
     "QuoteExpired",
     "accept_quote",
@@ -48,7 +56,9 @@ __all__ = [
     "record_award",
     "record_awards",
     "record_failed",
+    "release_volume",
     "request_quote",
+    "resolve_nominations",
     "set_period_rate",
     "set_spot_max_rate",
     "suspend_contract",

@@ -11,6 +11,7 @@ from marketplace.accounts.models import Organization
 from marketplace.contracts.models import Contract
 from marketplace.ids import uuid7
 from marketplace.ledger.models import Hold as LedgerHold
+from marketplace.orders.releases import Release as Release
 from pricing.models import Grade, GradeFamily, Rate
 from providers.models import Offering
 
@@ -214,11 +215,16 @@ class Auction(models.Model):
 
 
 class Ask(models.Model):
-    """What a host asks in one auction: its unsold share at the provider's floor, taken into `sold_ppm` at the gate."""
+    """What a host asks in one auction: its unsold share at the provider's floor, taken into `sold_ppm` at the gate.
+
+    With a `release` it is a committed buyer who asks, at his floor, for lots of which the host's share is sold already:
+    they take no share of their own.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     auction = models.ForeignKey(Auction, on_delete=models.PROTECT, related_name="asks")
     offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
+    release = models.ForeignKey(Release, on_delete=models.PROTECT, null=True, related_name="asks")
     rate_micros_per_mtok = models.BigIntegerField()
     lots = models.BigIntegerField()
     share_ppm = models.BigIntegerField()
@@ -227,12 +233,15 @@ class Ask(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["auction", "offering"], name="orders_ask_unique"),
+            models.UniqueConstraint(
+                fields=["auction", "offering", "release"], nulls_distinct=False, name="orders_ask_unique"
+            ),
             models.CheckConstraint(
-                condition=Q(lots__gt=0)
-                & Q(share_ppm__gt=0)
-                & Q(awarded_lots__gte=0)
-                & Q(awarded_lots__lte=F("lots")),
+                condition=Q(release__isnull=True, share_ppm__gt=0) | Q(release__isnull=False, share_ppm=0),
+                name="orders_ask_takes_a_share_once",
+            ),
+            models.CheckConstraint(
+                condition=Q(lots__gt=0) & Q(awarded_lots__gte=0) & Q(awarded_lots__lte=F("lots")),
                 name="orders_ask_awarded_within_lots",
             ),
         ]

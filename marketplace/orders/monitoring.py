@@ -31,6 +31,7 @@ from marketplace.orders.screens import (
     withdrawals,
 )
 from marketplace.orders.selectors import PUBLISHED
+from marketplace.orders.sellers import seller_of
 from marketplace.periods import Period
 
 WINDOW: Final = timedelta(hours=24)
@@ -40,7 +41,6 @@ LATE_PPM: Final = 100_000
 # Of the newest auctions in which somebody stood on both sides: each needs its book.
 MOST_BOOKS: Final = 200
 
-_SELLER: Final = "offering__host__provider__organization_id"
 # Without a price the whole demand counts; with one, what was bid at it or above.
 _DEMAND: Final = """
 SELECT auction.id, sum((step ->> 1)::bigint)::bigint
@@ -121,7 +121,8 @@ def powers_of(auctions: Sequence[Auction]) -> list[AuctionPower]:
         cursor.execute(_DEMAND, [ids])
         demand: dict[UUID, int] = dict(cursor.fetchall())
     supply: dict[UUID, dict[str, int]] = defaultdict(dict)
-    asked = Ask.objects.filter(auction_id__in=ids).values_list("auction_id", _SELLER)
+    asks = Ask.objects.filter(auction_id__in=ids).annotate(seller=seller_of())
+    asked = asks.values_list("auction_id", "seller")
     for auction_id, seller, lots in asked.annotate(total=Sum("lots")).order_by():
         supply[auction_id][str(seller)] = int(lots)
     return [
@@ -208,7 +209,8 @@ def _lots_traded(window: Period) -> list[tuple[str, str, str, int]]:
         auction__status__in=PUBLISHED,
     )
     rows = (
-        trades.values_list("auction__grade__family__slug", "bid__organization_id", f"ask__{_SELLER}")
+        trades.annotate(seller=seller_of("ask__"))
+        .values_list("auction__grade__family__slug", "bid__organization_id", "seller")
         .annotate(total=Sum("lots"))
         .order_by()
     )

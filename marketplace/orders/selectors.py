@@ -10,8 +10,9 @@ from uuid import UUID
 
 from django.db.models import Prefetch, QuerySet
 
+from marketplace.contracts.selectors import contract_of
 from marketplace.errors import NotFound
-from marketplace.orders.models import Auction, Bid, BidRevision, BidSubstitute, Trade
+from marketplace.orders.models import Auction, Bid, BidRevision, BidSubstitute, Release, Trade
 
 # With fewer organizations than this on a side, curves and interval are public only after `DISCLOSURE_DELAY`.
 DISCLOSURE_ORGANIZATIONS = 3
@@ -194,3 +195,9 @@ def market_tapes(grade_ids: Sequence[UUID], *, now: datetime, window: timedelta)
 def recent_auctions() -> QuerySet[Auction]:
     """Auctions in every state, newest period first: for the operator."""
     return Auction.objects.select_related("grade__family").defer("book").order_by("-period_start", "-id")
+
+
+def releases_of(organization_id: UUID, contract_id: UUID) -> QuerySet[Release]:
+    """What of the contract was released into spot. Raises NotFound, also for another organization's."""
+    contract = contract_of(organization_id=organization_id, contract_id=contract_id)
+    return Release.objects.filter(contract_id=contract.id).order_by("-id")

@@ -71,7 +71,8 @@ def buyer_rows(organization: Organization, wanted: FocusRange) -> Iterator[Focus
 def provider_rows(organization: Organization, wanted: FocusRange) -> Iterator[FocusRow]:
     """A provider's earnings and the market's fees, in order of their periods. Memory stays flat."""
     papers = _Papers(organization, "Provider", statements_of(organization.id).order_by("period_start"))
-    rows = Earning.objects.filter(organization_id=organization.id).select_related("charge", "offering__host")
+    rows = Earning.objects.filter(organization_id=organization.id, ask__isnull=True)
+    rows = rows.select_related("charge", "offering__host")
     if wanted.document_id is not None:
         rows = rows.filter(stated_as__line__statement_id=wanted.document_id)
     else:
@@ -205,6 +206,7 @@ SELECT e.id, coalesce(sum(o.numerator), 0)::bigint
        AND p.period_start = c.period_start AND p.kind IN ('usage', 'overage', 'spot', 'adjustment')
        AND (p.created_at, p.id) < (c.created_at, c.id)
   LEFT JOIN billing_earning o ON o.charge_id = p.id AND o.offering_id = e.offering_id
+       AND o.ask_id IS NOT DISTINCT FROM e.ask_id
  WHERE e.id = ANY (%s::uuid[]) GROUP BY 1
 """
 

@@ -55,10 +55,11 @@ TITLES: Final[Mapping[str, str]] = {
     ChargeKind.MINIMUM_TAKE: "Minimum take",
     ChargeKind.REMEDY: "Remedy",
     ChargeKind.SERVICE_CREDIT: "Service credit",
+    ChargeKind.RELEASE: "Resold volume",
     ChargeKind.ADJUSTMENT: "Adjustment of usage",
 }
 METERED: Final = (ChargeKind.USAGE, ChargeKind.OVERAGE, ChargeKind.SPOT, ChargeKind.ADJUSTMENT)
-CREDITS: Final = (ChargeKind.REMEDY, ChargeKind.SERVICE_CREDIT)
+CREDITS: Final = (ChargeKind.REMEDY, ChargeKind.SERVICE_CREDIT, ChargeKind.RELEASE)
 
 FocusRow = dict[str, Cell]
 

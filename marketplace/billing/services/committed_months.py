@@ -264,7 +264,10 @@ def _left_of(month: Entitlement) -> int:
             charge__rate_id=month.rate_id,
             charge__period_start__gte=month.period_start,
             charge__period_start__lt=month.period_end,
-        ).aggregate(total=Sum("gross_micros"))["total"]
+        )
+        # What a provider gives back for resold lots that failed goes to the buyer's balance, not into the fee.
+        .exclude(charge__kind=ChargeKind.REMEDY)
+        .aggregate(total=Sum("gross_micros"))["total"]
         or 0
     )
     left = fee.amount_micros - earned

@@ -282,6 +282,7 @@ def _room(provider: UUID, grade: UUID, contract: Contract, since: datetime, unti
     """
     earnings = Earning.objects.filter(
         organization_id=provider,
+        ask__isnull=True,
         charge__grade_id=grade,
         period_start__gte=until - CAP_SPAN,
         period_start__lt=until,

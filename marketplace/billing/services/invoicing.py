@@ -40,6 +40,7 @@ _TITLES: Final = {
     ChargeKind.MINIMUM_TAKE: "Minimum take",
     ChargeKind.REMEDY: "Remedy",
     ChargeKind.SERVICE_CREDIT: "Service credit",
+    ChargeKind.RELEASE: "Resold volume",
     ChargeKind.ADJUSTMENT: "Adjustment",
 }
 
@@ -265,9 +266,9 @@ def _line_kind(charge: Charge) -> str:
 
 
 def _line_key(charge: Charge) -> tuple[object, ...]:
-    """Spot: one line for each contract and day; everything else: one for each contract, kind and rate."""
+    """Spot and resold: one line for each contract and day; everything else: one for each contract, kind and rate."""
     kind = _line_kind(charge)
-    if charge.contract.kind == ContractKind.SPOT:
+    if charge.contract.kind == ContractKind.SPOT or kind == ChargeKind.RELEASE:
         return (charge.contract_id, kind, charge.period_start.date())
     if kind == ChargeKind.COMMITTED_FEE:
         return (charge.id,)
@@ -279,7 +280,7 @@ def _description(group: Sequence[Charge]) -> str:
     contract: Contract = first.contract
     title = _TITLES[ChargeKind(_line_kind(first))]
     grade = first.grade.family.title
-    if contract.kind == ContractKind.SPOT:
+    if contract.kind == ContractKind.SPOT or first.kind == ChargeKind.RELEASE:
         return f"{title}, {grade}, {first.period_start.date().isoformat()}"
     if contract.kind == ContractKind.COMMITTED and first.rate_micros_per_mtok == 0:
         return f"{title} included in the committed volume, {grade}"

@@ -21,6 +21,7 @@ from marketplace.billing.lines import (
     usage_line,
 )
 from marketplace.billing.models import Charge, ChargeKind, Settlement
+from marketplace.billing.resold import with_resellers
 from marketplace.billing.selectors import Metered
 from marketplace.billing.services.committed_months import delivery_line
 from marketplace.billing.services.failing import (
@@ -29,6 +30,7 @@ from marketplace.billing.services.failing import (
     award_outcomes,
     failure_evidence,
 )
+from marketplace.billing.services.reselling import ResoldByPeriod, resold_in
 from marketplace.contracts.models import Accrual, Allocation, Contract, ContractKind, Entitlement, Payment
 from marketplace.ledger.models import Hold
 from marketplace.periods import Period
@@ -48,6 +50,7 @@ class Sources:
     open_holds: set[UUID]
     unsettled_awards: list[Entitlement] = field(default_factory=list)
     evidence: FailureEvidence = field(default_factory=FailureEvidence)
+    resold: ResoldByPeriod = field(default_factory=dict)
 
     def outcomes(self, metered: Sequence[Metered]) -> list[AwardOutcome]:
         """What the awards came to, were this all that was delivered."""
@@ -94,6 +97,7 @@ def lock_sources(contract: Contract, period: Period) -> Sources:
         open_holds=_open(hold_ids),
         unsettled_awards=[award for award in awards if award.settled_at is None],
         evidence=failure_evidence(contract, awards),
+        resold=resold_in(contract, awards),
     )
 
 
@@ -162,7 +166,17 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
     for outcome in sources.outcomes(metered):
         outcomes[outcome.award.id].append(outcome)
     for key, award in sorted(by_award.items(), key=lambda item: (item[0][1], item[0][0])):
-        lines += _award_lines(award, used.get(key), outcomes[award.id], fee_ppm)
+        allocated = {
+            offering: numerator // NUMERATOR_PER_LOT
+            for offering, numerator in sources.evidence.allocated.get(award.period_start, {}).items()
+        }
+        resold = sources.resold.get(award.period_start, {})
+        lines += [
+            line
+            if line.kind == ChargeKind.REMEDY
+            else with_resellers(line, allocated, resold, fee_ppm=fee_ppm)
+            for line in _award_lines(award, used.get(key), outcomes[award.id], fee_ppm)
+        ]
     # Awards and paid months cover only their own rate: anything else a contract delivered is overage.
     covered = bool(sources.awards or sources.months)
     kind = ChargeKind.OVERAGE if covered else ChargeKind.USAGE
@@ -228,7 +242,9 @@ def _recorded(sources: Sources) -> list[Line]:
             numerator=charge.numerator,
             amount_micros=charge.amount_micros,
             shares={
-                earning.offering_id: Share(earning.numerator, earning.gross_micros, earning.fee_micros)
+                earning.ask_id or earning.offering_id: Share(
+                    earning.numerator, earning.gross_micros, earning.fee_micros
+                )
                 for earning in charge.earnings.all()
             },
             estimated_numerator=charge.estimated_numerator,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -18,9 +18,10 @@ from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
 from marketplace.billing.services.waterfall import FROM_OPERATOR, TO_OPERATOR, borne_by_market
 from marketplace.contracts.models import Contract, ContractKind, Payment
 from marketplace.ids import derived_id
-from marketplace.ledger.models import AccountKind
-from marketplace.ledger.selectors import balance
+from marketplace.ledger.models import AccountKind, LedgerAccount
+from marketplace.ledger.selectors import balance_of
 from marketplace.ledger.services import InsufficientFunds, NewTransfer, account_id, open_hold, post_transfers
+from marketplace.orders.models import Ask
 from pricing.rating import gross_up
 from providers.models import Offering
 
@@ -45,6 +46,10 @@ class Books:
     operator: UUID
     currency: str
     code: str | None = None
+
+    def paid_by_market(self) -> Books:
+        """The same, but for the market in the buyer's place."""
+        return replace(self, source=self.operator)
 
     def code_of(self, line: Line) -> str:
         return self.code or _CODES[ChargeKind(line.kind)]
@@ -73,10 +78,13 @@ def deferred_account(contract: Contract, *, now: datetime) -> UUID:
     )
 
 
-def books_of(contract: Contract, *, now: datetime) -> Books:
-    """Delivery of a prepaid committed contract is paid out of what was paid ahead; all else by the buyer's account."""
+def books_of(contract: Contract, *, now: datetime, to_balance: bool = False) -> Books:
+    """Delivery of a prepaid committed contract is paid out of what was paid ahead; all else by the buyer's account.
+
+    With `to_balance` that too: what a committed buyer gets back is his to spend.
+    """
     operator_id = operator_organization().id
-    ahead = contract.kind == ContractKind.COMMITTED and not pays_in_arrears(contract)
+    ahead = contract.kind == ContractKind.COMMITTED and not pays_in_arrears(contract) and not to_balance
     return Books(
         source=deferred_account(contract, now=now) if ahead else buyer_account(contract, now=now),
         fees=account_id(
@@ -103,29 +111,39 @@ def tax_hold_id(*, settlement_id: UUID | None, charge_id: UUID) -> UUID:
     return derived_id(settlement_id or charge_id, "tax")
 
 
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A line whose money is to move. Its charge's id derives from `parent`; `hold_id` is the open hold that pays it."""
+
+    parent: UUID
+    line: Line
+    books: Books
+    hold_id: UUID | None = None
+
+
 def move_lines(
     parent: UUID, lines: Sequence[Line], books: Books, *, holds: Mapping[LineKey, UUID], now: datetime
 ) -> None:
-    """Post the grosses and fees of `lines`; `parent` is what their charges' ids derive from.
+    """Post the grosses and fees of `lines`; `holds` says which open hold pays a line, by the line's key."""
+    move([Movement(parent, line, books, holds.get(line.key)) for line in lines], now=now)
 
-    `holds` says which open hold pays a line, by the line's key. What is given back, and a remedy, comes from the
-    provider's payable account and, where that is empty, from the operator. Raises InsufficientFunds.
+
+def move(movements: Sequence[Movement], *, now: datetime) -> None:
+    """Post the grosses and fees of lines, of whichever books, in one call of the ledger.
+
+    What is given back, and a remedy, comes from the seller's account and, where that is empty, from the operator.
+    Raises InsufficientFunds.
     """
-    providers = provider_organizations({offering for line in lines for offering in line.shares})
-    payables = {
-        organization: account_id(
-            organization_id=organization, kind=AccountKind.PAYABLE, currency=books.currency, now=now
-        )
-        for organization in sorted(set(providers.values()))
-    }
+    sellers = sellers_of({key for one in movements for key in one.line.shares})
+    accounts = seller_accounts(sellers, movements[0].books.currency, now=now) if movements else {}
     given_back: dict[UUID, int] = defaultdict(int)
     earned: dict[UUID, int] = defaultdict(int)
     transfers: list[NewTransfer] = []
-    for line in lines:
+    for movement in movements:
+        parent, line, books = movement.parent, movement.line, movement.books
         charge = charge_id(parent, line)
         for offering, share in sorted(line.shares.items()):
-            organization = providers[offering]
-            earning, payable = earning_id(charge, offering), payables[organization]
+            earning, payable = earning_id(charge, offering), accounts[offering]
             if share.gross_micros > 0:
                 back = min(share.gross_micros, borne_by_market(parent, line, offering))
                 for name, credit, amount in (
@@ -140,23 +158,23 @@ def move_lines(
                                 credit_id=credit,
                                 amount_micros=amount,
                                 code=books.code_of(line),
-                                hold_id=holds.get(line.key),
+                                hold_id=movement.hold_id,
                                 reference_id=earning,
                             )
                         )
-                earned[organization] += share.gross_micros - back - share.fee_micros
+                earned[payable] += share.gross_micros - back - share.fee_micros
             elif share.gross_micros < 0:
-                given_back[organization] -= share.gross_micros
+                given_back[payable] -= share.gross_micros
             if share.fee_micros:
                 transfers.append(_fee(earning, payable, share, books))
-                given_back[organization] += share.fee_micros if share.gross_micros < 0 else 0
+                given_back[payable] += share.fee_micros if share.gross_micros < 0 else 0
     # One call: the bounds of accounts hold for the sum of it, so a fee that comes back pays part of a refund, and what
     # a provider earns in this run pays his remedies first.
     shortfall = {
-        organization: max(0, amount - earned[organization] - _available(organization, books.currency))
-        for organization, amount in given_back.items()
+        account: max(0, amount - earned[account] - _available(account))
+        for account, amount in given_back.items()
     }
-    transfers += _refunds(parent, lines, books, providers, payables, shortfall)
+    transfers += _refunds(movements, accounts, shortfall)
     if transfers:
         post_transfers(transfers, now=now)
 
@@ -171,7 +189,7 @@ def record_lines(
     now: datetime,
 ) -> list[Charge]:
     """Insert the charges and earnings of lines whose money has moved."""
-    providers = provider_organizations({offering for line in lines for offering in line.shares})
+    sellers = sellers_of({key for line in lines for key in line.shares})
     charges, earnings = [], []
     for line in lines:
         charge = charge_id(parent, line)
@@ -195,8 +213,16 @@ def record_lines(
             )
         )
         earnings += [
-            new_earning(charge, offering, share, providers[offering], line.period_start, now)
-            for offering, share in sorted(line.shares.items())
+            new_earning(
+                charge,
+                sellers[key].offering_id,
+                share,
+                sellers[key].organization_id,
+                line.period_start,
+                now,
+                ask_id=sellers[key].ask_id,
+            )
+            for key, share in sorted(line.shares.items())
         ]
     Charge.objects.bulk_create(charges)
     Earning.objects.bulk_create(earnings)
@@ -204,13 +230,21 @@ def record_lines(
 
 
 def new_earning(
-    charge: UUID, offering: UUID, share: Share, organization: UUID, period_start: datetime, now: datetime
+    charge: UUID,
+    offering: UUID,
+    share: Share,
+    organization: UUID,
+    period_start: datetime,
+    now: datetime,
+    *,
+    ask_id: UUID | None = None,
 ) -> Earning:
     return Earning(
-        id=earning_id(charge, offering),
+        id=earning_id(charge, ask_id or offering),
         charge_id=charge,
         organization_id=organization,
         offering_id=offering,
+        ask_id=ask_id,
         numerator=share.numerator,
         gross_micros=share.gross_micros,
         fee_micros=share.fee_micros,
@@ -274,6 +308,49 @@ def hold_disputed(settlement_id: UUID, amount_micros: int, contract: Contract, *
         return
 
 
+@dataclass(frozen=True, slots=True)
+class Seller:
+    """Who earns a share of a line: the provider of the offering, or the buyer who released lots of it (`ask_id`)."""
+
+    organization_id: UUID
+    offering_id: UUID
+    ask_id: UUID | None = None
+    # The committed contract that the lots were released from.
+    contract_id: UUID | None = None
+
+
+def sellers_of(keys: set[UUID]) -> dict[UUID, Seller]:
+    """By the key of a share: an offering, or the ask of a release."""
+    found = {
+        offering: Seller(organization, offering)
+        for offering, organization in provider_organizations(keys).items()
+    }
+    if len(found) < len(keys):
+        asks = Ask.objects.filter(id__in=keys - found.keys()).values_list(
+            "id", "release__organization_id", "offering_id", "release__contract_id"
+        )
+        for ask, organization, offering, contract in asks:
+            assert organization is not None, "only released lots are sold by their asks"
+            found[ask] = Seller(organization, offering, ask, contract)
+    return found
+
+
+def seller_accounts(sellers: Mapping[UUID, Seller], currency: str, *, now: datetime) -> dict[UUID, UUID]:
+    """Where a share's money goes: a provider's payable account, a reselling buyer's prepaid balance."""
+    wanted = {
+        key: (
+            seller.organization_id,
+            AccountKind.PAYABLE if seller.ask_id is None else AccountKind.PREPAID,
+        )
+        for key, seller in sellers.items()
+    }
+    accounts = {
+        place: account_id(organization_id=place[0], kind=place[1], currency=currency, now=now)
+        for place in sorted(set(wanted.values()))
+    }
+    return {key: accounts[place] for key, place in wanted.items()}
+
+
 def provider_organizations(offering_ids: set[UUID]) -> dict[UUID, UUID]:
     """The organization that earns for each offering."""
     rows = Offering.objects.filter(id__in=offering_ids).values_list("id", "host__provider__organization_id")
@@ -293,25 +370,21 @@ def _fee(earning: UUID, payable: UUID, share: Share, books: Books) -> NewTransfe
 
 
 def _refunds(
-    parent: UUID,
-    lines: Sequence[Line],
-    books: Books,
-    providers: Mapping[UUID, UUID],
-    payables: Mapping[UUID, UUID],
-    shortfall: dict[UUID, int],
+    movements: Sequence[Movement], accounts: Mapping[UUID, UUID], shortfall: dict[UUID, int]
 ) -> list[NewTransfer]:
     refunds: list[NewTransfer] = []
-    for line in lines:
-        charge = charge_id(parent, line)
+    for movement in movements:
+        line, books = movement.line, movement.books
+        charge = charge_id(movement.parent, line)
         for offering, share in sorted(line.shares.items()):
             if share.gross_micros >= 0:
                 continue
-            organization, earning = providers[offering], earning_id(charge, offering)
-            uncovered = min(-share.gross_micros, shortfall[organization])
-            shortfall[organization] -= uncovered
+            account, earning = accounts[offering], earning_id(charge, offering)
+            uncovered = min(-share.gross_micros, shortfall[account])
+            shortfall[account] -= uncovered
             # The waterfall: what the provider has to come, then the market. His bond will stand between them.
             parts = (
-                ("gross", payables[organization], -share.gross_micros - uncovered),
+                ("gross", account, -share.gross_micros - uncovered),
                 (FROM_OPERATOR, books.operator, uncovered),
             )
             refunds += [
@@ -329,7 +402,5 @@ def _refunds(
     return refunds
 
 
-def _available(organization_id: UUID, currency: str) -> int:
-    return balance(
-        organization_id=organization_id, kind=AccountKind.PAYABLE, currency=currency
-    ).available_micros
+def _available(account: UUID) -> int:
+    return balance_of(LedgerAccount.objects.get(pk=account)).available_micros

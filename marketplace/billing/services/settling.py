@@ -45,13 +45,15 @@ from marketplace.billing.services.period_lines import (
     waiting_amount,
 )
 from marketplace.billing.services.posting import (
+    Movement,
     books_of,
     dispute_hold_id,
     hold_disputed,
     hold_tax,
-    move_lines,
+    move,
     record_lines,
 )
+from marketplace.billing.services.reselling import credit_resellers, record_refunds, refunds_of
 from marketplace.contracts.services import mark_entitlement_settled, record_failed
 from marketplace.errors import DomainError
 from marketplace.jobs import claim_job, finish_job
@@ -187,7 +189,7 @@ def settle_contract(
         )
         if earlier is not None:
             _free_disputed(earlier, now=now)
-        charges = _run(settlement, sources, metered, now=now)
+        charges = _run(settlement, sources, metered, outcomes, now=now)
         _keep_outcomes(settlement, sources, outcomes, now=now)
         amount = sum(charge.amount_micros for charge in charges)
         settled = SettledContract(contract.id, period.start, run, len(charges), amount)
@@ -198,11 +200,24 @@ def settle_contract(
     return settled
 
 
-def _run(settlement: Settlement, sources: Sources, metered: list[Metered], *, now: datetime) -> list[Charge]:
+def _run(
+    settlement: Settlement,
+    sources: Sources,
+    metered: list[Metered],
+    outcomes: Sequence[AwardOutcome],
+    *,
+    now: datetime,
+) -> list[Charge]:
     lines = lines_of_run(settlement, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
     holds = sources.holds_for(lines)
     _check_within_accrual(sources, lines, holds)
-    move_lines(settlement.id, lines, books_of(sources.contract, now=now), holds=holds, now=now)
+    books = books_of(sources.contract, now=now)
+    refunds = refunds_of(settlement, outcomes, sources.resold, now=now) if sources.resold else []
+    movements = [Movement(settlement.id, line, books, holds.get(line.key)) for line in lines]
+    move([*movements, *(refund.movement for refund in refunds)], now=now)
+    record_refunds(refunds, now=now)
+    if sources.resold:
+        credit_resellers(settlement, lines, now=now)
     # The rest of a hold is free before the tax is set aside: it was grossed up for exactly that.
     _close_sources(sources, now=now)
     tax_held = hold_tax(settlement.id, lines, sources.contract, settlement_id=settlement.id, now=now)

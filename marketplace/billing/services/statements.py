@@ -28,7 +28,7 @@ def providers_to_state(*, month: Period) -> list[UUID]:
     """Organizations with earnings up to the month's end that no statement has, and no statement of the month."""
     stated = Statement.objects.filter(period_start=month.start).values("organization_id")
     rows = (
-        Earning.objects.filter(stated_as__isnull=True, period_start__lt=month.end)
+        Earning.objects.filter(ask__isnull=True, stated_as__isnull=True, period_start__lt=month.end)
         .exclude(organization_id__in=stated)
         .order_by("organization_id")
         .values_list("organization_id", flat=True)
@@ -68,7 +68,10 @@ def issue_statement(*, organization_id: UUID, month: Period, now: datetime) -> S
         return None
     earnings = list(
         Earning.objects.filter(
-            organization_id=organization_id, stated_as__isnull=True, period_start__lt=month.end
+            organization_id=organization_id,
+            ask__isnull=True,
+            stated_as__isnull=True,
+            period_start__lt=month.end,
         )
         .select_related("offering__host", "offering__grade__family", "charge")
         .order_by("period_start", "id")

@@ -1,6 +1,6 @@
 -- Delivery holds: open, extend, capture, void. Sync services and the gateway's pool run the same one-line statements.
 --
--- Lock order, everywhere: delivery hold, right (entitlement or on-demand bucket), allocation, accrual (an
+-- Lock order, everywhere: delivery hold, right (entitlement, then its period's nomination; or on-demand bucket), allocation, accrual (an
 -- advisory lock before it while it is made), ledger hold, ledger account. A right is taken by one conditional UPDATE: a candidate that
 -- fails it leaves no lock behind, so a request never holds two rights.
 --
@@ -138,6 +138,9 @@ RETURNS contracts_opened LANGUAGE plpgsql AS $$
 DECLARE
     o contracts_opened;
     e record;
+    n record;
+    v_rate_per_s bigint;
+    v_depth bigint;
     v_level bigint;
     v_free bigint;
     v_accrual uuid;
@@ -159,7 +162,16 @@ BEGIN
     o.period_start := contracts_period_start(p_asked.at, p_asked.delivery_s);
     o.expires_at := p_asked.at + make_interval(secs => e.max_request_s);
     o.amount_numerator := p_asked.numerators[array_position(p_asked.grades, e.grade_id)];
-    o.limit_numerator := GREATEST(e.bucket_depth_numerator, o.amount_numerator);
+    v_rate_per_s := e.bucket_rate_numerator_per_s;
+    v_depth := e.bucket_depth_numerator;
+    -- What was released of this period (of one that is published: resold) is not the buyer's: bucket and volume shrink.
+    SELECT nom.id, nom.firm_lots, nom.firm_lots - coalesce(nom.resold_lots, nom.released_lots) AS kept_lots INTO n
+      FROM contracts_nomination nom WHERE nom.contract_id = e.contract_id AND nom.period_start = o.period_start;
+    IF n.id IS NOT NULL THEN
+        v_rate_per_s := div(v_rate_per_s::numeric * n.kept_lots, n.firm_lots)::bigint;
+        v_depth := div(v_depth::numeric * n.kept_lots, n.firm_lots)::bigint;
+    END IF;
+    o.limit_numerator := GREATEST(v_depth, o.amount_numerator);
     o.amount_micros := 0;
     IF e.payment = 'arrears' THEN
         o.amount_micros :=
@@ -171,15 +183,17 @@ BEGIN
       FROM contracts_allocation a
       JOIN providers_offering f ON f.id = a.offering_id
       JOIN providers_host h ON h.id = f.host_id
+      LEFT JOIN contracts_nominationshare s ON s.nomination_id = n.id AND s.offering_id = a.offering_id
      WHERE a.contract_id = e.contract_id
        AND (a.period_start IS NULL OR a.period_start = e.period_start)
+       AND a.firm_lots > coalesce(s.resold_lots, 0)
        AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_asked.at)
        AND NOT a.offering_id = ANY (p_asked.exclude)
      ORDER BY (
         a.served_numerator + coalesce((
             SELECT sum(w.amount_numerator) FROM contracts_hold w
              WHERE w.contract_id = a.contract_id AND w.offering_id = a.offering_id AND w.status = 'open'
-        ), 0)) / a.firm_lots, a.offering_id
+        ), 0)) / (a.firm_lots - coalesce(s.resold_lots, 0)), a.offering_id
      LIMIT 1;
     IF NOT FOUND THEN
         o.outcome := 'no_offering';
@@ -191,28 +205,40 @@ BEGIN
         UPDATE contracts_entitlement en SET
             held_numerator = en.held_numerator + o.amount_numerator,
             bucket_level_numerator = contracts_refilled(en.bucket_level_numerator, en.bucket_level_at,
-                en.bucket_rate_numerator_per_s, en.bucket_depth_numerator, p_asked.at)
+                v_rate_per_s, v_depth, p_asked.at)
                 - o.amount_numerator,
             bucket_level_at = GREATEST(en.bucket_level_at, p_asked.at)
          WHERE en.id = p_entitlement
            AND en.entitled_numerator - en.held_numerator - en.used_numerator - en.released_numerator
                - en.failed_numerator >= o.amount_numerator
-           AND contracts_refilled(en.bucket_level_numerator, en.bucket_level_at, en.bucket_rate_numerator_per_s,
-               en.bucket_depth_numerator, p_asked.at) >= LEAST(en.bucket_depth_numerator, o.amount_numerator)
+           AND contracts_refilled(en.bucket_level_numerator, en.bucket_level_at, v_rate_per_s,
+               v_depth, p_asked.at) >= LEAST(v_depth, o.amount_numerator)
         RETURNING en.bucket_level_numerator INTO v_level;
         IF FOUND THEN
+            IF n.id IS NOT NULL THEN
+                UPDATE contracts_nomination SET taken_numerator = taken_numerator + o.amount_numerator WHERE id = n.id;
+            END IF;
             IF o.amount_micros > 0 THEN
                 v_accrual := contracts_accrue(e.contract_id,
                     contracts_period_start(p_asked.at, p_asked.settlement_s), o.amount_micros, p_asked.at);
             END IF;
             o.outcome := 'ok';
             o.remaining_numerator := GREATEST(0, v_level);
-            o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, e.bucket_rate_numerator_per_s);
+            o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, v_rate_per_s);
             PERFORM contracts_record_hold(p_asked, o, p_entitlement, v_accrual);
             RETURN o;
         END IF;
     EXCEPTION WHEN check_violation THEN
         GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+        IF v_constraint = 'contracts_nomination_never_overdrawn' THEN
+            SELECT GREATEST(0, n.kept_lots * 1000000000 - nom.taken_numerator) INTO o.remaining_numerator
+              FROM contracts_nomination nom WHERE nom.id = n.id;
+            o.outcome := 'rate_limited';
+            o.retry_after_ms := GREATEST(1, extract(
+                epoch FROM o.period_start + make_interval(secs => p_asked.delivery_s) - p_asked.at) * 1000)::bigint;
+            o.reset_ms := o.retry_after_ms;
+            RETURN o;
+        END IF;
         IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
             RAISE;
         END IF;
@@ -222,19 +248,19 @@ BEGIN
 
     SELECT en.entitled_numerator - en.held_numerator - en.used_numerator - en.released_numerator
            - en.failed_numerator,
-           contracts_refilled(en.bucket_level_numerator, en.bucket_level_at, en.bucket_rate_numerator_per_s,
-               en.bucket_depth_numerator, p_asked.at)
+           contracts_refilled(en.bucket_level_numerator, en.bucket_level_at, v_rate_per_s,
+               v_depth, p_asked.at)
       INTO v_free, v_level
       FROM contracts_entitlement en WHERE en.id = p_entitlement;
     o.remaining_numerator := GREATEST(0, v_level);
-    o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, e.bucket_rate_numerator_per_s);
+    o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, v_rate_per_s);
     IF v_free < o.amount_numerator THEN
         o.outcome := 'contract_exhausted';
         o.remaining_numerator := GREATEST(0, v_free);
     ELSE
         o.outcome := 'rate_limited';
         o.retry_after_ms := GREATEST(1, contracts_wait_ms(
-            LEAST(e.bucket_depth_numerator, o.amount_numerator) - v_level, e.bucket_rate_numerator_per_s));
+            LEAST(v_depth, o.amount_numerator) - v_level, v_rate_per_s));
     END IF;
     RETURN o;
 END
@@ -439,7 +465,7 @@ BEGIN
             SELECT ct.id, ct.kind, ct.payment, ct.overage_policy, ct.ends_at, e.id AS entitlement_id, e.period_end, r.micros_per_mtok,
                    CASE
                        WHEN ct.kind = 'spot' THEN 1
-                       WHEN e.used_numerator + e.held_numerator
+                       WHEN e.used_numerator + e.held_numerator + e.released_numerator + e.failed_numerator
                             < div(e.entitled_numerator::numeric * ct.take_share_ppm, 1000000) THEN 0
                        ELSE 2
                    END AS rank
@@ -515,6 +541,8 @@ BEGIN
         IF NOT FOUND THEN
             RETURN 'contract_exhausted';
         END IF;
+        UPDATE contracts_nomination n SET taken_numerator = n.taken_numerator + p_delta
+         WHERE n.contract_id = h.contract_id AND n.period_start = h.period_start;
     ELSE
         UPDATE contracts_ondemandbucket SET level_numerator = level_numerator - p_delta
          WHERE offering_id = h.offering_id;
@@ -534,6 +562,9 @@ BEGIN
     RETURN 'ok';
 EXCEPTION WHEN check_violation THEN
     GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+    IF v_constraint = 'contracts_nomination_never_overdrawn' THEN
+        RETURN 'contract_exhausted';
+    END IF;
     IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
         RAISE;
     END IF;
@@ -585,6 +616,10 @@ BEGIN
             bucket_level_numerator = GREATEST(e.bucket_level_numerator,
                 LEAST(e.bucket_depth_numerator, e.bucket_level_numerator + v_rest))
          WHERE e.id = h.entitlement_id;
+        IF v_rest > 0 THEN
+            UPDATE contracts_nomination n SET taken_numerator = n.taken_numerator - v_rest
+             WHERE n.contract_id = h.contract_id AND n.period_start = h.period_start;
+        END IF;
         IF v_numerator > 0 THEN
             UPDATE contracts_allocation a SET served_numerator = a.served_numerator + v_numerator
              WHERE a.contract_id = h.contract_id AND a.offering_id = h.offering_id

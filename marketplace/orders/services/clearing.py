@@ -22,6 +22,7 @@ from marketplace.orders.joined_book import MINIMUM, JoinedBook, joined_groups
 from marketplace.orders.models import Ask, Auction, MarketControl, Trade
 from marketplace.orders.pairing import Filled, overage_rate, pair
 from marketplace.orders.services.controls import halt_by_rule
+from marketplace.orders.services.releasing import close_releases
 from marketplace.orders.services.substituting import open_award_contracts, substitute_contracts
 from marketplace.orders.unhurried import without_cycle_collection
 from pricing.book import RULE_VERSION, Clearing, Order
@@ -64,9 +65,13 @@ WHERE bid.id IN (SELECT bid_id FROM orders_trade WHERE auction_id = %s)
 ORDER BY hold.account_id, bid.id FOR NO KEY UPDATE OF bid
 """
 _SHARES: Final = """
-SELECT trade.bid_id, array_agg(ask.offering_id ORDER BY trade.id), array_agg(trade.lots ORDER BY trade.id)
-FROM orders_trade AS trade JOIN orders_ask AS ask ON ask.id = trade.ask_id
-WHERE trade.auction_id = %s GROUP BY trade.bid_id
+SELECT bid_id, array_agg(offering_id ORDER BY offering_id), array_agg(lots ORDER BY offering_id)
+FROM (
+    -- A host's own lots and released ones of it are one share of the award.
+    SELECT trade.bid_id, ask.offering_id, sum(trade.lots)::bigint AS lots
+    FROM orders_trade AS trade JOIN orders_ask AS ask ON ask.id = trade.ask_id
+    WHERE trade.auction_id = %s GROUP BY trade.bid_id, ask.offering_id
+) AS share GROUP BY bid_id
 """
 
 
@@ -296,6 +301,7 @@ def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
         auction = _locked_auction(auction_id)
         if auction.status != Auction.Status.CLEARED:
             return False
+        close_releases(auction, now=now)
         rate = None
         if auction.clearing_rate_micros_per_mtok is not None:
             rate = publish_rate(
@@ -342,8 +348,8 @@ def _award(auction: Auction, rate: Rate, now: datetime) -> None:
 
 def _give_back_unawarded(auction: Auction) -> None:
     seconds = int((auction.period_end - auction.period_start).total_seconds())
-    asks = Ask.objects.filter(auction=auction, awarded_lots__lt=F("lots")).select_related("offering")
-    for ask in asks.order_by("offering__host_id", "pk"):
+    asks = Ask.objects.filter(auction=auction, awarded_lots__lt=F("lots"), release__isnull=True)
+    for ask in asks.select_related("offering").order_by("offering__host_id", "pk"):
         kept = share_ppm_of(ask.awarded_lots, ask.offering, seconds) if ask.awarded_lots else 0
         if ask.share_ppm > kept:
             give_back_period_share(
@@ -367,7 +373,8 @@ def _set_period_rate(auction: Auction, now: datetime) -> None:
     if not listed:
         return
     unsold = (
-        Ask.objects.filter(auction=auction, awarded_lots__lt=F("lots"))
+        # What is released and not resold is its buyer's again: nobody gets it as overage.
+        Ask.objects.filter(auction=auction, awarded_lots__lt=F("lots"), release__isnull=True)
         .order_by("rate_micros_per_mtok")
         .first()
     )

@@ -20,6 +20,7 @@ from marketplace.contracts.models import Allocation, ContractKind
 from marketplace.errors import Conflict, NotFound
 from marketplace.ids import uuid7
 from marketplace.orders.models import Auction, PriceIndex, Trade
+from marketplace.orders.sellers import seller_of
 from marketplace.periods import Period, period_at
 from pricing.index import METHOD_VERSION, IndexTrade, IndexValue, price_index
 from pricing.models import Grade, GradeFamily
@@ -197,17 +198,21 @@ def _inputs(family_id: UUID, window: Period, previous: PriceIndex | None) -> Ind
 
 def _spot_trades(family_id: UUID, window: Period) -> list[IndexTrade]:
     grades = list(Grade.objects.filter(family_id=family_id).values_list("pk", flat=True))
-    trades = Trade.objects.filter(
-        auction__grade_id__in=grades,
-        auction__period_start__gte=window.start,
-        auction__period_start__lt=window.end,
-        auction__published_at__lt=window.end,
-    ).values_list(
-        "auction_id",
-        "rate_micros_per_mtok",
-        "lots",
-        "bid__organization_id",
-        "ask__offering__host__provider__organization_id",
+    trades = (
+        Trade.objects.annotate(seller=seller_of("ask__"))
+        .filter(
+            auction__grade_id__in=grades,
+            auction__period_start__gte=window.start,
+            auction__period_start__lt=window.end,
+            auction__published_at__lt=window.end,
+        )
+        .values_list(
+            "auction_id",
+            "rate_micros_per_mtok",
+            "lots",
+            "bid__organization_id",
+            "seller",
+        )
     )
     return [
         IndexTrade(str(auction), rate, lots, str(buyer), str(seller))

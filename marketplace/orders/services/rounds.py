@@ -27,6 +27,7 @@ from marketplace.orders.services.bids import end_bid
 from marketplace.orders.services.controls import review_at_opening, sealing_terms
 from marketplace.orders.services.missed import auction_times, record_missed_periods
 from marketplace.orders.services.phases import UNPUBLISHED
+from marketplace.orders.services.releasing import ask_released, close_stranded_releases
 from marketplace.orders.services.substituting import (
     awaits_a_result,
     awarded_contracts,
@@ -119,6 +120,8 @@ def _close_period(period_start: datetime, now: datetime) -> int:
                 gate_at=trading[0].gate_at,
             )
             asks = _take_supply(trading, now)
+            for auction_id, released in ask_released(trading, now=now).items():
+                asks.setdefault(auction_id, []).extend(released)
             caps = {auction.grade_id: terms[auction.id].cap for auction in trading}
             bids = _snapshot_bids(locked, caps, now)
         links: set[tuple[str, str]] = set()
@@ -255,6 +258,7 @@ def advance_auctions(*, now: datetime) -> dict[str, int]:
         status=Auction.Status.DELIVERED
     )
     done["settled"] = _settle_delivered()
+    done["returned"] = close_stranded_releases(now=now)
     done["expired"] = _expire_single_bids(now) + expire_standing_bids(now=now)
     return done
 

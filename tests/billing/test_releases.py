@@ -1,0 +1,227 @@
+"""Resold volume: who pays whom, what the market keeps, what failed; and that the books, the month and a re-run agree."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from marketplace.billing.auditing import check_charges
+from marketplace.billing.models import Charge, DeliveryOutcome, Earning, InvoiceLine
+from marketplace.billing.services.invoicing import issue_invoices
+from marketplace.billing.services.settling import SettlementResult, settle_period
+from marketplace.billing.services.statements import providers_to_state
+from marketplace.contracts.models import Contract, Entitlement
+from marketplace.orders.models import Bid
+from marketplace.periods import calendar_month, settlement_period
+from pricing.models import Grade
+from providers.models import Outage
+from tests.billing.world import DUE_AFTER, HOUR, LOT, assert_books_balance, meter, money, set_tax
+from tests.cast import Party, Plant, fund, make_party
+from tests.orders.test_releases import FUNDS, buy, let_go
+from tests.orders.world import PERIOD, bid_of, run_round
+
+# 10,000 lots at 0.50 per Mtok.
+FEE = 5_000_000
+
+
+@pytest.fixture
+def borealis(db: None, operator: Party, now: datetime) -> Party:
+    """Buys spot."""
+    party = make_party("Borealis", ["buyer"], now)
+    fund(party, FUNDS, now)
+    return party
+
+
+@pytest.fixture
+def contract(acme: Party, grade: Grade, plant: Plant, now: datetime) -> Contract:
+    fund(acme, FUNDS, now)
+    return buy(acme, grade, now)
+
+
+@pytest.fixture
+def award(contract: Contract, borealis: Party, plant: Plant, now: datetime) -> Entitlement:
+    """60 lots at 0.20: 40 that acme released, and 20 of the host's own."""
+    let_go(contract, now)
+    bid_of(borealis, now, steps=((300_000, 60),))
+    run_round(plant, now)
+    return Entitlement.objects.select_related("rate", "contract").get(contract=Bid.objects.get().contract)
+
+
+def settle(now: datetime) -> SettlementResult:
+    result = settle_period(settlement_start=settlement_period(now).start, now=now + DUE_AFTER)
+    assert result.failed == []
+    return result
+
+
+def test_the_proceeds_are_shared_by_lots_and_each_seller_pays_his_fee(
+    contract: Contract, award: Entitlement, acme: Party, borealis: Party, hyperion: Party, operator: Party,
+    plant: Plant, now: datetime,
+) -> None:  # fmt: skip
+    meter(award.contract, award.rate, plant, 45 * LOT, award.period_start)
+    settle(now)
+    # 45 lots at 200 micros: 9,000, a third to the host, two thirds to acme, each less five per cent.
+    assert money(borealis, "prepaid") == FUNDS - 9_000
+    assert money(acme, "prepaid") == FUNDS - FEE + 5_700
+    assert money(hyperion, "payable") == 2_850
+    assert money(operator, "fees") == 150 + 300
+    spot = Charge.objects.get(kind="spot")
+    assert sum(earning.gross_micros for earning in spot.earnings.all()) == spot.amount_micros == 9_000
+    credit = Charge.objects.get(kind="release")
+    assert (credit.contract_id, credit.organization_id) == (contract.id, acme.id)
+    assert (credit.amount_micros, credit.numerator) == (-5_700, 0)
+    assert check_charges(since=now - HOUR).differences == []
+    assert settle(now).settled == []
+    assert_books_balance()
+
+
+def test_the_minimum_take_is_shared_like_usage(
+    award: Entitlement, acme: Party, hyperion: Party, plant: Plant, now: datetime
+) -> None:
+    settle(now)
+    # Half of 60 lots although none was used: 6,000.
+    assert money(acme, "prepaid") == FUNDS - FEE + 3_800
+    assert money(hyperion, "payable") == 1_900
+    assert_books_balance()
+
+
+def test_late_usage_credits_the_difference(
+    award: Entitlement, acme: Party, hyperion: Party, plant: Plant, now: datetime
+) -> None:
+    meter(award.contract, award.rate, plant, 45 * LOT, award.period_start)
+    settle(now)
+    meter(award.contract, award.rate, plant, 15 * LOT, award.period_start)
+    settle(now)
+    assert list(
+        Charge.objects.filter(kind="release").order_by("id").values_list("amount_micros", flat=True)
+    ) == [-5_700, -1_900]
+    assert money(acme, "prepaid") == FUNDS - FEE + 7_600
+    assert money(hyperion, "payable") == 3_800
+    # And the other way: usage that was amended away.
+    meter(award.contract, award.rate, plant, -30 * LOT, award.period_start)
+    settle(now)
+    assert money(acme, "prepaid") == FUNDS - FEE + 3_800
+    assert check_charges(since=now - HOUR).differences == []
+    assert_books_balance()
+
+
+def test_proceeds_that_were_spent_and_must_go_back_are_borne_by_the_market(
+    award: Entitlement, acme: Party, operator: Party, borealis: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:  # fmt: skip
+    meter(award.contract, award.rate, plant, 60 * LOT, award.period_start)
+    settle(now)
+    # All that acme has is held by a bid of his own.
+    free = FUNDS - FEE + 7_600
+    bid_of(acme, now, client_id="all", steps=((4_000_000, free // 4_000),))
+    before = money(acme, "prepaid")
+    meter(award.contract, award.rate, plant, -30 * LOT, award.period_start)
+    settle(now)
+    assert money(borealis, "prepaid") == FUNDS - 6_000
+    given_back = before - money(acme, "prepaid")
+    assert given_back - money(operator, "operator") == 3_800
+    assert 0 <= given_back < 3_800
+    assert_books_balance()
+
+
+def test_what_failed_is_paid_by_nobody_and_the_host_gives_the_releasing_buyer_his_rate_back(
+    contract: Contract, award: Entitlement, acme: Party, borealis: Party, hyperion: Party, operator: Party,
+    plant: Plant, now: datetime,
+) -> None:  # fmt: skip
+    Outage.objects.create(
+        host=plant.host,
+        kind=Outage.Kind.HEARTBEAT,
+        started_at=award.period_start,
+        ended_at=award.period_start + timedelta(seconds=150),
+        created_at=now,
+    )
+    settle(now)
+    outcome = DeliveryOutcome.objects.get()
+    assert (outcome.entitled_numerator, outcome.failed_numerator) == (60 * LOT, 30 * LOT)
+    # The minimum take is half of the thirty that could be had, 3,000; the remedy 10% of 29.4 lots, 588.
+    assert money(borealis, "prepaid") == FUNDS - 3_000 + 588
+    # Two thirds of the take less the fee, and for the twenty released lots that failed his own rate: 500 each.
+    assert money(acme, "prepaid") == FUNDS - FEE + 1_900 + 10_000
+    refund = Charge.objects.get(kind="remedy", contract=contract)
+    assert (refund.amount_micros, refund.organization_id) == (-10_000, acme.id)
+    assert [one.organization_id for one in refund.earnings.all()] == [hyperion.id]
+    # The host earned 950 here and owes 10,588: what he has not, the market bears until he has.
+    assert money(hyperion, "payable") == 0
+    assert money(operator, "operator") == -(10_588 - 950)
+    assert settle(now).settled == []
+    assert_books_balance()
+    # It was shorter than it looked: 75 s. The host gets back what he gave too much.
+    Outage.objects.update(ended_at=award.period_start + timedelta(seconds=75))
+    settle(now)
+    assert [
+        charge.amount_micros
+        for charge in Charge.objects.filter(kind="remedy", contract=contract).order_by("id")
+    ] == [-10_000, 5_000]
+    assert_books_balance()
+
+
+def test_the_month_pays_the_host_as_if_nothing_had_been_resold(
+    contract: Contract, award: Entitlement, acme: Party, hyperion: Party, operator: Party, plant: Plant, now: datetime
+) -> None:  # fmt: skip
+    Outage.objects.create(
+        host=plant.host,
+        kind=Outage.Kind.HEARTBEAT,
+        started_at=award.period_start,
+        ended_at=award.period_start + timedelta(seconds=150),
+        created_at=now,
+    )
+    month = Entitlement.objects.select_related("rate").get(contract=contract)
+    meter(contract, month.rate, plant, 30 * LOT, award.period_start)
+    settle(now)
+    last = settlement_period(month.period_end - timedelta(seconds=1))
+    settle_period(settlement_start=last.start, now=last.start + DUE_AFTER)
+    month.refresh_from_db()
+    assert month.settled_at is not None
+    assert money(acme, "deferred") == 0
+    gross = sum(
+        earning.gross_micros
+        for earning in Earning.objects.filter(charge__contract=contract).exclude(charge__kind="remedy")
+    )
+    assert gross == FEE
+    assert_books_balance()
+
+
+def test_the_credit_stands_on_the_buyers_invoice_and_on_no_statement(
+    contract: Contract, award: Entitlement, acme: Party, hyperion: Party, plant: Plant, now: datetime
+) -> None:
+    set_tax(acme, 100_000)
+    meter(award.contract, award.rate, plant, 45 * LOT, award.period_start)
+    settle(now)
+    month = calendar_month(now)
+    assert providers_to_state(month=month) == [hyperion.id]
+    issue_invoices(month_start=month.start, now=month.end + HOUR)
+    line = InvoiceLine.objects.get(kind="release")
+    assert (line.invoice.organization_id, line.amount_micros) == (acme.id, -5_700)
+    assert line.description == f"Resold volume, Tiny chat, {award.period_start.date().isoformat()}"
+    assert line.invoice.subtotal_micros == FEE - 5_700
+    answer = acme.api.get(
+        "/api/v1/exports/focus?since=2026-03-01T00:00:00Z&until=2026-04-01T00:00:00Z&format=ndjson"
+    )
+    assert answer.status_code == 200
+    assert '"x_ChargeKind":"release"' in answer.getvalue().decode().replace(" ", "")
+    assert_books_balance()
+
+
+def test_a_pair_of_releases_and_a_stranger_who_stands_in_are_paid_by_what_each_supplied(
+    now: datetime,
+) -> None:
+    """The split alone: what an offering delivers beyond its part is its provider's."""
+    from uuid import UUID
+
+    from marketplace.billing.lines import Terms, usage_line
+    from marketplace.billing.resold import failed_by_ask, with_resellers
+
+    offering, other, first, second = (UUID(int=number) for number in (1, 2, 11, 12))
+    terms = Terms(UUID(int=5), UUID(int=6), 200_000, now, now + PERIOD)
+    line = usage_line("spot", terms, {offering: 90 * LOT, other: LOT}, 50_000)
+    shared = with_resellers(
+        line, {offering: 60, other: 1}, {offering: {first: 30, second: 10}}, fee_ppm=50_000
+    )
+    grosses = {key: share.gross_micros for key, share in shared.shares.items()}
+    assert grosses == {offering: 10_000, first: 6_000, second: 2_000, other: 200}
+    assert sum(share.numerator for share in shared.shares.values()) == line.numerator
+    assert failed_by_ask(7, 60, {first: 30, second: 10}) == {first: 4, second: 1}
