@@ -41,6 +41,7 @@ _CODES: Final = {
 class Books:
     """The accounts one contract's money moves between: the buyer's (or what he paid ahead) and the market's own."""
 
+    contract_id: UUID
     source: UUID
     fees: UUID
     operator: UUID
@@ -86,6 +87,7 @@ def books_of(contract: Contract, *, now: datetime, to_balance: bool = False) -> 
     operator_id = operator_organization().id
     ahead = contract.kind == ContractKind.COMMITTED and not pays_in_arrears(contract) and not to_balance
     return Books(
+        contract_id=contract.id,
         source=deferred_account(contract, now=now) if ahead else buyer_account(contract, now=now),
         fees=account_id(
             organization_id=operator_id, kind=AccountKind.FEES, currency=contract.currency, now=now
@@ -145,7 +147,7 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
         for offering, share in sorted(line.shares.items()):
             earning, payable = earning_id(charge, offering), accounts[offering]
             if share.gross_micros > 0:
-                back = min(share.gross_micros, borne_by_market(parent, line, offering))
+                back = min(share.gross_micros, borne_by_market(books.contract_id, line, offering))
                 for name, credit, amount in (
                     ("gross", payable, share.gross_micros - back),
                     (TO_OPERATOR, books.operator, back),

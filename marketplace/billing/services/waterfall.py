@@ -15,8 +15,8 @@ FROM_OPERATOR: Final = "gross_from_operator"
 TO_OPERATOR: Final = "gross_to_operator"
 
 
-def borne_by_market(settlement_id: UUID, line: Line, offering_id: UUID) -> int:
-    """What the market has paid of an offering's remedy in earlier runs and not got back, in micros.
+def borne_by_market(contract_id: UUID, line: Line, offering_id: UUID) -> int:
+    """What the market has paid of an offering's remedy on this contract in earlier runs and not got back, in micros.
 
     A remedy that shrinks repays the market first: else a provider would be paid what he never bore.
     """
@@ -27,7 +27,7 @@ def borne_by_market(settlement_id: UUID, line: Line, offering_id: UUID) -> int:
         charge__kind=ChargeKind.REMEDY,
         charge__rate_id=line.rate_id,
         charge__period_start=line.period_start,
-        charge__contract__settlements=settlement_id,
+        charge__contract_id=contract_id,
     ).values_list("id", flat=True)
     signs = {derived_id(earning, FROM_OPERATOR): 1 for earning in earnings}
     signs |= {derived_id(earning, TO_OPERATOR): -1 for earning in earnings}
