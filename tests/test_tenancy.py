@@ -137,6 +137,7 @@ DOORS = {
     "buyer": ACME,
     "buyer/top-up": ACME,
     "buyer/contracts/<uuid:contract_id>": ACME,
+    "buyer/contracts/<uuid:contract_id>/releases": ACME,
     "buyer/buy": ACME,
     "buyer/quotes/<uuid:quote_id>": ACME,
     "buyer/bid": ACME,

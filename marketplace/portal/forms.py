@@ -14,6 +14,7 @@ from marketplace.contracts.models import OveragePolicy, Payment
 from marketplace.egress import MAX_URL_CHARACTERS
 from marketplace.errors import Conflict, DomainError, NotFound
 from marketplace.ids import derived_id, uuid7
+from marketplace.orders.services.releasing import MOST_PERIODS
 from marketplace.orders.terms import MAX_STEPS, MAX_SUBSTITUTES
 from marketplace.webhooks.catalogue import EVENT_TYPES
 from metering.reading import MOST_RANGE, Group, Slice
@@ -301,6 +302,31 @@ class CoverForm(OperationForm):
     grade = forms.ChoiceField()
     rate = DecimalField(decimals=6, label="The most you pay per Mtok")
     tokens_per_second = LotsField(label="Standard tokens a second", help_text="In every delivery period.")
+
+
+class ReleaseForm(OperationForm):
+    """Firm volume of coming delivery periods that goes into spot."""
+
+    service_fields = {"floor_micros_per_mtok": "floor"}
+    resent = "This form released volume before, and that stands. Send it again to release this too."
+    period_start = forms.DateTimeField(
+        label="From (UTC)",
+        help_text="The start of a delivery period whose gate is still open.",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"}),
+    )
+    periods = forms.IntegerField(
+        min_value=1,
+        max_value=MOST_PERIODS,
+        label="Delivery periods",
+        help_text="So many in a row.",
+        widget=forms.TextInput(attrs={"inputmode": "numeric"}),
+    )
+    lots = LotsField(label="Of each", help_text="At most the firm lots of the contract.")
+    floor = DecimalField(decimals=6, label="Floor per Mtok", help_text="It is not sold for less.")
+
+    def clean_period_start(self) -> datetime:
+        start: datetime = self.cleaned_data["period_start"]
+        return start.replace(tzinfo=UTC) if start.tzinfo is None else start
 
 
 class ApiKeyForm(PortalForm):
