@@ -30,6 +30,7 @@ from marketplace.api.views import PublicView
 from marketplace.errors import InvalidInput, NotFound
 from marketplace.orders import leaderboard
 from marketplace.orders.api import DepthSerializer
+from marketplace.orders.asking import count_question
 from marketplace.orders.market_data import in_chunks, index_values, latest_index_values, market_history
 from marketplace.orders.models import Auction, PriceIndex
 from marketplace.orders.selectors import DISCLOSURE_DELAY, PUBLISHED, disclosure_of
@@ -37,6 +38,8 @@ from marketplace.orders.services.indexing import recompute_index
 from marketplace.orders.streaming import PriceStream
 
 _SLUG = 64
+# By one network address in a minute: anybody may ask, and each answer reads a window's trades.
+MOST_RECOMPUTED = 30
 GRADE = OpenApiParameter("grade", OpenApiTypes.STR, description="slug; default: every grade")
 SINCE = OpenApiParameter("since", OpenApiTypes.DATETIME, description="the earliest start")
 UNTIL = OpenApiParameter("until", OpenApiTypes.DATETIME, description="starts before this")
@@ -271,7 +274,9 @@ class LatestIndexView(PublicView):
 class RecomputeIndexView(PublicView):
     @extend_schema(operation_id="market_index_recompute", responses=RecomputationSerializer)
     def get(self, request: Request, index_id: UUID) -> Response:
-        """Compute a value anew from the stored trades, and say whether it is the published one."""
+        """Compute a value anew from the stored trades, and say whether it is the published one. At most 30 a minute."""
+        asker = request.META.get("REMOTE_ADDR") or "nobody"
+        count_question(f"index-recompute:{asker}", most=MOST_RECOMPUTED, what="recomputations")
         return Response(RecomputationSerializer(recompute_index(index_id=index_id)).data)
 
 

@@ -12,6 +12,8 @@ from django.db.models import F
 from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
+from marketplace.ids import uuid7
+from marketplace.orders.market_api import MOST_RECOMPUTED
 from marketplace.orders.models import PriceIndex, Trade
 from marketplace.orders.services.indexing import MethodRetired, publish_index, recompute_index
 from pricing.models import Grade
@@ -190,3 +192,13 @@ def test_bad_questions_name_the_parameter(db: None, route: str, query: str, fiel
     answer = APIClient().get(f"/api/v1/{route}?{query}")
     assert answer.status_code == 422
     assert answer.json()["field"] == field
+
+
+def test_one_address_has_it_recomputed_thirty_times_a_minute(exchange: Exchange, now: datetime) -> None:
+    client = APIClient(REMOTE_ADDR="192.0.2.6")
+    nothing = f"/api/v1/market/index/{uuid7()}/recompute"
+    answers = [client.get(nothing) for _ in range(MOST_RECOMPUTED + 1)]
+    assert {answer.status_code for answer in answers[:-1]} == {404}
+    assert (answers[-1].status_code, answers[-1].json()["code"]) == (429, "too_many_requests")
+    assert answers[-1]["Retry-After"] == "60"
+    assert APIClient(REMOTE_ADDR="192.0.2.7").get(nothing).status_code == 404

@@ -6,16 +6,14 @@ answered only where the curves are public anyway (`selectors.disclosure_of`), an
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from django.core.cache import cache
-
-from marketplace.errors import Conflict, DomainError, InvalidInput, NotFound
+from marketplace.errors import Conflict, InvalidInput, NotFound
+from marketplace.orders.asking import count_question
 from marketplace.orders.book import Book, BookBid
 from marketplace.orders.joined_book import JoinedBook, counted_substitutes, joined_groups
 from marketplace.orders.models import Auction
@@ -25,25 +23,14 @@ from pricing.book import Clearing
 from pricing.coupling_book import GradeClearing
 
 MOST_PER_WINDOW: Final = 30
-WINDOW_S: Final = 60
 # Stands for the order that is added; no row has it.
 ADDED_ID: Final = UUID(int=0)
-
-logger = logging.getLogger(__name__)
 
 
 class NotDisclosed(Conflict):
     """The book may not be asked about yet."""
 
     code = "not_disclosed"
-
-
-class TooManyQuestions(DomainError):
-    """This organization asked too often; nothing was computed."""
-
-    code = "too_many_requests"
-    http_status = 429
-    title = "Too many requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +93,7 @@ def what_if(*, organization_id: UUID, auction_id: UUID, change: OwnChange, now: 
             "A book can be asked about once its curves are public: at once after publication with three "
             "organizations on each side, else 24 hours later."
         )
-    _count_question(organization_id)
+    count_question(f"what-if:{organization_id}", most=MOST_PER_WINDOW, what="what-ifs")
     books = {member.grade_id: Book.from_json(member.book or {}) for member in together}
     place = _place_of(change, books, auction.grade_id)
     caps = {grade_id: book.cap for grade_id, book in books.items()}
@@ -182,18 +169,3 @@ def _outcome(books: Mapping[UUID, Book], grade_id: UUID, organization_id: UUID) 
             cost = -(-filled * (facts.price or 0) // 1000)
             fills.append(OwnFill(None if bid_id == ADDED_ID else bid_id, filled, cost))
     return Outcome(facts.price, facts.quantity_lots, fills)
-
-
-def _count_question(organization_id: UUID) -> None:
-    """A cache that is down answers nothing here: the bound is what keeps a guesser slow."""
-    key = f"what-if:{organization_id}"
-    cache.add(key, 0, WINDOW_S)
-    try:
-        asked = cache.incr(key)
-    except ValueError:  # it ran out between the two
-        cache.set(key, 1, WINDOW_S)
-        asked = 1
-    if asked > MOST_PER_WINDOW:
-        raise TooManyQuestions(
-            f"At most {MOST_PER_WINDOW} what-ifs in {WINDOW_S} seconds.", retry_after_s=WINDOW_S
-        )

@@ -56,7 +56,11 @@ def releases(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
         "contract": found,
         "form": form,
         "releasable": is_releasable(found) and request.seat.may_change,
-        "releases": page_of(releases_of(organization_id, contract_id), request),
+        "releases": page_of(
+            releases_of(organization_id, contract_id).order_by("-period_start", "-id"),
+            request,
+            by="period_start",
+        ),
         "currency": found.currency,
     }
     return render(request, "portal/releases.html", context, status=422 if form.is_bound else 200)
