@@ -9,8 +9,8 @@ import marketplace.ids
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0002_one_operator_audit_append_only"),
-        ("contracts", "0006_nominations"),
-        ("orders", "0004_price_index"),
+        ("contracts", "0003_nominations"),
+        ("orders", "0005_substitutes"),
         ("pricing", "0002_versions_and_immutability"),
         ("providers", "0003_outages"),
     ]

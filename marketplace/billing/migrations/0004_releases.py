@@ -8,8 +8,8 @@ class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0002_one_operator_audit_append_only"),
         ("billing", "0003_failures"),
-        ("contracts", "0006_nominations"),
-        ("orders", "0007_releases"),
+        ("contracts", "0003_nominations"),
+        ("orders", "0006_releases"),
         ("pricing", "0002_versions_and_immutability"),
         ("providers", "0003_outages"),
     ]
