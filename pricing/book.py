@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-RULE_VERSION: Final = "uniform-1"
+# `uniform-1` chose among many minima by another search: where it hit its bound, the choice could be another one.
+FIRST_RULE: Final = "uniform-1"
+RULE_VERSION: Final = "uniform-2"
 MAX_STEPS: Final = 10
 
 
@@ -91,11 +93,13 @@ def check_order(order: Order, *, is_bid: bool) -> None:
         raise ValueError(f"min_fill: order {order.id} has a negative minimum")
 
 
-def digest_book(bids: Sequence[Order], asks: Sequence[Order], *, terms: Mapping[str, object]) -> str:
+def digest_book(
+    bids: Sequence[Order], asks: Sequence[Order], *, terms: Mapping[str, object], rule: str = RULE_VERSION
+) -> str:
     """SHA-256 (hex) of the book and the terms it is cleared under, whatever order they are given in."""
     return digest_facts(
         {
-            "rule": RULE_VERSION,
+            "rule": rule,
             "terms": dict(terms),
             "bids": [order_facts(order) for order in sorted(bids, key=_by_id)],
             "asks": [order_facts(order) for order in sorted(asks, key=_by_id)],
@@ -103,11 +107,13 @@ def digest_book(bids: Sequence[Order], asks: Sequence[Order], *, terms: Mapping[
     )
 
 
-def digest_result(bids: Sequence[Order], asks: Sequence[Order], result: Clearing) -> str:
+def digest_result(
+    bids: Sequence[Order], asks: Sequence[Order], result: Clearing, *, rule: str = RULE_VERSION
+) -> str:
     """SHA-256 (hex) of an auction's result, whatever order the book was given in."""
     return digest_facts(
         {
-            "rule": RULE_VERSION,
+            "rule": rule,
             "quantity_lots": result.quantity_lots,
             "price": result.price,
             "price_low": result.price_low,

@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 
 from pricing.book import (
+    FIRST_RULE,
+    RULE_VERSION,
     Clearing,
     Order,
     TieRule,
@@ -23,8 +25,9 @@ from pricing.book import (
     digest_result,
     filled_lots,
 )
-from pricing.clearing_blocks import Block, Levels, choose_blocks, limit_of
+from pricing.clearing_blocks import Block, Levels, choose_blocks
 from pricing.clearing_kernel import Crossing, clear_arrays, clear_integers, price_inside, share_lots
+from pricing.clearing_minima import choose_minima
 
 __all__ = [
     "Clearing",
@@ -63,14 +66,18 @@ def clear(
     tick: int = 1,
     net_self_trades: bool = True,
     search_limit: int = DEFAULT_SEARCH_LIMIT,
+    rule: str = RULE_VERSION,
 ) -> Clearing:
     """Clears a book exactly, in integers.
 
     Bids above the cap count as bids at the cap and asks below the floor (or their reserve) as asks at it;
     a bid below the floor and an ask above the cap cannot trade and are left out, since clipping them
-    would make them trade at a loss. Raises ValueError, naming the field, for a malformed order, a
-    repeated id, or terms without sense.
+    would make them trade at a loss. `rule` is the version that the book was sealed under, `search_limit` the
+    steps that each stage of the choice among minima may take. Raises ValueError, naming the field, for a
+    malformed order, a repeated id, or terms without sense.
     """
+    if rule not in (FIRST_RULE, RULE_VERSION):
+        raise ValueError(f"rule: {rule!r} is not known")
     tie_rule = TieRule(tie_rule)
     if tick < 1:
         raise ValueError("tick: must be at least 1")
@@ -96,7 +103,15 @@ def clear(
     complete = True
     if blocks:
         crossing, price, paradoxical, complete = _clear_with_blocks(
-            bids, asks, bid_rows, ask_rows, blocks, tie_rule=tie_rule, tick=tick, search_limit=search_limit
+            bids,
+            asks,
+            bid_rows,
+            ask_rows,
+            blocks,
+            tie_rule=tie_rule,
+            tick=tick,
+            search_limit=search_limit,
+            rule=rule,
         )
     else:
         crossing = _clear_divisible(bids, asks, bid_rows, ask_rows, tie_rule)
@@ -287,6 +302,7 @@ def _clear_with_blocks(
     tie_rule: TieRule,
     tick: int,
     search_limit: int,
+    rule: str,
 ) -> tuple[Crossing, int | None, list[str], bool]:
     levels: list[Levels] = []
     for orders, rows in ((bids, bid_rows), (asks, ask_rows)):
@@ -295,7 +311,8 @@ def _clear_with_blocks(
             if not _minimum(orders[row.order]):
                 side[row.price] = side.get(row.price, 0) + row.lots
         levels.append(side)
-    accepted, outcome, complete = choose_blocks(levels[0], levels[1], blocks, search_limit=search_limit)
+    choose = choose_blocks if rule == FIRST_RULE else choose_minima
+    accepted, outcome, complete = choose(levels[0], levels[1], blocks, search_limit=search_limit)
     accepted_keys = {block.key: block for block in accepted}
     rejected = [block for block in blocks if block.key not in accepted_keys]
     if outcome.margin is None:
@@ -321,7 +338,7 @@ def _best_prices(levels: list[Levels], rejected: list[Block]) -> tuple[int | Non
     paradoxical: list[str] = []
     low, high = list(levels[0]), list(levels[1])
     for block in rejected:
-        limit = limit_of(block)
+        limit = block.limit
         if block.is_bid:
             if best_ask is not None and limit > best_ask:
                 paradoxical.append(block.key[0])
@@ -343,17 +360,17 @@ def _bind_rejected(crossing: Crossing, rejected: list[Block], tick: int) -> tupl
     low, high = crossing.price_low, crossing.price_high
     assert low is not None
     assert high is not None
+    bid_limits = [block.limit for block in rejected if block.is_bid]
+    ask_limits = [block.limit for block in rejected if not block.is_bid]
     while True:
         price = price_inside(low, high, tick)
-        new_low = max([low, *(limit_of(b) for b in rejected if b.is_bid and limit_of(b) <= price)])
-        new_high = min([high, *(limit_of(b) for b in rejected if not b.is_bid and limit_of(b) >= price)])
+        new_low = max([low, *(limit for limit in bid_limits if limit <= price)])
+        new_high = min([high, *(limit for limit in ask_limits if limit >= price)])
         if (new_low, new_high) == (low, high):
             break
         low, high = new_low, new_high
     paradoxical = [
-        block.key[0]
-        for block in rejected
-        if (limit_of(block) > price if block.is_bid else limit_of(block) < price)
+        block.key[0] for block in rejected if (block.limit > price if block.is_bid else block.limit < price)
     ]
     return low, high, price, paradoxical
 
@@ -383,7 +400,7 @@ def _fill_side(
         if inside:
             left_of_minimum[row.order] -= inside
             row.fill = inside
-            if limit_of(accepted[order.id, is_bid]) == margin:
+            if accepted[order.id, is_bid].limit == margin:
                 taken -= inside
         if (row.price > margin) if is_bid else (row.price < margin):
             row.fill = row.lots

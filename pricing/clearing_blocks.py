@@ -33,6 +33,16 @@ class Block:
     def lots(self) -> int:
         return sum(lots for _, lots in self.rows)
 
+    @property
+    def limit(self) -> int:
+        """The worst price of its minimum."""
+        left = self.minimum
+        for price, lots in self.rows:
+            left -= lots
+            if left <= 0:
+                return price
+        return self.rows[-1][0]
+
     def parts(self) -> tuple[int, list[int]]:
         """The limit price of the minimum, and for each row how many of its lots belong to the minimum."""
         left = self.minimum
@@ -59,10 +69,6 @@ class Outcome:
     @property
     def value(self) -> tuple[int, int]:
         return self.crossing.welfare, self.crossing.quantity
-
-
-def limit_of(block: Block) -> int:
-    return block.parts()[0]
 
 
 def _add(levels: Levels, price: int, lots: int) -> None:
@@ -123,7 +129,7 @@ def _fall_back(bids: Levels, asks: Levels, blocks: Sequence[Block]) -> tuple[lis
         price = outcome.margin or 0
 
         def surplus(block: Block, price: int = price) -> tuple[int, tuple[str, bool]]:
-            limit = limit_of(block)
+            limit = block.limit
             return (limit - price if block.is_bid else price - limit) * block.minimum, block.key
 
         chosen.remove(min(unfilled, key=surplus))

@@ -44,6 +44,7 @@ class _Side:
         for unit in ordered:
             if unit.is_minimum:
                 self.minima[unit.price] = self.minima.get(unit.price, 0) + unit.lots
+        self.least, self.most = min(self.minima, default=None), max(self.minima, default=None)
 
     def below(self, price: int) -> int:
         return self.sums[bisect_left(self.prices, price)]
@@ -121,12 +122,13 @@ def reference_clear(
     if best is None:
         raise ValueError("accepted: the orders with a minimum cannot be filled")
     trial, chosen, (bid_units, ask_units) = best
-    rejected = [
-        (key, limit)
-        for key in minima
-        if key not in chosen
-        for limit in [_limit(key, bids, asks, buying, selling)]
-    ]
+    limits = {
+        (order.id, is_bid): _limit(order, live)
+        for orders, steps, is_bid in ((bids, buying, True), (asks, selling, False))
+        for order, live in zip(orders, steps, strict=True)
+        if _needs(order)
+    }
+    rejected = [(key, limits[key]) for key in minima if key not in chosen]
     bid_fills = [[0] * len(order.steps) for order in bids]
     ask_fills = [[0] * len(order.steps) for order in asks]
     if not trial.quantity:
@@ -304,7 +306,7 @@ def _try_prices(bids: list[_Unit], asks: list[_Unit], *, nothing_needed: bool) -
         volume = min(wanted, offered)
         if volume < least or not volume:
             continue
-        if any(limit < price for limit in demand.minima) or any(limit > price for limit in supply.minima):
+        if not _no_minimum_loses(demand, supply, price):
             continue
         if best is None or volume > best.quantity:
             at_price = volume - (demand.sums[-1] - demand.up_to(price)), volume - supply.below(price)
@@ -329,23 +331,18 @@ def _supports(demand: _Side, supply: _Side, price: int, quantity: int) -> bool:
     return (
         strictly_wanted + demand.minima.get(price, 0) <= quantity <= wanted
         and supply.below(price) + supply.minima.get(price, 0) <= quantity <= supply.up_to(price)
-        and all(limit >= price for limit in demand.minima)
-        and all(limit <= price for limit in supply.minima)
+        and _no_minimum_loses(demand, supply, price)
     )
 
 
-def _limit(
-    key: tuple[str, bool],
-    bids: Sequence[Order],
-    asks: Sequence[Order],
-    buying: list[list[tuple[int, int]]],
-    selling: list[list[tuple[int, int]]],
-) -> int:
-    order_id, is_bid = key
-    orders, live = (bids, buying) if is_bid else (asks, selling)
-    index = next(i for i, order in enumerate(orders) if order.id == order_id)
-    needed, worst = _needs(orders[index]), 0
-    for price, lots in live[index]:
+def _no_minimum_loses(demand: _Side, supply: _Side, price: int) -> bool:
+    return (demand.least is None or demand.least >= price) and (supply.most is None or supply.most <= price)
+
+
+def _limit(order: Order, live: list[tuple[int, int]]) -> int:
+    """The worst price at which the order's minimum would trade."""
+    needed, worst = _needs(order), 0
+    for price, lots in live:
         if needed > 0 and lots:
             worst = price
             needed -= lots

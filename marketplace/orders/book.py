@@ -132,6 +132,8 @@ class SealedBook:
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.data = data
+        # A book is digested and cleared by the rule that it was sealed under, also once there is a newer one.
+        self.rule: str = data["rule_version"]
         # Made once for the digests and both engines.
         self.bids, self.asks = _orders_of(data)
         # (grade, adjustment) by the bid's id, of the bids that take other grades.
@@ -152,18 +154,18 @@ class SealedBook:
             terms["substitutes"] = sorted(
                 [bid_id, sorted(named)] for bid_id, named in self.substitutes.items()
             )
-        return digest_book(self.bids, self.asks, terms=terms)
+        return digest_book(self.bids, self.asks, terms=terms, rule=self.rule)
 
     def clear(self) -> Clearing:
         """The result of this book, by the first engine."""
-        return clear(*self._tradable, floor=FLOOR, cap=self.data["cap"])
+        return clear(*self._tradable, floor=FLOOR, cap=self.data["cap"], rule=self.rule)
 
     def confirm(self, result: Clearing) -> None:
         """Raises EnginesDisagree unless the result is right by another method than the one it was found by."""
         verify(*self._tradable, result, floor=FLOOR, cap=self.data["cap"])
 
     def result_digest(self, result: Clearing) -> str:
-        return digest_result(*self._tradable, result)
+        return digest_result(*self._tradable, result, rule=self.rule)
 
     @property
     def lowest_ask(self) -> int | None:

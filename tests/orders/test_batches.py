@@ -14,13 +14,14 @@ from marketplace.ids import uuid7
 from marketplace.ledger.models import Hold
 from marketplace.ledger.selectors import check_ledger
 from marketplace.ledger.services import change_hold, close_hold
-from marketplace.orders.book import Book, BookAsk, BookBid
+from marketplace.orders.book import Book, BookAsk, BookBid, SealedBook
 from marketplace.orders.models import Bid
 from marketplace.orders.services.budgets import NO_BUDGET
 from marketplace.orders.services.rounds import close_due_auctions, open_auctions
 from marketplace.orders.services.topping_up import HOLD_ENDED, NO_FUNDS
 from metering.models import MeterPoint
 from metering.services import NewPoint, add_meter_points
+from pricing.book import FIRST_RULE
 from pricing.services import publish_rate
 from tests.cast import Party, Plant, fund
 from tests.orders.world import PERIOD, bid_of, run_round
@@ -123,6 +124,7 @@ def test_the_sealed_form_and_its_digests_are_what_they_were() -> None:
         "2026-03-10T12:00:00.123456+00:00",
     ]
     assert book.data["bids"][1]["steps"] == [[500, 3], [400, 2]]
+    book = SealedBook({**book.data, "rule_version": FIRST_RULE})
     result = book.clear()
     book.confirm(result)
     assert book.digest() == "1410e2b11e38bdeff22945bcd5504c604ba63e220c680a260eaaefd3e5938705"

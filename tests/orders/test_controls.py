@@ -27,7 +27,7 @@ from marketplace.orders.services import controls as services
 from marketplace.orders.services.bids import MarketClosed, cancel_bid
 from marketplace.orders.services.clearing import BookChanged, clear_auction, replay_auction
 from marketplace.orders.services.rounds import advance_auctions, close_due_auctions
-from pricing.book import Clearing
+from pricing.book import FIRST_RULE, Clearing
 from pricing.clearing_reference import EnginesDisagree
 from pricing.models import Grade
 from providers.models import HostPeriod
@@ -369,7 +369,8 @@ def test_a_digest_of_before_there_were_halts_still_comes_out() -> None:
     moment = datetime.fromisoformat("2026-03-10T12:00:00+00:00")
     bid = BookBid(UUID(int=2), UUID(int=3), moment, [(450_000, 40), (300_000, 20)], min_fill_lots=5)
     ask = BookAsk(UUID(int=4), UUID(int=5), UUID(int=6), moment, 200_000, 255)
-    book = Book(UUID(int=1), moment, 5_000_000, [bid], [ask]).sealed()
+    sealed = Book(UUID(int=1), moment, 5_000_000, [bid], [ask]).sealed()
+    book = SealedBook({**sealed.data, "rule_version": FIRST_RULE})
     assert book.digest() == "a1ab8c74446cb59fe150e5a3dc515c49976f321d7800605fe46b34163a52ce04"
     result = "c1ee60ca7561ee2a42904252748f148d0917907957d801e66bbe968141df2a0e"
     assert book.result_digest(book.clear()) == result

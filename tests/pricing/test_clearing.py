@@ -402,7 +402,7 @@ def test_digest_changes_with_the_terms_and_is_stable() -> None:
     bids, asks = [bid("b0", (10, 5))], [ask("a0", (1, 5))]
     assert digest_book(bids, asks, terms={"tick": 1}) != digest_book(bids, asks, terms={"tick": 2})
     assert len(digest_book(bids, asks, terms={})) == 64
-    assert RULE_VERSION == "uniform-1"
+    assert RULE_VERSION == "uniform-2"
 
 
 @pytest.mark.parametrize(

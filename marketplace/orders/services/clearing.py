@@ -25,7 +25,7 @@ from marketplace.orders.services.controls import halt_by_rule
 from marketplace.orders.services.releasing import close_releases
 from marketplace.orders.services.substituting import open_award_contracts, substitute_contracts
 from marketplace.orders.unhurried import without_cycle_collection
-from pricing.book import RULE_VERSION, Clearing, Order
+from pricing.book import Clearing, Order
 from pricing.clearing_reference import EnginesDisagree
 from pricing.coupling_book import COUPLED_RULE_VERSION, GradeClearing
 from pricing.models import Rate
@@ -175,7 +175,12 @@ def _clear_alone(auction: Auction, book: SealedBook, now: datetime) -> None:
         book.confirm(result)
     except EnginesDisagree as error:
         raise _NotConfirmed([auction.pk], error) from error
-    auction.rule_version = RULE_VERSION
+    if not result.search_complete:
+        # Sound, and what a replay finds too, but there may be a better choice among the minima.
+        logger.warning(
+            "choice among minima not proved best", extra={"auction_id": str(auction.pk), "rule": book.rule}
+        )
+    auction.rule_version = book.rule
     auction.result_digest = book.result_digest(result)
     auction.welfare = str(result.welfare)
     auction.joined = []
