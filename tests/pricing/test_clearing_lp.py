@@ -65,7 +65,8 @@ def without_self_trades(steps: Iterable[_Step]) -> list[_Step]:
 
 def solver_price(steps: Sequence[_Step]) -> float:
     """The dual price of the balance of lots, by HiGHS."""
-    solver = highspy.Highs()
+    untyped: Any = highspy.Highs
+    solver = untyped()
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("presolve", "off")
     prices = max([1, *(abs(step.price) for step in steps)])

@@ -1,0 +1,149 @@
+"""Periods tile time and never drift, whatever zone, summer time or leap day an organization looks at them from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo, available_timezones
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pricing.months import (
+    Period,
+    by_calendar_month,
+    calendar_month,
+    contract_month,
+    contract_month_at,
+    prorated,
+)
+
+INSTANT = timedelta(microseconds=1)
+YEARS = 10
+ZONES = sorted(available_timezones())
+# Local times at which zones jump, days that months lack, and the turn of a year; ten years with three leap days.
+STARTS = [
+    datetime(2023, 10, 29, 2, 30),  # noqa: DTZ001
+    datetime(2024, 2, 29, 23, 59, 59, 999_999),  # noqa: DTZ001
+    datetime(2024, 3, 31, 2, 30),  # noqa: DTZ001
+    datetime(2023, 12, 31),  # noqa: DTZ001
+    datetime(2024, 1, 30, 12),  # noqa: DTZ001
+]
+
+
+def test_there_are_zones_to_look_from() -> None:
+    assert len(ZONES) > 400
+
+
+@pytest.mark.parametrize("local", STARTS, ids=str)
+def test_months_of_a_contract_tile_ten_years_in_every_zone(local: datetime) -> None:
+    for zone in ZONES:
+        earlier, later = (local.replace(tzinfo=ZoneInfo(zone), fold=fold) for fold in (0, 1))
+        # Twice where the clock shows the hour twice, or never.
+        for start in [earlier] if earlier.utcoffset() == later.utcoffset() else [earlier, later]:
+            anchor = start.astimezone(UTC)
+            months = [contract_month(start, n) for n in range(12 * YEARS)]
+            # The zone it was signed in moves nothing.
+            assert months == [contract_month(anchor, n) for n in range(12 * YEARS)]
+            assert months[0].start == anchor
+            assert all(before.end == after.start for before, after in pairwise(months))
+            for n, month in enumerate(months):
+                # Never a drift: time of day and, where the month has it, the day are the anchor's.
+                assert month.start.time() == anchor.time()
+                assert month.start.day == min(anchor.day, _last_day(month.start))
+                assert (month.start.year * 12 + month.start.month) - (anchor.year * 12 + anchor.month) == n
+            # Where summer time begins or ends, and elsewhere: each instant is in exactly one.
+            starts = [month.start for month in months]
+            for n in (0, 1, 5, 12, 13, 49, 12 * YEARS - 1):
+                for at in (months[n].start, months[n].start + timedelta(days=17), months[n].end - INSTANT):
+                    shown = at.astimezone(ZoneInfo(zone))
+                    assert bisect_right(starts, shown) - 1 == n == contract_month_at(start, shown)
+                    assert shown in months[n]
+
+
+def _last_day(at: datetime) -> int:
+    return (calendar_month(at).end - timedelta(days=1)).day
+
+
+moments = st.datetimes(
+    min_value=datetime(2020, 1, 1),  # noqa: DTZ001
+    max_value=datetime(2030, 1, 1),  # noqa: DTZ001
+    timezones=st.sampled_from(ZONES).map(ZoneInfo),
+)
+
+
+@given(moments, st.integers(0, 12 * YEARS))
+def test_every_instant_is_in_exactly_one_month_of_a_contract(start: datetime, n: int) -> None:
+    month = contract_month(start, n)
+    for at in (month.start, month.start + (month.end - month.start) / 3, month.end - INSTANT):
+        assert contract_month_at(start, at) == n
+    assert contract_month_at(start, month.end) == n + 1
+    assert 28 <= (month.end - month.start).days <= 31
+
+
+@given(moments)
+def test_every_instant_is_in_exactly_one_calendar_month_of_utc(at: datetime) -> None:
+    month = calendar_month(at)
+    assert at in month
+    assert calendar_month(month.end - INSTANT) == month
+    assert calendar_month(month.end).start == month.end
+    assert (month.start.day, month.start.hour, month.start.tzinfo) == (1, 0, UTC)
+
+
+@given(moments, st.integers(0, 40))
+def test_a_contract_months_parts_on_invoices_tile_it(start: datetime, n: int) -> None:
+    month = contract_month(start, n)
+    parts = list(by_calendar_month(month))
+    assert 1 <= len(parts) <= 3  # a month of 30 January touches January, February and March
+    assert (parts[0].start, parts[-1].end) == month
+    assert all(before.end == after.start for before, after in pairwise(parts))
+    assert len({calendar_month(part.start).start for part in parts}) == len(parts)
+    assert all(calendar_month(part.end - INSTANT) == calendar_month(part.start) for part in parts)
+
+
+@given(
+    moments,
+    st.integers(0, 40),
+    st.integers(-(10**12), 10**12),
+    st.lists(st.floats(0, 1), max_size=6),
+)
+def test_parts_of_an_amount_add_up_to_it(start: datetime, n: int, amount: int, cuts: list[float]) -> None:
+    whole = contract_month(start, n)
+    at = sorted({whole.start, whole.end, *(whole.start + (whole.end - whole.start) * cut for cut in cuts)})
+    parts = [Period(first, last) for first, last in pairwise(at)]
+    shares = [prorated(amount, part, whole=whole) for part in parts]
+    assert sum(shares) == amount
+    for part, share in zip(parts, shares, strict=True):
+        exact = amount * ((part.end - part.start) / (whole.end - whole.start))
+        assert abs(share - exact) <= 1 + abs(amount) * 1e-12
+
+
+def test_the_last_of_a_month_comes_back() -> None:
+    for year, february in ((2026, 28), (2028, 29)):
+        start = datetime(year, 1, 31, tzinfo=UTC)
+        assert [contract_month(start, n).start.day for n in range(5)] == [31, february, 31, 30, 31]
+    leap_day = datetime(2024, 2, 29, tzinfo=UTC)
+    assert [contract_month(leap_day, 12 * year).start.day for year in range(5)] == [29, 28, 28, 28, 29]
+
+
+def test_summer_time_moves_the_clock_on_the_wall_and_not_the_instant() -> None:
+    start = datetime(2026, 3, 15, tzinfo=ZoneInfo("Europe/Berlin"))
+    second = contract_month(start, 1).start
+    assert second == datetime(2026, 4, 14, 23, tzinfo=UTC)
+    assert second.astimezone(ZoneInfo("Europe/Berlin")).isoformat() == "2026-04-15T01:00:00+02:00"
+
+
+def test_shares_are_of_time_passed_and_not_of_the_clock() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    whole = Period(datetime(2026, 3, 29, tzinfo=berlin), datetime(2026, 3, 30, tzinfo=berlin))  # of 23 hours
+    morning = Period(whole.start, datetime(2026, 3, 29, 12, tzinfo=berlin))
+    assert prorated(23_000, morning, whole=whole) == 11_000
+
+
+def test_days_of_a_leap_february_share_by_seconds() -> None:
+    whole = calendar_month(datetime(2028, 2, 10, tzinfo=UTC))
+    half = Period(whole.start, whole.start + timedelta(days=14, hours=12))
+    assert prorated(1_001, half, whole=whole) == 500  # half to even
+    assert prorated(1_001, Period(half.end, whole.end), whole=whole) == 501
