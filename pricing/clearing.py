@@ -282,12 +282,14 @@ def _clear_divisible(
 
 
 def _blocks(orders: Sequence[Order], rows: list[_Row], *, is_bid: bool) -> list[Block]:
+    needed = {index: minimum for index, order in enumerate(orders) if (minimum := _minimum(order))}
     by_order: dict[int, list[tuple[int, int]]] = {}
-    for row in rows:
-        if _minimum(orders[row.order]):
-            by_order.setdefault(row.order, []).append((row.price, row.lots))
+    if needed:
+        for row in rows:
+            if row.order in needed:
+                by_order.setdefault(row.order, []).append((row.price, row.lots))
     return [
-        Block((orders[index].id, is_bid), is_bid, tuple(block_rows), _minimum(orders[index]))
+        Block((orders[index].id, is_bid), is_bid, tuple(block_rows), needed[index])
         for index, block_rows in by_order.items()
     ]
 
@@ -305,10 +307,12 @@ def _clear_with_blocks(
     rule: str,
 ) -> tuple[Crossing, int | None, list[str], bool]:
     levels: list[Levels] = []
-    for orders, rows in ((bids, bid_rows), (asks, ask_rows)):
+    with_minimum = {block.key for block in blocks}
+    for orders, rows, is_bid in ((bids, bid_rows, True), (asks, ask_rows, False)):
         side: Levels = {}
+        needing = {index for index, order in enumerate(orders) if (order.id, is_bid) in with_minimum}
         for row in rows:
-            if not _minimum(orders[row.order]):
+            if row.order not in needing:
                 side[row.price] = side.get(row.price, 0) + row.lots
         levels.append(side)
     choose = choose_blocks if rule == FIRST_RULE else choose_minima
@@ -386,21 +390,26 @@ def _fill_side(
 ) -> None:
     """Minima first, then what is strictly better than the margin, then the tie at the margin."""
     ranks = _ranks(orders)
-    left_of_minimum = {
-        index: accepted[order.id, is_bid].minimum
-        for index, order in enumerate(orders)
-        if (order.id, is_bid) in accepted
-    }
+    taking_part: dict[int, Block] = {}
+    left_out: set[int] = set()
+    for index, order in enumerate(orders):
+        if _minimum(order):
+            block = accepted.get((order.id, is_bid))
+            if block is None:
+                left_out.add(index)
+            else:
+                taking_part[index] = block
+    left_of_minimum = {index: block.minimum for index, block in taking_part.items()}
     at_margin: list[tuple[_Row, int]] = []
     for row in rows:
-        order = orders[row.order]
-        if _minimum(order) and row.order not in left_of_minimum:
+        if row.order in left_out:
             continue
-        inside = min(row.lots, left_of_minimum.get(row.order, 0))
-        if inside:
+        inside = 0
+        if row.order in taking_part:
+            inside = min(row.lots, left_of_minimum[row.order])
             left_of_minimum[row.order] -= inside
             row.fill = inside
-            if accepted[order.id, is_bid].limit == margin:
+            if inside and taking_part[row.order].limit == margin:
                 taken -= inside
         if (row.price > margin) if is_bid else (row.price < margin):
             row.fill = row.lots
