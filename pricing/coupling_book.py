@@ -8,7 +8,7 @@ from typing import Final
 
 from pricing.book import Order, check_order, digest_facts, order_facts
 
-COUPLED_RULE_VERSION: Final = "coupled-1"
+COUPLED_RULE_VERSION: Final = "coupled-2"  # A lone grade goes by `uniform-2`.
 
 
 @dataclass(frozen=True, slots=True)
