@@ -13,30 +13,25 @@ lexicographically smallest set of ids. The way there:
    A decision that costs more than what still separates the choice from its bound is settled. The few orders left
    over are searched exactly: once for the greatest value, once for the smallest set of ids that reaches it.
 
-The book's curves are kept in Fenwick trees (P. Fenwick 1994) over the prices, so that taking an order in or out and
-crossing anew cost the logarithm of the number of prices. Each of 3 and 4 takes at most `search_limit` such steps: a
-count, not a clock, so that a replay ends where the auction did.
+Taking an order in or out and crossing anew is cheap (`pricing.clearing_curves`). Each of 3 and 4 takes at most
+`search_limit` such steps: a count, not a clock, so that a replay ends where the auction did.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from copy import copy
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
-from operator import add, mul, sub
 from typing import Final, NamedTuple
 
 from pricing.clearing_blocks import Block, Levels, Outcome, evaluate
-
-Entries = tuple[tuple[int, int], ...]  # (level, lots); a level is the place of a price, from 1
+from pricing.clearing_curves import CurveCrossing, Curves, Entries
 
 _NOTHING: Final = (0, 0)
 _MANY_REJECTED: Final = 16
 _ROUNDS_OF_FILLABLE: Final = 4
 _PASSES: Final = 8  # Over all orders that are left out; more of them gain next to nothing.
-_PLANT_FROM_SHARE: Final = 10  # An order added one by one costs about as much as ten levels planted anew.
 
 
 class _Candidate(NamedTuple):
@@ -52,126 +47,13 @@ class _Candidate(NamedTuple):
     cost_of_accepting: int
 
 
-class _Crossing(NamedTuple):
-    value: tuple[int, int]  # welfare, lots
-    level: int
-    bids_taken: int
-    asks_taken: int
-
-
-class _Curves:
-    """Lots and their value, cumulative over the levels, with the crossing of both sides."""
-
-    def __init__(self, prices: list[int], bids_at: list[int], asks_at: list[int]) -> None:
-        """Prices and lots by level, from 1: what stands at place 0 is 0."""
-        self.prices, self.bids_at, self.asks_at = prices, bids_at, asks_at
-        self.extra = 0
-        size = len(prices)
-        self._powers = [1 << bit for bit in reversed(range(size.bit_length()))]
-        # A node of a Fenwick tree holds what lies beyond this place, up to its own.
-        self._starts = [place & (place - 1) for place in range(size)]
-        self._plant()
-
-    def _plant(self) -> None:
-        self.bid_lots = sum(self.bids_at)
-        self.bid_value = sum(map(mul, self.bids_at, self.prices))
-        both = list(map(add, self.bids_at, self.asks_at))
-        self._lots, self._bids, self._values = (
-            self._tree(both),
-            self._tree(self.bids_at),
-            self._tree(map(mul, both, self.prices)),
-        )
-
-    def _tree(self, values: Iterable[int]) -> list[int]:
-        sums = list(accumulate(values))
-        return list(map(sub, sums, map(sums.__getitem__, self._starts)))
-
-    def copy(self) -> _Curves:
-        """Curves of their own, to which others may be added."""
-        other = copy(self)
-        for name in ("bids_at", "asks_at", "_lots", "_bids", "_values"):
-            setattr(other, name, getattr(self, name).copy())
-        return other
-
-    def add_all(self, some: Sequence[tuple[bool, Entries]], *, sign: int = 1) -> None:
-        """Takes many orders in or out: one by one, or all trees anew where that is less work."""
-        if len(some) * _PLANT_FROM_SHARE < len(self.prices):
-            for is_bid, entries in some:
-                self.add(entries, is_bid=is_bid, sign=sign)
-            return
-        for is_bid, entries in some:
-            at = self.bids_at if is_bid else self.asks_at
-            for level, lots in entries:
-                at[level] += sign * lots
-        self._plant()
-
-    def add(self, entries: Entries, *, is_bid: bool, sign: int) -> None:
-        """Takes lots in (sign 1) or out (sign -1)."""
-        lots_tree, bids_tree, values_tree = self._lots, self._bids, self._values
-        size = len(lots_tree)
-        for level, some in entries:
-            lots = some * sign
-            value = lots * self.prices[level]
-            at = level
-            if is_bid:
-                self.bids_at[level] += lots
-                self.bid_lots += lots
-                self.bid_value += value
-                while at < size:
-                    lots_tree[at] += lots
-                    bids_tree[at] += lots
-                    values_tree[at] += value
-                    at += at & -at
-            else:
-                self.asks_at[level] += lots
-                while at < size:
-                    lots_tree[at] += lots
-                    values_tree[at] += value
-                    at += at & -at
-
-    def up_to(self, level: int) -> tuple[int, int]:
-        """Lots of bids and of asks at this level and below."""
-        both = bids = 0
-        while level:
-            both += self._lots[level]
-            bids += self._bids[level]
-            level &= level - 1
-        return bids, both - bids
-
-    def cross(self) -> _Crossing | None:
-        """The crossing at the lowest level at which asks up to it cover bids beyond it; None without a trade.
-
-        Asks up to a level cover the bids beyond it as soon as both sides' lots up to it reach all bids' lots.
-        """
-        lots_tree, bids_tree, values_tree = self._lots, self._bids, self._values
-        size, wanted = len(lots_tree), self.bid_lots
-        if not wanted:
-            return None
-        place = together = bids_below = value_below = 0
-        for power in self._powers:
-            further = place + power
-            if further < size and together + lots_tree[further] < wanted:
-                place = further
-                together += lots_tree[further]
-                bids_below += bids_tree[further]
-                value_below += values_tree[further]
-        level = place + 1
-        above = wanted - bids_below - self.bids_at[level]
-        below = together - bids_below
-        quantity = min(above + self.bids_at[level], below + self.asks_at[level])
-        if not quantity:
-            return None
-        welfare = self.bid_value - value_below - self.prices[level] * (wanted - together)
-        return _Crossing((welfare + self.extra, quantity), level, quantity - above, quantity - below)
-
-
 class _Choice:
     """Accepted candidates with the curves they make, and whether all of them can be filled."""
 
     def __init__(
         self,
         candidates: Sequence[_Candidate],
-        curves: _Curves,
+        curves: Curves,
         accepted: Iterable[int],
         *,
         margin_first: bool = False,
@@ -249,7 +131,7 @@ class _Choice:
             self.rejected += 1
             self.remove(unfilled)
 
-    def _unfilled(self, crossing: _Crossing) -> int | None:
+    def _unfilled(self, crossing: CurveCrossing) -> int | None:
         """The candidate that should go, None when all fill."""
         if self.margin_first:
             found = self._beyond_margin(crossing)
@@ -269,7 +151,7 @@ class _Choice:
             return self.members[False][ask][-1][1]
         return None
 
-    def _beyond_margin(self, crossing: _Crossing) -> int | None:
+    def _beyond_margin(self, crossing: CurveCrossing) -> int | None:
         """Of the candidates at the margin, when they do not all fill, the least without which the others would."""
         for is_bid, taken in ((True, crossing.bids_taken), (False, crossing.asks_taken)):
             beyond = self.forced[is_bid].get(crossing.level, 0) - taken
@@ -296,7 +178,7 @@ def choose_minima(
 def _choose(bids: Levels, asks: Levels, blocks: list[Block], search_limit: int) -> tuple[list[Block], bool]:
     prices = sorted({*bids, *asks, *(price for block in blocks for price, _ in block.rows)})
     level_of = {price: level for level, price in enumerate(prices, 1)}
-    curves = _Curves(
+    curves = Curves(
         [0, *prices],
         [0, *[bids.get(price, 0) for price in prices]],
         [0, *[asks.get(price, 0) for price in prices]],
@@ -329,7 +211,7 @@ def _choose(bids: Levels, asks: Levels, blocks: list[Block], search_limit: int) 
     return [blocks[index] for index in sorted(search.chosen)], complete
 
 
-def _fillable(curves: _Curves, blocks: list[Block], level_of: dict[int, int]) -> tuple[list[Block], _Curves]:
+def _fillable(curves: Curves, blocks: list[Block], level_of: dict[int, int]) -> tuple[list[Block], Curves]:
     """The blocks for whose minimum there is enough on the other side, at their limit; the curves with all of them.
 
     One that can never fill would spoil the bound. Those that need it to fill go in the next round.
@@ -422,7 +304,7 @@ class _Search:
     def __init__(
         self,
         choice: _Choice,
-        relaxed: _Curves,
+        relaxed: Curves,
         bound: tuple[int, int],
         best: tuple[tuple[int, int], set[int]],
         limit: int,

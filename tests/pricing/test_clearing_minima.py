@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pricing.book import FIRST_RULE, Clearing, Order, digest_book, digest_result
 from pricing.clearing import clear
 from pricing.clearing_blocks import Block, choose_blocks, evaluate
-from pricing.clearing_minima import _Curves, choose_minima
+from pricing.clearing_curves import Curves
+from pricing.clearing_minima import choose_minima
 from pricing.clearing_reference import confirm, reference_clear
 from tests.pricing.test_clearing import ask, assert_sound, bid
 
@@ -124,7 +125,7 @@ def crossings_of(work: Callable[[], object]) -> int:
 
     def look(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal counted
-        counted += event == "call" and frame.f_code is _Curves.cross.__code__
+        counted += event == "call" and frame.f_code is Curves.cross.__code__
 
     before = sys.getprofile()
     sys.setprofile(look)
