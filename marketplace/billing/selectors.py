@@ -23,6 +23,7 @@ from marketplace.billing.models import (
     Statement,
     TopUp,
 )
+from marketplace.billing.replacements import LAST_OUTCOME, REPLACED_OTHERWISE
 from marketplace.contracts.models import Hold
 from marketplace.errors import NotFound
 from metering.models import DisputedUsage, MeterKind, UsageEvent, UsageRollup
@@ -94,9 +95,9 @@ FROM (
     ) AS counted
 ) AS netted
 """
-# Five reasons to settle: usage that no run has seen as it is, an outage recorded after the last run, an accrual whose
-# hold is open, an award not settled yet, a prepaid month whose remainder is not paid. The last three do not depend on
-# `since`.
+# Six reasons to settle: usage that no run has seen as it is, an outage recorded after the last run, a failure that is
+# replaced by more or less than was counted, an accrual whose hold is open, an award not settled yet, a prepaid month
+# whose remainder is not paid. The last three do not depend on `since`.
 _UNSETTLED = f"""
 WITH usage AS (
     SELECT contract_id, date_bin(%(period)s, period_start, 'epoch'::timestamptz) AS settlement_start,
@@ -108,7 +109,7 @@ WITH usage AS (
     FROM billing_settlement
     WHERE settlement_start >= %(since)s AND settlement_start < %(until)s
     ORDER BY contract_id, settlement_start, run DESC
-), unsettled AS (
+), last_outcome AS ({LAST_OUTCOME}), unsettled AS (
     SELECT usage.contract_id, usage.settlement_start
     FROM usage LEFT JOIN latest USING (contract_id, settlement_start)
     WHERE latest.usage_digest IS DISTINCT FROM usage.digest
@@ -123,6 +124,8 @@ WITH usage AS (
      AND outage.offering_id IS NULL AND outage.created_at > latest.created_at
      AND outage.started_at < latest.settlement_start + %(period)s
      AND coalesce(outage.ended_at, 'infinity') > latest.settlement_start
+    UNION
+    {REPLACED_OTHERWISE}
     UNION
     SELECT accrual.contract_id, accrual.settlement_start
     FROM contracts_accrual accrual JOIN ledger_hold hold ON hold.id = accrual.ledger_hold_id

@@ -27,6 +27,7 @@ from marketplace.contracts.services import set_period_rate
 from marketplace.ids import uuid7
 from marketplace.ledger.models import Transfer
 from marketplace.ledger.services import NewTransfer, account_id, post_transfers
+from metering.models import UsageRollup
 from metering.services import accept_batch, gateway_source, ingest_batches
 from metering.usage import Finish, Flag, UsageEvent, encode_event, encode_lines
 from pricing.models import Grade
@@ -229,6 +230,73 @@ def test_what_was_bought_elsewhere_is_replaced_at_the_difference(
     # 2 lots x 0.30 of difference and 10% of 9.9 lots.
     assert outcome.remedy_micros == 600 + 297
     assert amounts()["remedy"] == -897
+    assert check_charges(since=now).differences == []
+    assert_books_balance()
+
+
+def test_late_usage_on_demand_that_replaces_more_settles_the_failure_again(
+    rich_acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """The spot contract's own usage stays as it was: what was bought elsewhere came late, and then was corrected."""
+    second = make_plant(hyperion, grade, now, name="h2")
+    start = now + PERIOD
+    set_period_rate(
+        grade_id=grade.id,
+        period_start=start,
+        clearing_rate_micros_per_mtok=RATE,
+        overage_micros_per_mtok=600_000,
+        now=now,
+    )
+    spot = award(rich_acme, grade, [(plant, 10)], RATE, start, now).contract
+    check_heartbeats(now=now + timedelta(seconds=20))
+    settle(now)
+    assert amounts() == {"remedy": -297}
+    contract = on_demand(rich_acme, grade, now)
+    meter(contract, second.offering.list_rate, second, 2 * LOT, start)
+    assert check_charges(since=now).unsettled == 1
+    later = now + DUE_AFTER + timedelta(minutes=10)
+    settled = {one.contract_id: one for one in settle_due_periods(now=later).settled}
+    # 2 lots x 0.30 of difference.
+    assert (settled[spot.id].run, settled[spot.id].amount_micros) == (2, -600)
+    assert latest_outcomes().get().replaced_numerator == 2 * LOT
+    check = check_charges(since=now)
+    assert (check.unsettled, check.differences) == (0, [])
+    # Seen and counted: no run looks at it again, until it falls.
+    assert settle_due_periods(now=later + timedelta(minutes=1)).settled == []
+    UsageRollup.objects.filter(contract_id=contract.id).update(numerator=LOT)
+    settled = {one.contract_id: one for one in settle_due_periods(now=later + timedelta(minutes=2)).settled}
+    assert settled[spot.id].amount_micros == 300
+    assert check_charges(since=now).unsettled == 0
+    assert_books_balance()
+
+
+def test_a_negative_adjustment_that_comes_back_repays_the_market_first(
+    rich_acme: Party, hyperion: Party, operator: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """The provider was paid out before a correction took usage off: the market bore it, and gets it back first."""
+    contract = on_demand(rich_acme, grade, now)
+    rate = plant.offering.list_rate
+    meter(contract, rate, plant, 10 * LOT, now)
+    accrue(contract, now, 10_000, now)
+    settle(now)
+    gross = rate.micros_per_mtok * 10 // 1_000
+    fee = gross // 20
+    pay_out(hyperion, operator, gross - fee, now)
+    row = UsageRollup.objects.filter(contract_id=contract.id)
+    row.update(numerator=0)
+    settle(now)
+    assert (money(hyperion, "payable"), money(operator, "operator")) == (0, fee - gross)
+    # Two lots after all: all that is left of them after their fee is the market's.
+    row.update(numerator=2 * LOT)
+    settle(now)
+    back = gross // 5
+    assert (money(hyperion, "payable"), money(operator, "operator")) == (0, fee - gross + back - back // 20)
+    assert money(operator, "fees") == back // 20
+    row.update(numerator=12 * LOT)
+    settle(now)
+    whole = gross * 12 // 10
+    assert money(operator, "operator") == 0
+    assert money(hyperion, "payable") == whole - whole // 20 - (gross - fee)
     assert check_charges(since=now).differences == []
     assert_books_balance()
 

@@ -15,7 +15,7 @@ from marketplace.accounts.selectors import operator_organization
 from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey, Share
 from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
-from marketplace.billing.services.waterfall import FROM_OPERATOR, TO_OPERATOR, borne_by_market
+from marketplace.billing.services.waterfall import FROM_OPERATOR, TO_OPERATOR, repaid_first
 from marketplace.contracts.models import Contract, ContractKind, Payment
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, LedgerAccount
@@ -147,7 +147,7 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
         for offering, share in sorted(line.shares.items()):
             earning, payable = earning_id(charge, offering), accounts[offering]
             if share.gross_micros > 0:
-                back = min(share.gross_micros, borne_by_market(books.contract_id, line, offering))
+                back = repaid_first(books.contract_id, line, offering, share)
                 for name, credit, amount in (
                     ("gross", payable, share.gross_micros - back),
                     (TO_OPERATOR, books.operator, back),

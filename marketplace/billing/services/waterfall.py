@@ -1,11 +1,11 @@
-"""Who bears a remedy: the provider, as far as he has money; then the market. And who gets it back when it shrinks."""
+"""Who bears what is given back: the provider, as far as he has money; then the market. And who gets it back later."""
 
 from __future__ import annotations
 
 from typing import Final
 from uuid import UUID
 
-from marketplace.billing.lines import Line
+from marketplace.billing.lines import Line, Share
 from marketplace.billing.models import ChargeKind, Earning
 from marketplace.ids import derived_id
 from marketplace.ledger.models import Transfer
@@ -15,16 +15,27 @@ FROM_OPERATOR: Final = "gross_from_operator"
 TO_OPERATOR: Final = "gross_to_operator"
 
 
-def borne_by_market(contract_id: UUID, line: Line, offering_id: UUID) -> int:
-    """What the market has paid of an offering's remedy on this contract in earlier runs and not got back, in micros.
+def repaid_first(contract_id: UUID, line: Line, offering_id: UUID, share: Share) -> int:
+    """What of a positive share goes back to the market, which bore an earlier one of the same kind, in micros.
 
-    A remedy that shrinks repays the market first: else a provider would be paid what he never bore.
+    A remedy that shrinks, or usage that comes back after a negative adjustment, repays the market first: else a
+    provider would be paid what he never bore. The fee of the share itself stays his to pay out of it.
     """
-    if line.kind != ChargeKind.REMEDY:
-        return 0
+    if line.kind not in (ChargeKind.REMEDY, ChargeKind.ADJUSTMENT):
+        return 0  # A first run's lines: nothing was given back before them.
+    return min(
+        share.gross_micros - max(0, share.fee_micros), _borne_by_market(contract_id, line, offering_id)
+    )
+
+
+def _borne_by_market(contract_id: UUID, line: Line, offering_id: UUID) -> int:
+    """What the market has paid for an offering on this contract in earlier runs and not got back, in micros.
+
+    Remedies are one account, and what adjustments took back of usage another.
+    """
     earnings = Earning.objects.filter(
         offering_id=offering_id,
-        charge__kind=ChargeKind.REMEDY,
+        charge__kind=line.kind,
         charge__rate_id=line.rate_id,
         charge__period_start=line.period_start,
         charge__contract_id=contract_id,
