@@ -257,6 +257,8 @@ _HINTS_S: dict[str, int] = {
     "marketplace.orders.tasks.publish_index": 60,
     "marketplace.contracts.tasks.sweep_holds": 10,
     "marketplace.contracts.tasks.advance_contracts": 5,
+    "marketplace.contracts.tasks.curtail_derated": 5,
+    "marketplace.contracts.tasks.return_carry_over": 10,
     "marketplace.billing.tasks.settle_due_periods": 2,
     "marketplace.billing.tasks.issue_due_invoices": 60,
     "providers.tasks.open_capacity": 10,

@@ -11,6 +11,7 @@ from django.db import connection
 
 from metering.packing import FLAG_BITS
 from metering.usage import Flag
+from pricing.units import OUTPUT_BUCKETS
 
 _BROKEN: Final = FLAG_BITS[Flag.UPSTREAM_FAILED]
 # An event's moment is its admission; it broke off when its attempt was over.
@@ -56,3 +57,29 @@ def attempts_served(offering_id: UUID, *, since: datetime, until: datetime) -> S
     with connection.cursor() as cursor:
         cursor.execute(_SERVED, parameters)
         return [at for (at,) in cursor.fetchall()]
+
+
+def delivered_by_side(
+    contract_id: UUID, *, since: datetime, until: datetime
+) -> dict[tuple[UUID, datetime, UUID], tuple[int, int]]:
+    """By (rate, delivery period, offering) the numerators of input and of output that the gateway carried."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT rate_id, period_start, offering_id,
+                      coalesce(sum(numerator) FILTER (WHERE NOT bucket = ANY (%(output)s)), 0)::bigint,
+                      coalesce(sum(numerator) FILTER (WHERE bucket = ANY (%(output)s)), 0)::bigint
+                 FROM metering_usagerollup
+                WHERE contract_id = %(contract)s AND meter = 'gateway' AND period_start >= %(since)s
+                  AND period_start < %(until)s
+                GROUP BY 1, 2, 3""",
+            {
+                "contract": contract_id,
+                "since": since,
+                "until": until,
+                "output": [bucket.value for bucket in OUTPUT_BUCKETS],
+            },
+        )
+        return {
+            (rate, start, offering): (made_in, made_out)
+            for rate, start, offering, made_in, made_out in cursor.fetchall()
+        }

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from fractions import Fraction
+from math import floor
 from typing import Final
 
 from pricing.rating import OfferingId
@@ -26,6 +28,8 @@ PENALTY_DIVISOR: Final = 10
 TOLERANCE_DIVISOR: Final = 100
 
 Interval = tuple[datetime, datetime | None]
+# Of what was owed, a volume (numerator) and how many milliseconds of the period it could not be had.
+Part = tuple[int, int]
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
@@ -38,6 +42,10 @@ class Outcome:
     delivered: int
     failed: int
     down_ms: int
+    # The lots (numerators) that the host could not supply any more at some moment of the period.
+    curtailed: int = 0
+    # What more would have failed, had the buyer asked for the mix that the host was benched with.
+    excused: int = 0
 
     @property
     def unused(self) -> int:
@@ -100,14 +108,33 @@ def attempt_outages(
 
 
 def failed_numerator(
-    *, entitled: int, released: int, delivered: int, down_ms: int, period_ms: int
+    *,
+    entitled: int,
+    released: int,
+    delivered: int,
+    down_ms: int,
+    period_ms: int,
+    curtailed: Sequence[Part] = (),
+    worked: int = 0,
 ) -> StandardNumerator:
-    """`F = min(A - R - U, floor((A - R) x down_ms / period_ms))`, never negative."""
+    """`F = min(A - R - max(U, W), floor(sum over parts of part x its down time / period))`, never negative.
+
+    The parts of `A - R` are what was curtailed, each with its own down time (milliseconds, from its moment on), and the
+    rest with `down_ms`. `worked` (W) is what was delivered, as volume of the mix that the host was benched with: an
+    award obliges its lots or its host-seconds, whichever comes first.
+    """
     assert 0 <= down_ms <= period_ms
     assert period_ms > 0
     owed = entitled - released
     assert owed >= 0
-    return StandardNumerator(max(0, min(owed - delivered, owed * down_ms // period_ms)))
+    left, by_time = owed, 0
+    for numerator, part_down_ms in curtailed:
+        assert down_ms <= part_down_ms <= period_ms
+        part = min(left, numerator)
+        left -= part
+        by_time += part * part_down_ms
+    by_time += left * down_ms
+    return StandardNumerator(max(0, min(owed - max(delivered, worked), by_time // period_ms)))
 
 
 def outcomes_of(
@@ -117,12 +144,15 @@ def outcomes_of(
     *,
     period_ms: int,
     released: Mapping[OfferingId, int] | None = None,
+    curtailed: Mapping[OfferingId, Sequence[Part]] | None = None,
+    worked: Mapping[OfferingId, int] | None = None,
 ) -> dict[OfferingId, Outcome]:
     """The outcome of every allocated offering of one contract and delivery period.
 
     What an offering delivered beyond its own part stood in for the others: it counts as theirs, in proportion to what
     they have not delivered (largest remainder, then offering), so that nobody has failed what the buyer did get.
-    Volume beyond all that was owed counts for nobody.
+    Volume beyond all that was owed counts for nobody. `curtailed` and `worked` as for `failed_numerator`, the latter of
+    what each delivered itself.
     """
     gone = released or {}
     owed = {offering: entitled[offering] - gone.get(offering, 0) for offering in sorted(entitled)}
@@ -134,20 +164,74 @@ def outcomes_of(
     for offering, part in zip(owed, stood_in, strict=True):
         volume = own[offering] + part
         down = down_ms.get(offering, 0)
-        outcomes[offering] = Outcome(
-            entitled=entitled[offering],
-            released=gone.get(offering, 0),
-            delivered=volume,
-            failed=failed_numerator(
+        cut = (curtailed or {}).get(offering, ())
+        without, failed = (
+            failed_numerator(
                 entitled=entitled[offering],
                 released=gone.get(offering, 0),
                 delivered=volume,
                 down_ms=down,
                 period_ms=period_ms,
-            ),
+                curtailed=cut,
+                worked=work,
+            )
+            for work in (0, (worked or {}).get(offering, 0) + part)
+        )
+        outcomes[offering] = Outcome(
+            entitled=entitled[offering],
+            released=gone.get(offering, 0),
+            delivered=volume,
+            failed=failed,
             down_ms=down,
+            curtailed=min(owed[offering], sum(numerator for numerator, _ in cut)),
+            excused=without - failed,
         )
     return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Benched:
+    """One bench in a grade: what it made of input and of output (numerators), how long in all and for input.
+
+    `input_ms` is the host's time for input: the first byte's median, as long as a request waits for its input to be
+    read, times the requests, over those that ran at once.
+    """
+
+    input_numerator: int
+    output_numerator: int
+    duration_ms: int
+    input_ms: int
+
+    @staticmethod
+    def of(
+        *,
+        input_numerator: int,
+        output_numerator: int,
+        duration_ms: int,
+        requests: int,
+        concurrency: int,
+        first_byte_p50_ms: int,
+    ) -> Benched:
+        """From the figures that a bench counts; never more time for input than it took in all."""
+        assert duration_ms > 0
+        spent = first_byte_p50_ms * requests // max(1, concurrency)
+        return Benched(input_numerator, output_numerator, duration_ms, min(duration_ms, max(0, spent)))
+
+
+def worked_numerator(*, input_numerator: int, output_numerator: int, bench: Benched) -> StandardNumerator:
+    """Delivered volume as the host's time: W = host-milliseconds x dependable rate, both by its bench, rounded down.
+
+    A standard token of input takes `input_ms / input` of the bench, one of output the rest over the output; what the
+    mix of the bench takes is its own volume. A side that the bench did not measure counts as it is priced.
+    """
+    whole = bench.input_numerator + bench.output_numerator
+    exact = Fraction(0)
+    for numerator, made, spent_ms in (
+        (input_numerator, bench.input_numerator, bench.input_ms),
+        (output_numerator, bench.output_numerator, bench.duration_ms - bench.input_ms),
+    ):
+        exact += Fraction(numerator * spent_ms * whole, made * bench.duration_ms) if made else numerator
+    return StandardNumerator(floor(exact))
 
 
 def replaced_numerators(bought: int, failed: Mapping[OfferingId, int]) -> dict[OfferingId, StandardNumerator]:

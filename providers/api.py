@@ -228,6 +228,7 @@ class AgentHeartbeatView(_AgentView):
             registers=data.get("registers", {}),
             energy_millijoules=data.get("energy_millijoules"),
             clock_skew_ms=skew,
+            available_ppm=data.get("available_ppm"),
             now=clock.now(),
         )
         return Response(HeartbeatOut({"status": host.status, "heartbeat_s": HEARTBEAT_S}).data)

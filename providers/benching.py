@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from uuid import UUID
 
 from django.db import transaction
 
 from marketplace.errors import Conflict, InvalidInput, NotFound
+from pricing.failures import Benched
 from pricing.models import Grade
 from pricing.rating import standard_numerator
 from pricing.selectors import standard_ppm_of
 from pricing.units import Bucket
 from providers.claims import MAX_DEPENDABLE_NUMERATOR_PER_S, BenchFigures, check_document
-from providers.models import Bench, Host
+from providers.models import Bench, Host, Offering
 
 
 @transaction.atomic
@@ -55,3 +57,32 @@ def dependable_numerator_per_s(bench: Bench, grade: Grade) -> int:
     if per_s > MAX_DEPENDABLE_NUMERATOR_PER_S:
         raise InvalidInput("The bench shows more than any host can make.", field="output_tokens")
     return int(per_s)
+
+
+def benches_in_force(places: Iterable[tuple[UUID, datetime]]) -> dict[tuple[UUID, datetime], Benched]:
+    """By (offering, period start) the newest bench of its host when the period began, in the offering's grade.
+
+    Benches are never changed, and one that comes later speaks for later periods: a re-run finds the same.
+    """
+    wanted = sorted(set(places))
+    offerings = Offering.objects.in_bulk({offering for offering, _ in wanted})
+    benches: dict[UUID, list[Bench]] = defaultdict(list)
+    hosts = {offering.host_id for offering in offerings.values()}
+    for bench in Bench.objects.filter(host_id__in=hosts).order_by("-measured_at", "-pk"):
+        benches[bench.host_id].append(bench)
+    weights = {grade: standard_ppm_of(grade) for grade in {one.grade_id for one in offerings.values()}}
+    found = {}
+    for offering_id, start in wanted:
+        offering = offerings[offering_id]
+        newest = next((one for one in benches[offering.host_id] if one.measured_at <= start), None)
+        if newest is not None:
+            ppm = weights[offering.grade_id]
+            found[offering_id, start] = Benched.of(
+                input_numerator=standard_numerator({Bucket.UNCACHED_INPUT: newest.input_tokens}, ppm),
+                output_numerator=standard_numerator({Bucket.OUTPUT: newest.output_tokens}, ppm),
+                duration_ms=newest.duration_ms,
+                requests=newest.requests,
+                concurrency=newest.concurrency,
+                first_byte_p50_ms=newest.first_byte_p50_ms,
+            )
+    return found

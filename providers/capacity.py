@@ -23,10 +23,19 @@ HORIZON_PERIODS: Final = 4
 _HOUR: Final = timedelta(hours=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+# An hour that is made while the host is derated is made without what it cannot supply.
 _MAKE_HOURS = """
-INSERT INTO providers_hosthour (id, host_id, hour_start, sellable_ppm, sold_ppm)
-SELECT uuidv7(), host_id, hour_start, %(sellable)s, 0
-FROM unnest(%(hosts)s::uuid[]) AS host_id, unnest(%(hours)s::timestamptz[]) AS hour_start
+INSERT INTO providers_hosthour (id, host_id, hour_start, sellable_ppm, sold_ppm, lost_ppm, derated_ppm)
+SELECT uuidv7(), host_id, hour_start, %(sellable)s - least(lost.ppm, %(sellable)s), 0, lost.ppm,
+       least(lost.ppm, %(sellable)s)
+FROM unnest(%(hosts)s::uuid[]) AS host_id
+CROSS JOIN unnest(%(hours)s::timestamptz[]) AS hour_start
+CROSS JOIN LATERAL (
+    SELECT coalesce(max(1000000 - derating.available_ppm), 0) AS ppm FROM providers_derating AS derating
+    WHERE derating.host_id = host_id.host_id AND derating.cause <> 'bench'
+      AND derating.started_at < hour_start + interval '1 hour'
+      AND (derating.ended_at IS NULL OR derating.ended_at > hour_start)
+) AS lost
 ORDER BY host_id, hour_start
 ON CONFLICT (host_id, hour_start) DO NOTHING
 """
@@ -36,9 +45,11 @@ SELECT 1 FROM providers_hosthour WHERE host_id = ANY(%(hosts)s::uuid[]) AND hour
 ORDER BY host_id, hour_start FOR NO KEY UPDATE
 """
 _MAKE_PERIODS = """
-INSERT INTO providers_hostperiod (id, host_id, period_start, period_end, sellable_ppm, sold_ppm)
+INSERT INTO providers_hostperiod (
+    id, host_id, period_start, period_end, sellable_ppm, sold_ppm, lost_ppm, need_ppm, derated_ppm
+)
 SELECT uuidv7(), hour.host_id, period_start, period_start + make_interval(secs => %(seconds)s),
-       hour.sellable_ppm, hour.sold_ppm
+       hour.sellable_ppm, hour.sold_ppm, hour.lost_ppm, hour.need_ppm, hour.derated_ppm
 FROM unnest(%(starts)s::timestamptz[]) AS period_start
 JOIN providers_hosthour AS hour
   ON hour.hour_start = date_trunc('hour', period_start, 'UTC') AND hour.host_id = ANY(%(hosts)s::uuid[])
@@ -105,7 +116,7 @@ def open_capacity(*, now: datetime) -> int:
     with connection.cursor() as cursor:
         cursor.execute(_HOSTS_WITHOUT, {"starts": starts})
         hosts = [row[0] for row in cursor.fetchall()]
-    return _make_periods(hosts, starts) if hosts else 0
+    return make_periods(hosts, starts) if hosts else 0
 
 
 @transaction.atomic
@@ -169,7 +180,7 @@ def take_period_share(*, host_id: UUID, period_start: datetime, share_ppm: int) 
         # An UPDATE that waited and then did not match keeps the row locked; hours are locked before periods.
         transaction.savepoint_rollback(before)
         # Whether we made the row or somebody else did at the same moment: now it is there to be taken from.
-        _make_periods([host_id], [period_start])
+        make_periods([host_id], [period_start])
         sold = _change_period(host_id, period_start, share_ppm)
     if sold is None:
         raise CapacityGone("The host has not that much unsold in this period.")
@@ -193,7 +204,8 @@ def lock_hours(hosts: Sequence[UUID], hours: Sequence[datetime]) -> None:
         cursor.execute(_LOCK_HOURS, places)
 
 
-def _make_periods(hosts: list[UUID], starts: list[datetime]) -> int:
+def make_periods(hosts: list[UUID], starts: list[datetime]) -> int:
+    """Make these periods of these hosts where they are missing, under the locks of their hours; how many it made."""
     places: dict[str, Any] = {
         "hosts": hosts,
         "hours": sorted({hour_of(start) for start in starts}),

@@ -14,6 +14,7 @@ from django.db import transaction
 from marketplace.errors import NotFound
 from metering.services import record_register_read
 from providers.claims import MAX_COUNTER, check_integer, check_text
+from providers.derating import note_engine_share
 from providers.models import Host, Outage
 from providers.outages import end_outage, open_outage, record_silence
 
@@ -62,12 +63,14 @@ def record_heartbeat(
     registers: Mapping[str, object],
     energy_millijoules: int | None,
     clock_skew_ms: int | None = None,
+    available_ppm: int | None = None,
     now: datetime,
 ) -> None:
     """The host is alive at `now`: ends an outage of missed heartbeats. While it is not `ready` it is down all the same.
 
     `registers` are as for `record_registers`: kept at once when the engine was restarted, else only when the market's
-    own reading of them fails. `clock_skew_ms` is how far the host's clock is ahead of the market's.
+    own reading of them fails. `clock_skew_ms` is how far the host's clock is ahead of the market's. `available_ppm` is
+    what the engine can supply, in millionths of its dependable capacity; nothing changes where it is not said.
     """
     boot = check_text("boot_id", boot_id, most=64)
     check_integer("in_flight", in_flight, 0, 2**31 - 1)
@@ -88,6 +91,8 @@ def record_heartbeat(
     else:
         # Nothing is sent to a host that says so: it refuses before it is asked.
         open_outage(host_id=host_id, kind=Outage.Kind.REFUSED, started_at=now, now=now)
+    if available_ppm is not None:
+        note_engine_share(host_id=host_id, available_ppm=available_ppm, now=now)
     overdue = host.registers_read_at is None or now - host.registers_read_at > 1.5 * _read_every()
     was_restarted = read.have_counters and read.boot != host.engine_boot
     if overdue or was_restarted:

@@ -18,7 +18,8 @@ from pricing.selectors import grade_in_force
 from pricing.services import MAX_RATE_MICROS_PER_MTOK, publish_rate
 from providers.benching import dependable_numerator_per_s
 from providers.claims import check_integer
-from providers.models import Host, Offering
+from providers.derating import rebench_sold
+from providers.models import Bench, Host, Offering
 from providers.selectors import find_offering
 
 ANY_REGION: Final = "global"
@@ -37,8 +38,9 @@ def list_offering(
 ) -> Offering:
     """Offer the grade in force on the host at these prices, or change the prices of what is offered already.
 
-    Saying the same again changes nothing; a new price is a new Rate; the latest bench counts. A paused offering stays
-    paused. Raises InvalidInput, NotFound (grade) or Conflict (no bench, so nothing dependable to sell).
+    Saying the same again changes nothing; a new price is a new Rate; the latest bench counts, and where it came out
+    otherwise, what is sold of the host takes another share of it. A paused offering stays paused. Raises InvalidInput,
+    NotFound (grade) or Conflict (no bench, so nothing dependable to sell).
     """
     check_integer("spot_floor_micros_per_mtok", spot_floor_micros_per_mtok, 0, MAX_RATE_MICROS_PER_MTOK)
     check_integer("firm_rate_micros_per_mtok", firm_rate_micros_per_mtok, 1, MAX_RATE_MICROS_PER_MTOK)
@@ -71,6 +73,10 @@ def list_offering(
         offering = Offering.objects.create(id=offering_id, host=host, grade=grade, created_at=now, **values)
     else:
         changed = any(getattr(offering, name) != value for name, value in values.items())
+        if _is_first_of_bench(offering, bench):
+            rebench_sold(
+                host_id=host.pk, before=offering.dependable_numerator_per_s, after=dependable, now=now
+            )
         for name, value in values.items():
             setattr(offering, name, value)
         if changed:
@@ -126,6 +132,14 @@ def _move_offering(
         raise Conflict(f"An offering that is {offering.status} cannot become {after}.", field="status")
     _audit(offering, f"offering.{after}", actor, now)
     return find_offering(organization_id, offering_id)
+
+
+def _is_first_of_bench(offering: Offering, bench: Bench) -> bool:
+    """Whether this listing is what makes a new bench of the host count: its other grades say the same once more."""
+    if offering.bench_id == bench.pk:
+        return False
+    listed = Offering.objects.filter(host_id=offering.host_id, bench=bench)
+    return not listed.exclude(status=Offering.Status.WITHDRAWN).exists()
 
 
 def _check_fits(host: Host, grade: Grade) -> None:

@@ -143,7 +143,12 @@ class Offering(models.Model):
 
 
 class HostPeriod(models.Model):
-    """The share of a host that is sellable and sold in one delivery period. No capacity is sold twice: the CHECK."""
+    """The share of a host that is sellable and sold in one delivery period. No capacity is sold twice: the CHECK.
+
+    `sellable` is what the hour had, less `carry_over` (requests still running from before) and less `derated`. The host
+    cannot supply `lost` of it, and every million of what is sold takes `need` since it was benched lower: what of both
+    is unsold is derated, what is sold is curtailed first and then derated (`derating.py`).
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="periods")
@@ -151,10 +156,22 @@ class HostPeriod(models.Model):
     period_end = models.DateTimeField()
     sellable_ppm = models.BigIntegerField()
     sold_ppm = models.BigIntegerField(default=0)
+    carry_over_ppm = models.BigIntegerField(default=0, db_default=0)
+    lost_ppm = models.BigIntegerField(default=0, db_default=0)
+    need_ppm = models.BigIntegerField(default=1_000_000, db_default=1_000_000)
+    derated_ppm = models.BigIntegerField(default=0, db_default=0)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["host", "period_start"], name="providers_hostperiod_unique"),
+            models.CheckConstraint(
+                condition=Q(carry_over_ppm__gte=0)
+                & Q(lost_ppm__range=(0, 1_000_000))
+                & Q(need_ppm__range=(1_000_000, 10**12))
+                & Q(derated_ppm__gte=0)
+                & Q(sellable_ppm__lte=1_000_000 - F("carry_over_ppm") - F("derated_ppm")),
+                name="providers_hostperiod_derated_in_range",
+            ),
             models.CheckConstraint(
                 condition=Q(sold_ppm__gte=0)
                 & Q(sold_ppm__lte=F("sellable_ppm"))
@@ -176,10 +193,20 @@ class HostHour(models.Model):
     hour_start = models.DateTimeField()
     sellable_ppm = models.BigIntegerField()
     sold_ppm = models.BigIntegerField(default=0)
+    lost_ppm = models.BigIntegerField(default=0, db_default=0)
+    need_ppm = models.BigIntegerField(default=1_000_000, db_default=1_000_000)
+    derated_ppm = models.BigIntegerField(default=0, db_default=0)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["host", "hour_start"], name="providers_hosthour_unique"),
+            models.CheckConstraint(
+                condition=Q(lost_ppm__range=(0, 1_000_000))
+                & Q(need_ppm__range=(1_000_000, 10**12))
+                & Q(derated_ppm__gte=0)
+                & Q(sellable_ppm__lte=1_000_000 - F("derated_ppm")),
+                name="providers_hosthour_derated_in_range",
+            ),
             models.CheckConstraint(
                 condition=Q(sold_ppm__gte=0)
                 & Q(sold_ppm__lte=F("sellable_ppm"))
@@ -187,6 +214,44 @@ class HostHour(models.Model):
                 name="providers_hosthour_not_sold_twice",
             ),
         ]
+
+
+class Derating(models.Model):
+    """A time in which a host supplies only `available_ppm` of its dependable capacity; open-ended while it lasts.
+
+    Said by its provider or by its engine. A bench that came out lower is one without length: what was sold before it
+    takes more of the host from then on (`HostPeriod.need_ppm`).
+    """
+
+    class Cause(models.TextChoices):
+        PROVIDER = "provider"
+        ENGINE = "engine"
+        BENCH = "bench"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="deratings")
+    cause = models.CharField(max_length=8, choices=Cause.choices)
+    available_ppm = models.BigIntegerField()
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(available_ppm__range=(0, 999_999)), name="providers_derating_takes_something"
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at__isnull=True) | Q(ended_at__gte=F("started_at")),
+                name="providers_derating_forwards",
+            ),
+            models.UniqueConstraint(
+                fields=["host", "cause"],
+                condition=Q(ended_at__isnull=True),
+                name="providers_derating_one_open_per_cause",
+            ),
+        ]
+        indexes = [models.Index(fields=["host", "started_at"], name="providers_derating_by_host")]
 
 
 class Outage(models.Model):

@@ -8,7 +8,7 @@ that it served, or to the period's end: what nobody asked for afterwards is no e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -36,6 +36,8 @@ class PeriodDown:
     period_start: datetime
     down_ms: int
     attempts: tuple[tuple[datetime, datetime, str], ...]
+    # As `down_ms`, for what was curtailed: for each moment given, were it down from then on.
+    curtailed_ms: tuple[int, ...] = ()
 
 
 def open_outage(*, host_id: UUID, kind: Outage.Kind, started_at: datetime, now: datetime) -> None:
@@ -63,8 +65,16 @@ def record_silence(host: Host, *, started_at: datetime, now: datetime) -> None:
         )
 
 
-def down_in_periods(contract_id: UUID, places: Iterable[tuple[UUID, datetime, datetime]]) -> list[PeriodDown]:
-    """How long each (offering, period start, period end) of a contract was down, by all the evidence there is."""
+def down_in_periods(
+    contract_id: UUID,
+    places: Iterable[tuple[UUID, datetime, datetime]],
+    *,
+    curtailed: Mapping[tuple[UUID, datetime], Sequence[datetime]] | None = None,
+) -> list[PeriodDown]:
+    """How long each (offering, period start, period end) of a contract was down, by all the evidence there is.
+
+    `curtailed` names moments from which on a part of an (offering, period start) was not delivered any more.
+    """
     wanted = sorted(places)
     if not wanted:
         return []
@@ -85,6 +95,10 @@ def down_in_periods(contract_id: UUID, places: Iterable[tuple[UUID, datetime, da
                 period_start=start,
                 down_ms=down_ms(intervals, start=start, end=end, excused=planned[host]),
                 attempts=tuple(attempts),
+                curtailed_ms=tuple(
+                    down_ms([*intervals, (since_when, None)], start=start, end=end, excused=planned[host])
+                    for since_when in (curtailed or {}).get((offering, start), ())
+                ),
             )
         )
     return found

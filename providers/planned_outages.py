@@ -27,11 +27,13 @@ LONGEST: Final = timedelta(days=14)
 _HOUR: Final = timedelta(hours=1)
 
 _SET_HOURS = """
-UPDATE providers_hosthour SET sellable_ppm = %(sellable)s
+UPDATE providers_hosthour SET sellable_ppm = %(sellable)s - least(lost_ppm, %(sellable)s),
+       derated_ppm = least(lost_ppm, %(sellable)s)
  WHERE host_id = %(host)s AND hour_start >= %(start)s AND hour_start < %(end)s AND sold_ppm = 0
 """
 _SET_PERIODS = """
-UPDATE providers_hostperiod SET sellable_ppm = %(sellable)s
+UPDATE providers_hostperiod SET sellable_ppm = %(sellable)s - least(lost_ppm, %(sellable)s),
+       derated_ppm = least(lost_ppm, %(sellable)s), carry_over_ppm = 0
  WHERE host_id = %(host)s AND period_start >= %(start)s AND period_start < %(end)s AND sold_ppm = 0
 """
 _LOCK_PERIODS = """

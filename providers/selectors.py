@@ -59,6 +59,11 @@ def find_offering(organization_id: UUID, offering_id: UUID) -> Offering:
     return offering
 
 
+def offerings_by_id(offering_ids: Iterable[UUID]) -> dict[UUID, Offering]:
+    """These offerings, whoever's and in whatever state."""
+    return Offering.objects.in_bulk(list(offering_ids))
+
+
 def listed_offerings(grade_id: UUID, now: datetime) -> QuerySet[Offering]:
     """What can be sold of a grade at `now`: listed, on an enrolled and ready host that is not down, in id order.
 

@@ -233,6 +233,12 @@ class HeartbeatIn(StrictSerializer):
     registers = RegistersIn(required=False)
     energy_millijoules = StrictIntegerField(min_value=0, max_value=_BIGGEST, required=False, allow_null=True)
     at = TimestampField(required=False, help_text="by the host's own clock; the market's decides")
+    available_ppm = StrictIntegerField(
+        min_value=0,
+        max_value=1_000_000,
+        required=False,
+        help_text="what the engine can supply now, in millionths of its dependable capacity; less is a derating",
+    )
 
 
 class HeartbeatOut(serializers.Serializer[Any]):

@@ -98,7 +98,9 @@ def make_party(name: str, roles: list[str], now: datetime) -> Party:
     return Party(organization, user, key.id, secret)
 
 
-def make_grade(now: datetime, *, slug: str = "tiny-chat", model: str = "tiny-chat") -> Grade:
+def make_grade(
+    now: datetime, *, slug: str = "tiny-chat", model: str = "tiny-chat", max_request_s: int = 15
+) -> Grade:
     return publish_grade(
         slug=slug,
         title="Tiny chat",
@@ -111,7 +113,7 @@ def make_grade(now: datetime, *, slug: str = "tiny-chat", model: str = "tiny-cha
         tokenizer_digest="bytes",
         weights_ppm=WEIGHTS,
         kappa_ppm=dict.fromkeys(WEIGHTS, Ppm(250_000)),
-        max_request_s=15,
+        max_request_s=max_request_s,
         max_output_tokens=2048,
         template_overhead_tokens=64,
         spot_minimum_take_ppm=500_000,

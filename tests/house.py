@@ -21,7 +21,7 @@ from rest_framework.test import APIClient
 
 from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
-from marketplace.contracts.services import open_hold
+from marketplace.contracts.services import derate_host, open_hold
 from marketplace.ids import uuid7
 from marketplace.orders.models import Auction, CapReview, PriceIndex
 from marketplace.orders.services.controls import schedule_cap
@@ -33,7 +33,7 @@ from metering.services import accept_batch, add_meter_point, gateway_source, ing
 from metering.usage import Finish, UsageEvent, encode_event, encode_lines
 from pricing.services import publish_known_calibrations
 from pricing.units import Bucket
-from providers.models import Outage
+from providers.models import Derating, Outage
 from providers.services import announce_outage
 from tests.cast import Party, make_grade, make_party
 from tests.conftest import TestDatabase, own_database
@@ -75,6 +75,7 @@ class House:
     event_id: UUID
     outage: Outage
     webhook: WebhookDelivery
+    derating: Derating
 
     @cached_property
     def ids(self) -> dict[str, UUID]:
@@ -93,6 +94,7 @@ class House:
             "host_id": day.plant.host.id,
             "offering_id": day.plant.offering.id,
             "outage_id": self.outage.id,
+            "derating_id": self.derating.id,
             "batch_id": self.batch.id,
             "generation_id": self.generation_id,
             "event_id": self.event_id,
@@ -206,6 +208,10 @@ def make_house(database: TestDatabase) -> House:
         now=NOW,
         actor=SYSTEM,
     )
+    # It takes a millionth of the host, and is there for those who look.
+    derating = derate_host(
+        organization_id=hyperion.id, host_id=day.plant.host.id, available_ppm=999_999, now=NOW, actor=SYSTEM
+    )
     publish_index(now=NOW)
     index = PriceIndex.objects.order_by("-id")[0]
     review = schedule_cap(
@@ -241,6 +247,7 @@ def make_house(database: TestDatabase) -> House:
         event.id,
         outage,
         webhook,
+        derating,
     )
 
 

@@ -112,6 +112,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "starts_at": "2026-03-11T10:00:00Z",
         "ends_at": "2026-03-11T12:00:00Z",
     },
+    "post /api/v1/hosts/{host_id}/deratings": {"available_ppm": 500_000},
     "post /api/v1/offerings": {
         "host_id": "{host_id}",
         "grade": "tiny-chat",

@@ -110,6 +110,9 @@ DOORS = {
     "api/v1/hosts/<uuid:host_id>/enrolment-codes": HYPERION,
     "api/v1/hosts/<uuid:host_id>/outages": HYPERION,
     "api/v1/hosts/<uuid:host_id>/outages/<uuid:outage_id>": HYPERION,
+    "api/v1/hosts/<uuid:host_id>/deratings": HYPERION,
+    "api/v1/hosts/<uuid:host_id>/deratings/<uuid:derating_id>": HYPERION,
+    "api/v1/hosts/<uuid:host_id>/curtailments": HYPERION,
     "api/v1/offerings": HYPERION,
     "api/v1/offerings/<uuid:offering_id>": HYPERION,
     "api/v1/statements": HYPERION,
@@ -191,6 +194,7 @@ BODIES = {
         "starts_at": "2026-03-12T10:00:00Z",
         "ends_at": "2026-03-12T12:00:00Z",
     },
+    "api/v1/hosts/<uuid:host_id>/deratings": {"available_ppm": 500_000},
     "api/v1/bids/<uuid:bid_id>": {"revision": 1, "min_fill_lots": 1},
     "api/v1/contracts/<uuid:contract_id>/releases": {
         "period_start": "2026-03-10T15:10:00Z",

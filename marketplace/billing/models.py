@@ -170,6 +170,9 @@ class DeliveryOutcome(models.Model):
     failed_numerator = models.BigIntegerField()
     unused_numerator = models.BigIntegerField()
     down_ms = models.BigIntegerField()
+    # What of it the host could not supply any more from some moment on, and what of N is excused by the buyer's mix.
+    curtailed_numerator = models.BigIntegerField(default=0, db_default=0)
+    excused_numerator = models.BigIntegerField(default=0, db_default=0)
     rate_micros_per_mtok = models.BigIntegerField()
     replaced_numerator = models.BigIntegerField(default=0)
     replacement_micros_per_mtok = models.BigIntegerField(default=0)
@@ -204,6 +207,13 @@ class DeliveryOutcome(models.Model):
                 condition=Q(remedy_micros=0)
                 | (Q(remedy_micros__gt=0) & Q(remedy_micros__lte=F("remedy_cap_micros"))),
                 name="billing_deliveryoutcome_remedy_within_cap",
+            ),
+            models.CheckConstraint(
+                condition=Q(curtailed_numerator__gte=0)
+                & Q(curtailed_numerator__lte=F("entitled_numerator") - F("released_numerator"))
+                & Q(excused_numerator__gte=0)
+                & Q(excused_numerator__lte=F("unused_numerator")),
+                name="billing_deliveryoutcome_excused_within_unused",
             ),
             models.CheckConstraint(
                 condition=Q(period_end__gt=F("period_start")) & Q(down_ms__gte=0),

@@ -26,6 +26,12 @@ class DeliveryOutcomeSerializer(serializers.ModelSerializer[DeliveryOutcome]):
     delivered_numerator = NumeratorField()
     failed_numerator = NumeratorField(help_text="F: what the provider failed. The buyer never pays it.")
     unused_numerator = NumeratorField(help_text="N: what nobody asked for. The provider never pays it.")
+    curtailed_numerator = NumeratorField(
+        help_text="What of entitled the host could not supply any more from some moment of the period on."
+    )
+    excused_numerator = NumeratorField(
+        help_text="What of unused would have failed, had what was asked for cost the host no more than its bench's mix."
+    )
     replaced_numerator = NumeratorField(
         help_text="What of F the buyer bought elsewhere, at replacement_micros_per_mtok."
     )
@@ -46,6 +52,8 @@ class DeliveryOutcomeSerializer(serializers.ModelSerializer[DeliveryOutcome]):
             "delivered_numerator",
             "failed_numerator",
             "unused_numerator",
+            "curtailed_numerator",
+            "excused_numerator",
             "down_ms",
             "rate_micros_per_mtok",
             "replaced_numerator",

@@ -25,7 +25,7 @@ from marketplace.api.serializers import (
     TimestampField,
 )
 from marketplace.api.views import ApiView
-from marketplace.contracts import selectors, services
+from marketplace.contracts import selectors, services, supply_api
 from marketplace.contracts.kappa_api import OwnKappaView
 from marketplace.contracts.models import Contract, Entitlement, Hold, OveragePolicy, Payment, Quote
 from marketplace.contracts.quoting import MAX_LOTS, MAX_MONTHS
@@ -250,6 +250,7 @@ def _gone(entitlement: Entitlement) -> int:
 
 
 urlpatterns = [
+    *supply_api.urlpatterns,
     path("quotes", QuotesView.as_view()),
     path("quotes/<uuid:quote_id>", QuoteView.as_view()),
     path("quotes/<uuid:quote_id>/accept", QuoteAcceptView.as_view()),

@@ -148,6 +148,35 @@ class Allocation(models.Model):
         ]
 
 
+class Curtailment(models.Model):
+    """Lots of an allocation that its host cannot supply any more in a delivery period, from `curtailed_at` to its end.
+
+    Append-only. What runs is served and billed; `kept_numerator` is all that may be served of a spot allocation in the
+    period, null where a firm allocation is only slowed down.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    allocation = models.ForeignKey(Allocation, on_delete=models.PROTECT, related_name="curtailments")
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    lots = models.BigIntegerField()
+    kept_numerator = models.BigIntegerField(null=True)
+    curtailed_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(lots__gt=0) & (Q(kept_numerator__isnull=True) | Q(kept_numerator__gte=0)),
+                name="contracts_curtailment_positive",
+            ),
+            models.CheckConstraint(
+                condition=Q(period_end__gt=F("period_start")) & Q(period_end__gt=F("curtailed_at")),
+                name="contracts_curtailment_forwards",
+            ),
+        ]
+        indexes = [models.Index(fields=["period_start"], name="contracts_curtailment_period")]
+
+
 class Entitlement(models.Model):
     """What one period of a contract entitles to, and the token bucket that paces it.
 

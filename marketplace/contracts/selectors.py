@@ -8,11 +8,21 @@ from uuid import UUID
 
 from django.db.models import Q, QuerySet
 
-from marketplace.contracts.models import Accrual, Allocation, Contract, Entitlement, Hold, PeriodRate, Quote
+from marketplace.contracts.models import (
+    Accrual,
+    Allocation,
+    Contract,
+    Curtailment,
+    Entitlement,
+    Hold,
+    PeriodRate,
+    Quote,
+)
 from marketplace.errors import NotFound
 from metering.selectors import recounts_of
 from pricing.models import Grade, GradeBucket
 from pricing.units import PPM, Bucket, div_half_even
+from providers.selectors import find_host
 
 
 def quotes_of(organization_id: UUID) -> QuerySet[Quote]:
@@ -159,4 +169,14 @@ def own_kappas(
             for bucket in priced
         ),
         key=lambda one: (one.grade.family.slug, one.grade.version),
+    )
+
+
+def curtailments_of_host(*, organization_id: UUID, host_id: UUID) -> QuerySet[Curtailment]:
+    """Of the organization's host, newest first. Raises NotFound, also for another organization's host."""
+    host = find_host(organization_id, host_id)
+    return (
+        Curtailment.objects.filter(allocation__offering__host=host)
+        .select_related("allocation")
+        .order_by("-id")
     )

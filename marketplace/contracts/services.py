@@ -1,6 +1,7 @@
 """Everything that writes contracts, for the rooms above. The work is done in the modules named here."""
 
 from marketplace.contracts.awards import Award, record_awards
+from marketplace.contracts.carrying_over import keep_carry_over, return_carry_over
 from marketplace.contracts.committed import (
     accept_quote,
     advance_contracts,
@@ -8,6 +9,13 @@ from marketplace.contracts.committed import (
     mark_month_paid,
     month_price_micros,
     suspend_contract,
+)
+from marketplace.contracts.curtailing import (
+    curtail_derated,
+    curtail_host,
+    curtailed_parts,
+    derate_host,
+    end_derating,
 )
 from marketplace.contracts.failing import record_failed
 from marketplace.contracts.holds import (
@@ -46,8 +54,14 @@ __all__ = [
     "advance_contracts",
     "capture_hold",
     "close_spot_contract",
+    "curtail_derated",
+    "curtail_host",
+    "curtailed_parts",
+    "derate_host",
+    "end_derating",
     "ensure_on_demand_contract",
     "extend_hold",
+    "keep_carry_over",
     "mark_entitlement_settled",
     "mark_month_paid",
     "month_price_micros",
@@ -59,6 +73,7 @@ __all__ = [
     "release_volume",
     "request_quote",
     "resolve_nominations",
+    "return_carry_over",
     "set_period_rate",
     "set_spot_max_rate",
     "suspend_contract",

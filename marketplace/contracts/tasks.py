@@ -14,3 +14,13 @@ def sweep_holds() -> None:
 @shared_task
 def advance_contracts() -> None:
     services.advance_contracts(now=clock.now())
+
+
+@shared_task
+def curtail_derated() -> None:
+    services.curtail_derated(now=clock.now())
+
+
+@shared_task
+def return_carry_over() -> None:
+    services.return_carry_over(now=clock.now())

@@ -49,6 +49,11 @@ def refusal_of(opened: Opened) -> ApiError:
     if outcome == "capacity_unavailable":
         message = "No unsold capacity is left for this request at the moment. Retry later."
         return ApiError(429, outcome, message, kind="capacity_error", headers=headers)
+    if outcome == "capacity_curtailed":
+        message = (
+            "The host that owes this contract can supply less, and no more of it in this period. Retry later."
+        )
+        return ApiError(429, outcome, message, kind="capacity_error", headers=headers)
     assert outcome == "no_offering", f"unknown outcome {outcome!r}"
     message = "No host that serves this model is ready at the moment."
     return ApiError(503, "no_host_ready", message, kind="server_error", headers=headers)

@@ -58,14 +58,25 @@ def accrue(contract: Contract, settlement_start: datetime, amount_micros: int, n
     )
 
 
-def meter(contract: Contract, rate: Rate, plant: Plant, numerator: int, period_start: datetime) -> None:
-    """The gateway's roll-up of an offering in a delivery period grows by `numerator`."""
+def meter(
+    contract: Contract,
+    rate: Rate,
+    plant: Plant,
+    numerator: int,
+    period_start: datetime,
+    *,
+    bucket: str = "uncached_input",
+) -> None:
+    """The gateway's roll-up of an offering in a delivery period grows by `numerator`.
+
+    Input costs the cast's hosts less time than it is priced at, output more: no failure is excused by its mix.
+    """
     key = {
         "contract_id": contract.id,
         "rate_id": rate.id,
         "api_key_id": UUID(int=1),
         "offering_id": plant.offering.id,
-        "bucket": "output",
+        "bucket": bucket,
         "meter": "gateway",
         "period_start": period_start,
     }

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pricing.failures import (
+    Benched,
     Outcome,
     attempt_outages,
     down_ms,
@@ -19,6 +20,7 @@ from pricing.failures import (
     remedies_within,
     remedy_micros,
     replaced_numerators,
+    worked_numerator,
 )
 from pricing.rating import lots_numerator, price_of, spot_charge_numerator
 from pricing.units import NUMERATOR_PER_LOT, PPM
@@ -165,3 +167,76 @@ def test_what_nobody_asked_for_is_unused_and_costs_the_provider_nothing() -> Non
     assert one == Outcome(entitled=10 * LOT, released=0, delivered=0, failed=0, down_ms=0)
     assert (one.unused, one.deliverable) == (10 * LOT, 10 * LOT)
     assert remedy_micros(entitled=one.entitled, failed=one.failed, rate=300_000) == 0
+
+
+def test_what_is_curtailed_fails_for_the_rest_of_its_period_and_down_time_counts_once() -> None:
+    """Four of ten lots curtailed at half time; the host down as a whole for the last quarter."""
+    terms = {"entitled": 10_000, "released": 0, "period_ms": 300_000}
+    assert failed_numerator(**terms, delivered=0, down_ms=0, curtailed=[(4_000, 150_000)]) == 2_000
+    assert failed_numerator(**terms, delivered=0, down_ms=75_000, curtailed=[(4_000, 150_000)]) == 3_500
+    # What was delivered all the same has not failed.
+    assert failed_numerator(**terms, delivered=9_000, down_ms=75_000, curtailed=[(4_000, 150_000)]) == 1_000
+    # More than was owed cannot be curtailed.
+    assert failed_numerator(**terms, delivered=0, down_ms=0, curtailed=[(8_000, 300_000)] * 2) == 10_000
+
+
+@given(
+    owed=st.integers(0, 10**6),
+    parts=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 1_000)), max_size=4),
+    down=st.integers(0, 1_000),
+    delivered=st.integers(0, 10**6),
+    worked=st.integers(0, 10**6),
+)
+def test_curtailing_never_lowers_a_failure_and_a_dearer_mix_never_raises_it(
+    owed: int, parts: list[tuple[int, int]], down: int, delivered: int, worked: int
+) -> None:
+    def failed(cut: list[tuple[int, int]], work: int) -> int:
+        return failed_numerator(
+            entitled=owed,
+            released=0,
+            delivered=delivered,
+            down_ms=down,
+            period_ms=1_000,
+            curtailed=cut,
+            worked=work,
+        )
+
+    cut = [(part, max(down, part_down)) for part, part_down in parts]
+    assert failed([], 0) <= failed(cut, 0) <= max(0, owed - delivered)
+    assert failed(cut, worked) <= failed(cut, 0)
+    # No more than the host-seconds that are left.
+    assert failed(cut, worked) <= max(0, owed - worked)
+
+
+BENCH = Benched.of(
+    input_numerator=500,
+    output_numerator=500,
+    duration_ms=1_000,
+    requests=10,
+    concurrency=5,
+    first_byte_p50_ms=100,
+)
+
+
+def test_the_benched_mix_takes_its_own_volume_and_dearer_tokens_more() -> None:
+    assert BENCH.input_ms == 200
+    assert worked_numerator(input_numerator=700, output_numerator=700, bench=BENCH) == 1_400
+    # Input takes 0.4 ms a token and output 1.6, where the mix takes 1.
+    assert worked_numerator(input_numerator=0, output_numerator=1_000, bench=BENCH) == 1_600
+    assert worked_numerator(input_numerator=1_000, output_numerator=0, bench=BENCH) == 400
+    blind = Benched(0, 500, 1_000, 0)
+    assert worked_numerator(input_numerator=300, output_numerator=500, bench=blind) == 800
+
+
+@given(
+    made=st.tuples(st.integers(1, 10**12), st.integers(1, 10**12)),
+    duration=st.integers(1, 10**7),
+    spent=st.integers(0, 10**7),
+    times=st.integers(0, 1_000),
+)
+def test_a_bench_made_again_works_what_it_made(
+    made: tuple[int, int], duration: int, spent: int, times: int
+) -> None:
+    bench = Benched(*made, duration, min(duration, spent))
+    worked = worked_numerator(input_numerator=times * made[0], output_numerator=times * made[1], bench=bench)
+    assert worked == times * sum(made)

@@ -22,16 +22,22 @@ from marketplace.billing.selectors import Metered
 from marketplace.billing.services.locks import lock_until_commit
 from marketplace.billing.services.posting import provider_organizations
 from marketplace.contracts.models import Allocation, Contract, Entitlement, PeriodRate
+from marketplace.contracts.services import curtailed_parts
 from marketplace.ids import derived_id
+from metering.failing import delivered_by_side
 from pricing.failures import (
+    Benched,
     Outcome,
+    Part,
     outcomes_of,
     period_ms,
     remedies_within,
     remedy_micros,
     replaced_numerators,
+    worked_numerator,
 )
 from pricing.rating import lots_numerator, price_of
+from providers.benching import benches_in_force
 from providers.outages import PeriodDown, down_in_periods
 
 # A month's gross of the grade bounds what a provider owes in remedies of it.
@@ -72,6 +78,8 @@ class AwardOutcome:
             self.parts.delivered,
             self.parts.failed,
             self.parts.down_ms,
+            self.parts.curtailed,
+            self.parts.excused,
             self.replaced,
             self.replacement_rate,
             self.remedy_micros,
@@ -85,6 +93,11 @@ class FailureEvidence:
 
     allocated: dict[datetime, dict[UUID, int]] = field(default_factory=dict)
     down: list[PeriodDown] = field(default_factory=list)
+    # By (offering, period): what was curtailed, and for how long it could not be had.
+    curtailed: dict[Place, list[Part]] = field(default_factory=dict)
+    # By (rate, period, offering) what was delivered of input and of output; by (offering, period) the bench in force.
+    sides: Mapping[tuple[UUID, datetime, UUID], tuple[int, int]] = field(default_factory=dict)
+    benches: Mapping[Place, Benched] = field(default_factory=dict)
     providers: Mapping[UUID, UUID] = field(default_factory=dict)
     # By grade and period: what the buyer bought of whom, what of that another contract's failure counts already, at
     # which rate.
@@ -112,11 +125,22 @@ def failure_evidence(contract: Contract, awards: Sequence[Entitlement]) -> Failu
         evidence.allocated.setdefault(start, {})[offering] = lots_numerator(lots)
     offerings = {offering for parts in evidence.allocated.values() for offering in parts}
     evidence.providers = provider_organizations(offerings)
+    places = [
+        (offering, start, ends[start]) for start, parts in evidence.allocated.items() for offering in parts
+    ]
+    cut = curtailed_parts(contract.id, ends)
     evidence.down = down_in_periods(
-        contract.id,
-        [(offering, start, ends[start]) for start, parts in evidence.allocated.items() for offering in parts],
+        contract.id, places, curtailed={place: [at for at, _ in parts] for place, parts in cut.items()}
     )
-    if any(period.down_ms for period in evidence.down):
+    for period in evidence.down:
+        place = (period.offering_id, period.period_start)
+        evidence.curtailed[place] = [
+            (numerator, spent_ms)
+            for (_, numerator), spent_ms in zip(cut.get(place, []), period.curtailed_ms, strict=True)
+        ]
+    if any(period.down_ms or period.curtailed_ms for period in evidence.down):
+        evidence.sides = delivered_by_side(contract.id, since=min(ends), until=max(ends.values()))
+        evidence.benches = benches_in_force((offering, start) for offering, start, _ in places)
         _read_remedy_terms(evidence, contract, awards)
     return evidence
 
@@ -138,6 +162,11 @@ def award_outcomes(
             used.get((award.rate_id, start), {}),
             down[start],
             period_ms=period_ms(start, award.period_end),
+            curtailed={
+                offering: evidence.curtailed.get((offering, start), [])
+                for offering in evidence.allocated.get(start, {})
+            },
+            worked=_worked(evidence, award, used.get((award.rate_id, start), {})),
         )
         failed = {offering: parts.failed for offering, parts in outcomes.items() if parts.failed}
         replaced = replaced_numerators(_left_to_replace(evidence, award, failed), failed)
@@ -172,6 +201,8 @@ def record_outcomes(
             failed_numerator=one.parts.failed,
             unused_numerator=one.parts.unused,
             down_ms=one.parts.down_ms,
+            curtailed_numerator=one.parts.curtailed,
+            excused_numerator=one.parts.excused,
             rate_micros_per_mtok=one.award.rate.micros_per_mtok,
             replaced_numerator=one.replaced,
             replacement_micros_per_mtok=one.replacement_rate,
@@ -211,6 +242,8 @@ def _recorded(
             row.delivered_numerator,
             row.failed_numerator,
             row.down_ms,
+            row.curtailed_numerator,
+            row.excused_numerator,
             row.replaced_numerator,
             row.replacement_micros_per_mtok,
             row.remedy_micros,
@@ -240,6 +273,22 @@ def _with_remedy(
     return replace(
         outcome, replaced=replaced, replacement_rate=replacement_rate, remedy_micros=paid, cap_micros=cap
     )
+
+
+def _worked(evidence: FailureEvidence, award: Entitlement, used: Mapping[UUID, int]) -> dict[UUID, int]:
+    """What each offering's delivery took of its host, as volume of the bench's mix. What is in dispute is left out."""
+    worked: dict[UUID, int] = {}
+    for offering, volume in used.items():
+        bench = evidence.benches.get((offering, award.period_start))
+        made_in, made_out = evidence.sides.get((award.rate_id, award.period_start, offering), (0, 0))
+        carried = made_in + made_out
+        if bench is not None and carried:
+            worked[offering] = worked_numerator(
+                input_numerator=made_in * volume // carried,
+                output_numerator=made_out * volume // carried,
+                bench=bench,
+            )
+    return worked
 
 
 def _left_to_replace(evidence: FailureEvidence, award: Entitlement, failed: Mapping[UUID, int]) -> int:

@@ -6,7 +6,8 @@ DROP FUNCTION contracts_open_hold(
     uuid, uuid, integer, text, uuid, uuid, uuid[], bigint[], uuid, timestamptz, integer, integer, bigint, uuid[]
 );
 DROP FUNCTION contracts_open_on_demand(contracts_asked);
-DROP FUNCTION contracts_open_on_entitlement(contracts_asked, uuid);
+-- It has a file and a migration of its own since (entitled_holds.sql).
+DROP FUNCTION IF EXISTS contracts_open_on_entitlement(contracts_asked, uuid);
 DROP FUNCTION contracts_record_hold(contracts_asked, contracts_opened, uuid, uuid);
 DROP FUNCTION contracts_accrue(uuid, timestamptz, bigint, timestamptz);
 DROP FUNCTION contracts_serves(text, boolean, timestamptz, timestamptz);

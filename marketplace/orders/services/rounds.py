@@ -17,6 +17,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from marketplace.contracts.models import Contract, Entitlement
+from marketplace.contracts.services import keep_carry_over
 from marketplace.errors import DomainError
 from marketplace.ids import derived_id
 from marketplace.orders.book import Book, BookAsk, BookBid
@@ -93,7 +94,12 @@ def close_due_auctions(*, now: datetime) -> int:
     starts = Auction.objects.filter(status__in=open_states, gate_at__lte=now).values_list(
         "period_start", flat=True
     )
-    return sum(_close_period(start, now) for start in sorted(set(starts)))
+    closed = 0
+    for start in sorted(set(starts)):
+        # What will still be running then is not for sale; before the locks of the gate, for it locks hours too.
+        keep_carry_over(period_start=start, now=now)
+        closed += _close_period(start, now)
+    return closed
 
 
 def _close_period(period_start: datetime, now: datetime) -> int:
