@@ -61,6 +61,7 @@ def list_offering(
 
     offering = host.offerings.filter(grade=grade).exclude(status=Offering.Status.WITHDRAWN).first()
     offering_id = offering.pk if offering is not None else uuid7()
+    _take_up_bench(host, bench, now)
     values = {
         "bench": bench,
         "dependable_numerator_per_s": dependable,
@@ -73,10 +74,6 @@ def list_offering(
         offering = Offering.objects.create(id=offering_id, host=host, grade=grade, created_at=now, **values)
     else:
         changed = any(getattr(offering, name) != value for name, value in values.items())
-        if _is_first_of_bench(offering, bench):
-            rebench_sold(
-                host_id=host.pk, before=offering.dependable_numerator_per_s, after=dependable, now=now
-            )
         for name, value in values.items():
             setattr(offering, name, value)
         if changed:
@@ -134,12 +131,17 @@ def _move_offering(
     return find_offering(organization_id, offering_id)
 
 
-def _is_first_of_bench(offering: Offering, bench: Bench) -> bool:
-    """Whether this listing is what makes a new bench of the host count: its other grades say the same once more."""
-    if offering.bench_id == bench.pk:
-        return False
-    listed = Offering.objects.filter(host_id=offering.host_id, bench=bench)
-    return not listed.exclude(status=Offering.Status.WITHDRAWN).exists()
+def _take_up_bench(host: Host, bench: Bench, now: datetime) -> None:
+    """The first listing by a new bench makes it count for what is sold of the host, whichever grade it lists."""
+    active = host.offerings.exclude(status=Offering.Status.WITHDRAWN)
+    known = active.select_related("grade").order_by("pk").first()
+    if known is not None and not active.filter(bench=bench).exists():
+        rebench_sold(
+            host_id=host.pk,
+            before=known.dependable_numerator_per_s,
+            after=dependable_numerator_per_s(bench, known.grade),
+            now=now,
+        )
 
 
 def _check_fits(host: Host, grade: Grade) -> None:

@@ -25,6 +25,7 @@ from marketplace.gateway.config import FIRST_OUTPUT_TOKENS, MAX_ANSWER_BYTES, MA
 from marketplace.gateway.errors import ApiError, invalid, timed_out, upstream_failed
 from marketplace.gateway.exchange import ClientGone, Exchange
 from marketplace.gateway.parsing import CHAT, EMBEDDINGS, Asked
+from marketplace.gateway.plain import is_plain
 from marketplace.gateway.refusals import rate_limit_headers, refusal_of
 from marketplace.gateway.settling import Settling
 from marketplace.gateway.store import Caller, GradeVersion, Model
@@ -171,7 +172,7 @@ class Delivery:
                     )
                 )
                 if response.status != 200:
-                    await self._refuse(response)
+                    await self._refuse(response, grade)
                 # Often it came with the head, and then there is nothing to wait for.
                 first = response.content.read_nowait()
                 if not first:
@@ -234,12 +235,17 @@ class Delivery:
             attempt=number,
         )
 
-    async def _refuse(self, response: aiohttp.ClientResponse) -> None:
-        """A refusal that the request itself caused is the buyer's; any other is the host's failure."""
+    async def _refuse(self, response: aiohttp.ClientResponse, grade: GradeVersion) -> None:
+        """A refusal that the request itself can have caused is the buyer's; any other is the host's failure."""
         status = response.status
         message, param = await upstream.read_error(response)
         response.close()
-        if status in _REFUSED_BY_REQUEST:
+        if status in _REFUSED_BY_REQUEST and not is_plain(
+            self._asked,
+            input_bound_tokens=self._input_bound(grade),
+            limit_tokens=0 if self._embeddings else self._limit(grade),
+            context_tokens=self._model.context_tokens,
+        ):
             raise ApiError(400, "invalid_request", message, param=param)
         raise HostFailed(f"status {status}", cause="refused")
 

@@ -35,6 +35,7 @@ from providers.services import (
     take_period_share,
 )
 from tests.billing.world import award
+from tests.cast import make_grade
 from tests.conftest import TestDatabase
 from tests.contracts.world import LOT, World, ask, commit, give_money, make_world
 
@@ -240,7 +241,9 @@ def test_an_award_that_is_published_after_the_derating_is_curtailed_then(world: 
     assert row(world, start).sellable_ppm == 450_000
 
 
-def bench(world: World, output_tokens: int, at: datetime) -> None:
+def bench(
+    world: World, output_tokens: int, at: datetime, *, grades: tuple[str, ...] = ("tiny-chat", "tiny-chat")
+) -> None:
     record_bench(
         host_id=world.plant.host.id,
         figures={
@@ -254,10 +257,10 @@ def bench(world: World, output_tokens: int, at: datetime) -> None:
         },
         now=at,
     )
-    for _ in range(2):
+    for slug in grades:
         list_offering(
             host_id=world.plant.host.id,
-            grade_slug="tiny-chat",
+            grade_slug=slug,
             spot_floor_micros_per_mtok=200_000,
             firm_rate_micros_per_mtok=500_000,
             list_rate_micros_per_mtok=600_000,
@@ -290,6 +293,16 @@ def test_a_lower_bench_makes_what_is_sold_take_more_of_the_host(world: World, no
     assert (period.need_ppm, period.derated_ppm, period.sellable_ppm) == (1_000_000, 0, SELLABLE)
     assert abs(period.sold_ppm - share_ppm_of(127, world.plant.offering, 300)) < 4_000
     assert cut_lots() == {low.id: 73}
+
+
+def test_a_bench_counts_once_however_many_grades_it_is_listed_in(world: World, now: datetime) -> None:
+    """The first listing by it may be that of another grade."""
+    [contract] = sell_spot(world, {250_000: 200}, now, now)
+    make_grade(now, slug="other", model="other")
+    bench(world, 400, now + timedelta(seconds=1), grades=("other", "tiny-chat"))
+    assert curtail_derated(now=now + timedelta(seconds=1)) == 1
+    assert row(world, now).need_ppm == 2_000_000
+    assert cut_lots() == {contract.id: 73}
 
 
 def test_an_engine_says_what_it_can_supply_with_its_heartbeat(world: World, now: datetime) -> None:

@@ -125,12 +125,34 @@ def test_what_is_no_chunk_is_a_host_failure_and_leaves_no_hold_open(rig: Rig, ch
     assert FailedAttempt.objects.get().cause == "failed_attempt"
 
 
-def test_a_host_that_refuses_has_failed_and_a_bad_request_is_nobodys_failure(rig: Rig) -> None:
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 503])
+def test_a_host_that_refuses_what_every_host_must_serve_has_failed(rig: Rig, status: int) -> None:
+    """It cannot put its refusals down to the buyer: the request is text alone, and fits."""
     rig.fund(MONEY)
-    for status, answered, causes in ((422, 400, []), (503, 502, ["refused"])):
-        with lying_host([b"{}"], status=status):
-            assert ask(rig, stream=False).status_code == answered
-        assert [attempt.cause for attempt in FailedAttempt.objects.all()] == causes
+    with lying_host([b"{}"], status=status):
+        assert ask(rig, stream=False).status_code == 502
+    assert FailedAttempt.objects.get().cause == "refused"
+    assert not Hold.objects.filter(status="open").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"seed": 7},
+        {"temperature": 2},
+        {"max_tokens": 2_048},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "hi"}]},
+        {"messages": [{"role": "user", "content": "a\u0007b"}]},
+    ],
+)
+def test_no_buyer_makes_an_honest_host_fail_by_what_he_asks_for(rig: Rig, more: dict[str, Any]) -> None:
+    """What some engine may refuse is refused, and nobody has failed."""
+    rig.fund(MONEY)
+    body = {"model": "tiny-chat", "messages": CHAT, "max_tokens": MAX_TOKENS} | more
+    with lying_host([b"{}"], status=422):
+        assert rig.post("/v1/chat/completions", body).status_code == 400
+    assert not FailedAttempt.objects.exists()
     assert not Hold.objects.filter(status="open").exists()
 
 
