@@ -13,7 +13,7 @@ _HOLDS = Path(__file__).resolve().parent.parent / "sql" / "entitled_holds.sql"
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("contracts", "0002_hold_functions"),
+        ("contracts", "0003_nominations"),
     ]
 
     operations = [

@@ -7,8 +7,8 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0002_one_operator_audit_append_only"),
-        ("billing", "0003_failures"),
-        ("contracts", "0005_supply"),
+        ("billing", "0004_releases"),
+        ("contracts", "0004_supply"),
         ("pricing", "0002_versions_and_immutability"),
         ("providers", "0004_supply"),
     ]
