@@ -269,6 +269,7 @@ _HINTS_S: dict[str, int] = {
     "marketplace.ledger.tasks.check_ledger_nightly": 3_600,
     "marketplace.webhooks.tasks.send_due_webhooks": 2,
     "marketplace.webhooks.tasks.forget_old_webhooks": 3_600,
+    "marketplace.ledger.tasks.seal_transfers_hourly": 3_600,
 }
 CELERY_BEAT_SCHEDULE = {
     task: {"task": task, "schedule": every_s, "options": {"expires": max(10, every_s)}}

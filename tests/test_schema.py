@@ -17,6 +17,8 @@ BIGINT_NAMES = re.compile(
 NOT_INTEGERS = ("real", "double precision", "numeric", "money")
 APPEND_ONLY = (
     "ledger_transfer",
+    "ledger_seal",
+    "ledger_sealedbalance",
     "metering_usageevent",
     "billing_charge",
     "accounts_auditentry",
@@ -33,7 +35,13 @@ APPEND_ONLY = (
     "orders_marketcontrolchange",
 )
 # Written by SQL functions alone, as their owner.
-THROUGH_FUNCTIONS = ("ledger_transfer", "ledger_hold", "ledger_ledgeraccount")
+THROUGH_FUNCTIONS = (
+    "ledger_transfer",
+    "ledger_hold",
+    "ledger_ledgeraccount",
+    "ledger_seal",
+    "ledger_sealedbalance",
+)
 # Their state moves, the row stays.
 NEVER_DELETED = (
     "ledger_hold",

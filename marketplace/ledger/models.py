@@ -7,6 +7,9 @@ from django.db.models import F, Q
 
 from marketplace.accounts.models import Organization
 from marketplace.ids import uuid7
+from marketplace.ledger.sealing_models import Seal, SealedBalance
+
+__all__ = ["AccountKind", "Hold", "LedgerAccount", "Seal", "SealedBalance", "Transfer"]
 
 
 class AccountKind(models.TextChoices):
@@ -116,9 +119,13 @@ class Hold(models.Model):
 
 
 class Transfer(models.Model):
-    """One movement of money: one debit, one credit, one positive amount; so it cannot be unbalanced. Append-only."""
+    """One movement of money: one debit, one credit, one positive amount; so it cannot be unbalanced. Append-only.
+
+    `number` comes from a sequence after both accounts are locked: within an account it is the order of posting.
+    """
 
     id = models.UUIDField(primary_key=True, editable=False)
+    number = models.BigIntegerField(editable=False)
     debit_account = models.ForeignKey(
         LedgerAccount, on_delete=models.PROTECT, related_name="+", db_index=False
     )
@@ -134,13 +141,14 @@ class Transfer(models.Model):
 
     class Meta:
         constraints = [
+            models.UniqueConstraint(fields=["number"], name="ledger_transfer_number"),
             models.CheckConstraint(condition=Q(amount_micros__gt=0), name="ledger_transfer_amount_positive"),
             models.CheckConstraint(
                 condition=~Q(debit_account=F("credit_account")), name="ledger_transfer_between_two_accounts"
             ),
         ]
         indexes = [
-            models.Index(fields=["debit_account", "id"], name="ledger_transfer_by_debit"),
-            models.Index(fields=["credit_account", "id"], name="ledger_transfer_by_credit"),
+            models.Index(fields=["debit_account", "number"], name="ledger_transfer_debits"),
+            models.Index(fields=["credit_account", "number"], name="ledger_transfer_credits"),
             models.Index(fields=["reference_id"], name="ledger_transfer_by_reference"),
         ]

@@ -1,4 +1,4 @@
-"""The nightly check: a wake-up that finds its own day's row, so that hints may come hourly or not at all."""
+"""Sealing and the nightly check: wake-ups that find what is due, so that hints may come twice or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from celery import shared_task
 
 from marketplace import clock
 from marketplace.jobs import claim_job, finish_job
-from marketplace.ledger.selectors import check_ledger
+from marketplace.ledger.checking import check_ledger
+from marketplace.ledger.sealing import seal_transfers
 from marketplace.ledger.services import expire_holds
 from marketplace.periods import period_at
 
@@ -31,3 +32,10 @@ def check_ledger_nightly() -> None:
     if not differences:
         # A day with a difference stays open: the next hint checks again until somebody has cleared it up.
         finish_job(job="check_ledger", period_start=day, now=now)
+
+
+@shared_task
+def seal_transfers_hourly() -> None:
+    """Close what was posted under the next seals; where a transaction does not end in time the next hint goes on."""
+    if not seal_transfers(now=clock.now()).complete:
+        _log.warning("the ledger is not sealed up to now: a transaction is still running")

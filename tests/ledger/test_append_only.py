@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -52,7 +53,7 @@ def test_checkledger_finds_what_was_changed_behind_its_back(
     books.fund(1_000)
     books.post(books.prepaid, books.payable, 400)
 
-    def check() -> tuple[int, dict[str, object], str]:
+    def check() -> tuple[int, dict[str, Any], str]:
         command = [sys.executable, "manage.py", "checkledger"]
         done = subprocess.run(
             command, cwd=_CHECKOUT, env=committed_db.environment, capture_output=True, text=True
@@ -67,13 +68,15 @@ def test_checkledger_finds_what_was_changed_behind_its_back(
             [books.prepaid],
         )
     code, report, complaint = check()
-    assert (code, report["ok"], report["difference_count"]) == (1, False, 1)
-    assert report["differences"] == [
+    assert (code, report["ok"], report["difference_count"]) == (1, False, 2)
+    assert report["differences"][1]["what"] == "debits_and_credits_of_currency"
+    assert report["differences"][:1] == [
         {
             "what": "credits_posted",
             "object_id": str(books.prepaid),
             "recorded_micros": 1_001,
             "recomputed_micros": 1_000,
+            "seal": None,
         }
     ]
     assert f"credits_posted of {books.prepaid}: recorded 1001, recomputed 1000" in complaint
@@ -88,7 +91,7 @@ def test_each_kind_of_difference_is_found(committed_db: TestDatabase, now: datet
             [books.prepaid],
         )
         found = {difference.what for difference in check_ledger()}
-        assert found == {"debits_pending", "debits_posted"}
+        assert found == {"debits_pending", "debits_posted", "debits_and_credits_of_currency"}
         owner.execute(
             "ALTER TABLE ledger_ledgeraccount DROP CONSTRAINT ledger_account_debits_must_not_exceed_credits"
         )

@@ -6,23 +6,31 @@ import json
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandParser
 
-from marketplace.ledger.selectors import check_ledger, totals
+from marketplace.ledger.checking import check_ledger, totals
 
 
 class Command(BaseCommand):
     help = (
-        "Re-add the ledger from its transfers: every account's debits, credits and pending holds, every hold's "
-        "captures, both sides of every transfer. Prints one JSON object: ok, accounts, transfers, open_holds, "
-        "difference_count, and the differences (what, object_id, recorded_micros, recomputed_micros; 100 at most). "
-        "Exits 0 when all agree to the micro; 1 on any difference, naming the first on stderr. Changes nothing and "
-        "may run while money moves."
+        "Verify the ledger: opens every seal (each transfer of its range, each account's sums, the chain of digests), "
+        "and re-adds from the transfers every account's debits, credits and pending holds, every hold's captures and "
+        "each currency's debits and credits. Prints one JSON object: ok, accounts, transfers, open_holds, seals, "
+        "unsealed_transfers, difference_count, and the differences (what, object_id, recorded_micros, "
+        "recomputed_micros, seal; 100 at most). Exits 0 when all agree to the micro; 1 on any difference, naming the "
+        "first on stderr. Changes nothing and may run while money moves."
     )
     requires_migrations_checks = False
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--incremental",
+            action="store_true",
+            help="open the last seal only and add what came after it to the sums under it",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
-        differences = check_ledger()
+        differences = check_ledger(incremental=options["incremental"])
         report = {
             "ok": not differences,
             **totals(),
@@ -30,9 +38,10 @@ class Command(BaseCommand):
             "differences": [
                 {
                     "what": difference.what,
-                    "object_id": str(difference.object_id),
+                    "object_id": difference.object_id,
                     "recorded_micros": difference.recorded_micros,
                     "recomputed_micros": difference.recomputed_micros,
+                    "seal": difference.seal,
                 }
                 for difference in differences[:100]
             ],
@@ -40,8 +49,9 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(report))
         if differences:
             first = differences[0]
+            where = f" in seal {first.seal}" if first.seal else ""
             self.stderr.write(
-                f"checkledger: {first.what} of {first.object_id}: recorded {first.recorded_micros}, "
+                f"checkledger: {first.what} of {first.object_id}{where}: recorded {first.recorded_micros}, "
                 f"recomputed {first.recomputed_micros}"
             )
             sys.exit(1)
