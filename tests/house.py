@@ -23,6 +23,7 @@ from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
 from marketplace.contracts.services import derate_host, open_hold
 from marketplace.ids import uuid7
+from marketplace.ledger.models import LedgerAccount
 from marketplace.orders.models import Auction, CapReview, PriceIndex
 from marketplace.orders.services.controls import schedule_cap
 from marketplace.orders.services.indexing import publish_index
@@ -105,6 +106,7 @@ class House:
             "review_id": self.cap_review.id,
             "endpoint_id": self.webhook.endpoint_id,
             "webhook_event_id": self.webhook.event_id,
+            "account_id": LedgerAccount.objects.get(organization=self.acme.organization, kind="prepaid").id,
         }
 
     def another_secret(self, party: Party, *, scopes: list[str] | None = None) -> str:

@@ -13,11 +13,10 @@ from rest_framework.response import Response
 from marketplace.accounts.scopes import Scope
 from marketplace.api.pagination import CursorPagination, page_of, window_of
 from marketplace.api.views import ApiView
+from marketplace.ledger.history_api import decimal as _decimal
+from marketplace.ledger.history_api import urlpatterns as history_urlpatterns
 from marketplace.ledger.models import LedgerAccount
 from marketplace.ledger.selectors import accounts_of, balance_of, entries_of
-from pricing.units import decimal_string
-
-_MICRO_DECIMALS = 6
 
 
 class LedgerAccountOut(serializers.ModelSerializer[LedgerAccount]):
@@ -111,11 +110,8 @@ class TransfersView(ApiView):
         return Response({"items": EntryOut(items, many=True).data, "next": cursor})
 
 
-def _decimal(amount_micros: int) -> str:
-    return decimal_string(amount_micros, _MICRO_DECIMALS, minimum_decimals=2)
-
-
 urlpatterns = [
     path("ledger/balances", BalancesView.as_view(), name="api-ledger-balances"),
     path("ledger/transfers", TransfersView.as_view(), name="api-ledger-transfers"),
+    *history_urlpatterns,
 ]

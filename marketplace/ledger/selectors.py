@@ -43,10 +43,15 @@ class Entry:
     occurred_at: datetime
 
 
+def direction_of(account: LedgerAccount) -> int:
+    """-1 for an account that grows by debits, else 1."""
+    return -1 if account.kind in _DEBIT_NORMAL else 1
+
+
 def balance_of(account: LedgerAccount) -> Balance:
     credit_micros = account.credits_posted_micros - account.debits_posted_micros
     return Balance(
-        posted_micros=-credit_micros if account.kind in _DEBIT_NORMAL else credit_micros,
+        posted_micros=direction_of(account) * credit_micros,
         pending_micros=account.debits_pending_micros,
         available_micros=credit_micros + account.overdraft_limit_micros - account.debits_pending_micros,
     )
