@@ -23,7 +23,8 @@ from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
 from marketplace.contracts.services import derate_host, open_hold
 from marketplace.ids import uuid7
-from marketplace.ledger.models import LedgerAccount
+from marketplace.ledger.grants import GrantTerms, give_grant
+from marketplace.ledger.models import Grant, LedgerAccount
 from marketplace.orders.models import Auction, CapReview, PriceIndex
 from marketplace.orders.services.controls import schedule_cap
 from marketplace.orders.services.indexing import publish_index
@@ -106,6 +107,8 @@ class House:
             "review_id": self.cap_review.id,
             "endpoint_id": self.webhook.endpoint_id,
             "webhook_event_id": self.webhook.event_id,
+            "organization_id": self.acme.id,
+            "grant_id": Grant.objects.get(organization=self.acme.organization).id,
             "account_id": LedgerAccount.objects.get(organization=self.acme.organization, kind="prepaid").id,
         }
 
@@ -216,6 +219,8 @@ def make_house(database: TestDatabase) -> House:
     )
     publish_index(now=NOW)
     index = PriceIndex.objects.order_by("-id")[0]
+    credit = GrantTerms(kind="granted", amount_micros=1_000_000, currency="USD")
+    give_grant(id=uuid7(NOW), organization_id=acme.id, terms=credit, now=NOW)
     review = schedule_cap(
         operator_id=operator.id,
         grade=day.grade,

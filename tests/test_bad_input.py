@@ -173,6 +173,15 @@ GOOD: dict[str, dict[str, Any]] = {
         "reason": "dearer hardware",
     },
     "post /api/v1/cap-reviews/{review_id}/decline": {"reason": "not yet"},
+    "post /api/v1/grants": {
+        "organization_id": "{organization_id}",
+        "kind": "purchased",
+        "amount_micros": 1_000,
+        "cost_basis_ppm": 0,
+        "priority": 5,
+        "grade_id": "{grade_id}",
+        "expires_at": "2030-01-01T00:00:00Z",
+    },
     "post /api/v1/recount-baselines": {
         "grade_id": "{grade_id}",
         "baseline_ppm": 540_000,
@@ -187,8 +196,10 @@ ELSEWHERE = {
     "post /api/v1/quotes/{quote_id}/accept",
     "post /api/v1/usage",
     "post /api/v1/usage/batches/{batch_id}/revive",
+    "post /api/v1/grants/{grant_id}/revoke",
 }
 OPERATORS = {
+    "post /api/v1/grants",
     "post /api/v1/grades",
     "post /api/v1/organizations",
     "post /api/v1/usage/corrections",

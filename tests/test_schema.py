@@ -19,6 +19,8 @@ APPEND_ONLY = (
     "ledger_transfer",
     "ledger_seal",
     "ledger_sealedbalance",
+    "ledger_grantpart",
+    "ledger_burninghold",
     "metering_usageevent",
     "billing_charge",
     "accounts_auditentry",
@@ -41,6 +43,9 @@ THROUGH_FUNCTIONS = (
     "ledger_ledgeraccount",
     "ledger_seal",
     "ledger_sealedbalance",
+    "ledger_grant",
+    "ledger_grantpart",
+    "ledger_burninghold",
 )
 # Their state moves, the row stays.
 NEVER_DELETED = (

@@ -65,6 +65,10 @@ found AS (
     SELECT 'hold_captured', h.id::text, h.captured_micros, coalesce(c.micros, 0)
     FROM looked_at AS h LEFT JOIN captured AS c USING (id)
     UNION ALL
+    SELECT 'grant_free', g.id::text, g.free_micros,
+        a.credits_posted_micros - a.debits_posted_micros - a.debits_pending_micros
+    FROM ledger_grant AS g JOIN ledger_ledgeraccount AS a ON a.id = g.account_id
+    UNION ALL
     SELECT 'transfer_account_missing', t.id::text, t.amount_micros, 0
     FROM fresh AS t
     LEFT JOIN ledger_ledgeraccount AS d ON d.id = t.debit_account_id

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from django.http import FileResponse, StreamingHttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
 from drf_spectacular.types import OpenApiTypes
@@ -76,7 +76,7 @@ class SealHeadOut(serializers.Serializer[Any]):
 
 
 class BalancesAtIn(StrictSerializer):
-    at = TimestampField()
+    at = TimestampField(required=False)
     cursor = TextField(max_length=32, required=False)
     page_size = TextField(max_length=3, required=False)
 
@@ -96,7 +96,7 @@ class BalancesAtView(ApiView):
 
     @extend_schema(
         operation_id="ledger_balances_at",
-        parameters=[OpenApiParameter("at", OpenApiTypes.DATETIME, required=True)],
+        parameters=[OpenApiParameter("at", OpenApiTypes.DATETIME, description="default: now")],
         responses=BalanceAtOut(many=True),
     )
     def get(self, request: Request) -> Response:
@@ -105,7 +105,7 @@ class BalancesAtView(ApiView):
         asked.is_valid(raise_exception=True)
         pagination = CursorPagination()
         accounts = pagination.paginate_queryset(accounts_of(self.organization_id), request, self)
-        balances = balances_at(accounts, at=asked.validated_data["at"])
+        balances = balances_at(accounts, at=asked.validated_data.get("at", clock.now()))
         shown = BalanceAtOut(accounts, many=True, context={"balances": balances}).data
         return pagination.get_paginated_response(shown)
 
@@ -143,7 +143,7 @@ class StatementView(ApiView):
         if form != "json":
             if since is not None and until is not None and since >= until:
                 raise InvalidInput("must lie before until", field="since")
-            rows = _rows(statement(account, start=since, end=until), account)
+            rows = statement_rows(statement(account, start=since, end=until), account)
             name = f"statement-{account.kind}-{account.currency}"
             return export(rows, columns=STATEMENT_COLUMNS, form=form, filename=name)
         if since is not None or until is not None:
@@ -151,7 +151,7 @@ class StatementView(ApiView):
         window = window_of(request)
         lines = statement_page(account, before=window.before, limit=window.size + 1)
         shown, cursor = page_of(lines, window, lambda line: line.transfer_id)
-        items = StatementLineOut(list(_rows(iter(shown), account)), many=True).data
+        items = StatementLineOut(list(statement_rows(iter(shown), account)), many=True).data
         return Response({"items": items, "next": cursor})
 
 
@@ -175,11 +175,11 @@ class VerifierView(ApiView):
     @extend_schema(
         operation_id="ledger_extract_verifier", responses={(200, "text/x-python"): OpenApiTypes.STR}
     )
-    def get(self, request: Request) -> FileResponse:
+    def get(self, request: Request) -> HttpResponse:
         """The program that verifies an extract offline: `python verify.py extract.ndjson`."""
-        return FileResponse(
-            VERIFIER.open("rb"), as_attachment=True, filename="verify.py", content_type="text/x-python"
-        )
+        response = HttpResponse(VERIFIER.read_bytes(), content_type="text/x-python")
+        response["Content-Disposition"] = 'attachment; filename="verify.py"'
+        return response
 
 
 class SealHeadView(ApiView):
@@ -201,7 +201,7 @@ def decimal(amount_micros: int) -> str:
     return decimal_string(amount_micros, _MICRO_DECIMALS, minimum_decimals=2)
 
 
-def _rows(lines: Iterator[Line], account: LedgerAccount) -> Iterator[Row]:
+def statement_rows(lines: Iterator[Line], account: LedgerAccount) -> Iterator[Row]:
     for line in lines:
         yield {
             "transfer_id": line.transfer_id,

@@ -7,9 +7,20 @@ from django.db.models import F, Q
 
 from marketplace.accounts.models import Organization
 from marketplace.ids import uuid7
+from marketplace.ledger.grant_models import BurningHold, Grant, GrantPart
 from marketplace.ledger.sealing_models import Seal, SealedBalance
 
-__all__ = ["AccountKind", "Hold", "LedgerAccount", "Seal", "SealedBalance", "Transfer"]
+__all__ = [
+    "AccountKind",
+    "BurningHold",
+    "Grant",
+    "GrantPart",
+    "Hold",
+    "LedgerAccount",
+    "Seal",
+    "SealedBalance",
+    "Transfer",
+]
 
 
 class AccountKind(models.TextChoices):
@@ -18,7 +29,9 @@ class AccountKind(models.TextChoices):
     PAYABLE = "payable", "What the market owes a provider"
     DEFERRED = "deferred", "Prepaid committed volume not yet delivered (one per contract)"
     BOND = "bond", "Provider bond"
+    GRANT = "grant", "Credit burned before the own balance (one per grant)"
     FEES = "fees", "Market fees earned"
+    BREAKAGE = "breakage", "What was left of expired grants"
     TAX = "tax", "Tax collected"
     ROUNDING = "rounding", "Remainders of micros to minor units on documents"
     PROCESSOR = "processor", "Money at the payment processor"

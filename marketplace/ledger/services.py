@@ -36,6 +36,12 @@ class TransferConflict(Conflict):
     code = "transfer_conflict"
 
 
+class GrantEnded(Conflict):
+    """The grant has expired or was revoked, or has not expired yet."""
+
+    code = "grant_ended"
+
+
 class HoldConflict(Conflict):
     """The hold has ended, belongs elsewhere, exists on other terms, or does not have that much left."""
 
@@ -79,7 +85,7 @@ def account_id(
     """
     assert kind in AccountKind.values, f"unknown kind of account: {kind}"
     assert len(currency) == 3
-    found: UUID = _call(
+    found: UUID = call(
         "SELECT ledger_account_id(%s, %s, %s, %s, %s)",
         (organization_id, str(kind), currency, reference_id, now),
     )
@@ -88,8 +94,8 @@ def account_id(
 
 def set_overdraft_limit(*, account_id: UUID, limit_micros: int) -> None:
     """How far below zero the account may go (a credit line). Raises InsufficientFunds when it is lower already."""
-    _check_amount(limit_micros, least=0, field="limit_micros")
-    _call("SELECT ledger_set_overdraft_limit(%s, %s)", (account_id, limit_micros))
+    check_amount(limit_micros, least=0, field="limit_micros")
+    call("SELECT ledger_set_overdraft_limit(%s, %s)", (account_id, limit_micros))
 
 
 def post_transfers(transfers: Sequence[NewTransfer], *, now: datetime) -> int:
@@ -100,10 +106,10 @@ def post_transfers(transfers: Sequence[NewTransfer], *, now: datetime) -> int:
     if not transfers:
         return 0
     for transfer in transfers:
-        _check_amount(transfer.amount_micros, least=1, field="amount_micros")
+        check_amount(transfer.amount_micros, least=1, field="amount_micros")
         assert transfer.code, "a transfer says what it is for"
         assert transfer.debit_id != transfer.credit_id, "a transfer is between two accounts"
-    posted: int = _call(
+    posted: int = call(
         _POST,
         (
             [transfer.id for transfer in transfers],
@@ -130,8 +136,8 @@ def open_hold(
     now: datetime,
 ) -> None:
     """Set money aside. The same id on the same terms again: nothing. Raises InsufficientFunds, HoldConflict."""
-    _check_amount(amount_micros, least=0, field="amount_micros")
-    _call(
+    check_amount(amount_micros, least=0, field="amount_micros")
+    call(
         "SELECT ledger_open_hold(%s, %s, %s, %s, %s, %s, %s)",
         (id, account_id, amount_micros, code, reference_id, expires_at, now),
     )
@@ -142,8 +148,8 @@ def change_hold(*, id: UUID, delta_micros: int, now: datetime) -> None:  # noqa:
 
     Raises InsufficientFunds, HoldConflict, NotFound.
     """
-    _check_amount(abs(delta_micros), least=0, field="delta_micros")
-    _call("SELECT ledger_change_hold(%s, %s, %s)", (id, delta_micros, now))
+    check_amount(abs(delta_micros), least=0, field="delta_micros")
+    call("SELECT ledger_change_hold(%s, %s, %s)", (id, delta_micros, now))
 
 
 def close_hold(*, id: UUID, status: Hold.Status | str, now: datetime) -> None:  # noqa: A002
@@ -153,7 +159,7 @@ def close_hold(*, id: UUID, status: Hold.Status | str, now: datetime) -> None:  
     """
     assert status in Hold.Status.values
     assert status != Hold.Status.OPEN
-    _call("SELECT ledger_close_hold(%s, %s, %s)", (id, str(status), now))
+    call("SELECT ledger_close_hold(%s, %s, %s)", (id, str(status), now))
 
 
 def raise_holds(amounts_micros: Mapping[UUID, int], *, now: datetime) -> set[UUID]:
@@ -166,9 +172,9 @@ def raise_holds(amounts_micros: Mapping[UUID, int], *, now: datetime) -> set[UUI
     if not amounts_micros:
         return set()
     for amount_micros in amounts_micros.values():
-        _check_amount(amount_micros, least=0, field="amount_micros")
+        check_amount(amount_micros, least=0, field="amount_micros")
     statement = "SELECT ledger_raise_holds(%s::uuid[], %s::bigint[], %s)"
-    return set(_call(statement, (uuid_array(amounts_micros), bigint_array(amounts_micros.values()), now)))
+    return set(call(statement, (uuid_array(amounts_micros), bigint_array(amounts_micros.values()), now)))
 
 
 def carve_holds(
@@ -182,8 +188,8 @@ def carve_holds(
     if not carvings:
         return 0
     for carving in carvings:
-        _check_amount(carving.amount_micros, least=0, field="amount_micros")
-    carved: int = _call(
+        check_amount(carving.amount_micros, least=0, field="amount_micros")
+    carved: int = call(
         "SELECT ledger_carve_holds(%s::uuid[], %s::uuid[], %s::bigint[], %s, %s, %s)",
         (
             uuid_array(carving.source_id for carving in carvings),
@@ -199,11 +205,11 @@ def carve_holds(
 
 def expire_holds(*, now: datetime, limit: int = 1000) -> int:
     """End up to `limit` open holds whose `expires_at` has come; how many. Several workers share the work."""
-    expired: int = _call("SELECT ledger_expire_holds(%s, %s)", (now, limit))
+    expired: int = call("SELECT ledger_expire_holds(%s, %s)", (now, limit))
     return expired
 
 
-def _call(statement: str, parameters: tuple[Any, ...]) -> Any:
+def call(statement: str, parameters: tuple[Any, ...]) -> Any:
     """One statement is one transaction of its own: BEGIN and COMMIT around it would cost two more round trips.
 
     Inside a caller's transaction it has a savepoint, so that the caller may catch the refusal and go on.
@@ -239,6 +245,10 @@ def fact_of(*, sqlstate: str, constraint: str) -> DomainError | None:
             return HoldConflict("the hold does not have that much left")
         case "TY409", "ledger_transfer_terms":
             return TransferConflict("a transfer of this id was posted on other terms")
+        case "TY409", "ledger_grant_terms":
+            return TransferConflict("a grant of this id exists on other terms")
+        case "TY409", "ledger_grant_ended":
+            return GrantEnded("the grant has ended, or has not expired yet")
         case "TY409", "ledger_hold_terms":
             return HoldConflict("a hold of this id exists on other terms")
         case "TY409", _:
@@ -254,7 +264,7 @@ def fact_of(*, sqlstate: str, constraint: str) -> DomainError | None:
     return None
 
 
-def _check_amount(amount_micros: int, *, least: int, field: str) -> None:
+def check_amount(amount_micros: int, *, least: int, field: str) -> None:
     if type(amount_micros) is not int or not least <= amount_micros <= MAX_AMOUNT_MICROS:
         raise InvalidInput(
             f"{field} must be a whole number between {least} and {MAX_AMOUNT_MICROS}", field=field

@@ -9,6 +9,7 @@ from celery import shared_task
 from marketplace import clock
 from marketplace.jobs import claim_job, finish_job
 from marketplace.ledger.checking import check_ledger
+from marketplace.ledger.grants import expire_grants
 from marketplace.ledger.sealing import seal_transfers
 from marketplace.ledger.services import expire_holds
 from marketplace.periods import period_at
@@ -22,6 +23,8 @@ def check_ledger_nightly() -> None:
     """End what has expired; once per UTC day, re-add the ledger and say loudly if it does not agree."""
     now = clock.now()
     while expire_holds(now=now, limit=1000) == 1000:
+        pass
+    while expire_grants(now=now, limit=1000) == 1000:
         pass
     day = period_at(now, _DAY_S).start
     if not claim_job(job="check_ledger", period_start=day, now=now):

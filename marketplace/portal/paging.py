@@ -31,7 +31,7 @@ def page_of(rows: QuerySet[Row], request: HttpRequest, *, by: str | None = None)
     size = PAGE_SIZE
     text = request.GET.get("before")
     if text is not None:
-        rows = _below(rows, _cursor(text), by)
+        rows = _below(rows, cursor_of(text), by)
     shown = list(rows[: size + 1])
     older: UUID | None = shown[size - 1].pk if len(shown) > size else None
     return Page(shown[:size], older, text is None)
@@ -46,7 +46,8 @@ def _below(rows: QuerySet[Row], cursor: UUID, by: str | None) -> QuerySet[Row]:
     return rows.filter(Q(**{f"{by}__lt": value}) | Q(**{by: value, "pk__lt": cursor}))
 
 
-def _cursor(text: str) -> UUID:
+def cursor_of(text: str) -> UUID:
+    """Raises BadRequest."""
     try:
         if len(text) != 36:
             raise ValueError

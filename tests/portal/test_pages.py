@@ -160,9 +160,9 @@ def test_list_pages_cost_a_constant_number_of_queries(
     pages = {
         acme: {
             "/buyer": 12, "/buyer/bid": 15, "/buyer/keys": 3, "/buyer/invoices": 1, "/buyer/charges": 1,
-            "/buyer/discrepancies": 4,
+            "/buyer/discrepancies": 4, "/buyer/ledger": 4,
         },
-        hyperion: {"/provider": 10, "/provider/earnings": 3, "/provider/discrepancies": 4},
+        hyperion: {"/provider": 10, "/provider/earnings": 3, "/provider/discrepancies": 4, "/provider/ledger": 4},
         operator: {"/operator": 12, "/operator/discrepancies": 3},
     }  # fmt: skip
     for party, costs in pages.items():
@@ -205,6 +205,7 @@ def test_empty_pages_say_what_to_do_next(mallory: Party, sign_in: SignIn, clock_
         "/buyer/invoices": "No invoice yet",
         "/buyer/buy": "No grade is in force",
         "/provider": "You have no host yet",
+        "/provider/ledger": "No account yet",
         "/market": "No grade is in force yet",
     }.items():
         assert hint in client.get(path).content.decode(), path

@@ -17,6 +17,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 
+from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey
 from marketplace.billing.models import Charge, ChargeKind, Settlement
 from marketplace.billing.selectors import (
@@ -57,6 +58,7 @@ from marketplace.billing.services.reselling import credit_resellers, record_refu
 from marketplace.contracts.services import mark_entitlement_settled, record_failed
 from marketplace.errors import DomainError
 from marketplace.jobs import claim_job, finish_job
+from marketplace.ledger.grants import draw_grants
 from marketplace.ledger.services import close_hold
 from marketplace.periods import settlement_period
 from metering.validating import RETENTION
@@ -211,6 +213,7 @@ def _run(
     lines = lines_of_run(settlement, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
     holds = sources.holds_for(lines)
     _check_within_accrual(sources, lines, holds)
+    _draw_grants(sources, lines, holds, now=now)
     books = books_of(sources.contract, now=now)
     refunds = refunds_of(settlement, outcomes, sources.resold, now=now) if sources.resold else []
     movements = [Movement(settlement.id, line, books, holds.get(line.key)) for line in lines]
@@ -226,6 +229,21 @@ def _run(
     return record_lines(
         settlement.id, lines, sources.contract, settlement=settlement, tax_held=tax_held, now=now
     )
+
+
+def _draw_grants(
+    sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID], *, now: datetime
+) -> None:
+    """Grants that the accrual holds pay first, tax included; what they do not pay goes back to them."""
+    if sources.accrual is None or sources.accrual.ledger_hold_id not in sources.open_holds:
+        return
+    accrued, tax_ppm = sources.accrual.ledger_hold_id, sources.contract.organization.tax_ppm
+    amount = sum(
+        line.amount_micros + tax_share(line.amount_micros, tax_ppm)
+        for line in lines
+        if holds.get(line.key) == accrued and line.amount_micros > 0
+    )
+    draw_grants(hold_id=accrued, amount_micros=amount, now=now)
 
 
 def _keep_outcomes(
