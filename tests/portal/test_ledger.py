@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from datetime import datetime
 from typing import Any
 
 import pytest
 
+from marketplace.ids import uuid7
 from marketplace.ledger.extract_verifier import verify
+from marketplace.ledger.grants import GrantTerms, give_grant
 from marketplace.ledger.history import statement
 from marketplace.ledger.models import LedgerAccount
 from marketplace.portal.figures import money
@@ -27,6 +30,16 @@ def test_the_ledger_shows_the_balance_after_each_movement(
         assert lines
         for line in lines[-25:]:
             assert money(line.balance_micros, account.currency) in shown
+
+
+def test_credit_is_shown_with_what_is_left_of_it(
+    day: Day, acme: Party, sign_in: SignIn, now: datetime
+) -> None:
+    credit = GrantTerms(kind="granted", amount_micros=7_654_321, currency="USD")
+    give_grant(id=uuid7(), organization_id=acme.id, terms=credit, now=now)
+    shown = sign_in(acme).get("/buyer/ledger").content.decode()
+    assert "Credit is spent before your balance" in shown
+    assert money(7_654_321, "USD") in shown
 
 
 def test_files_of_the_ledger_agree_with_the_page(day: Day, acme: Party, sign_in: SignIn) -> None:

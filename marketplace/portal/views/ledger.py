@@ -14,6 +14,7 @@ from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.api.exporting import MEDIA_TYPES, export
 from marketplace.ledger.extract import VERIFIER, extract_lines
+from marketplace.ledger.grants import grants_of
 from marketplace.ledger.history import own_account, statement, statement_page
 from marketplace.ledger.history_api import STATEMENT_COLUMNS, statement_rows
 from marketplace.ledger.models import AccountKind, LedgerAccount
@@ -66,9 +67,10 @@ def _page(
     if account is not None:
         before = None if text is None else cursor_of(text)
         lines = statement_page(account, before=before, limit=PAGE_SIZE + 1)
-    accounts = sorted(accounts_of(organization_id)[:MOST_ACCOUNTS], key=_rank)
+    accounts = sorted(accounts_of(organization_id).exclude(kind=AccountKind.GRANT)[:MOST_ACCOUNTS], key=_rank)
     context = {
         "accounts": [(one, balance_of(one)) for one in accounts],
+        "grants": grants_of(organization_id)[:MOST_ACCOUNTS],
         "account": account,
         "lines": lines[:PAGE_SIZE],
         "older": lines[PAGE_SIZE - 1].transfer_id if len(lines) > PAGE_SIZE else None,
@@ -82,7 +84,8 @@ def _account(request: SeatedRequest, organization_id: UUID) -> LedgerAccount | N
     """The one asked for, else the first; None where there is none. NotFound for another organization's."""
     text = request.GET.get("account")
     if text is None:
-        return min(accounts_of(organization_id)[:MOST_ACCOUNTS], key=_rank, default=None)
+        first = accounts_of(organization_id).exclude(kind=AccountKind.GRANT)[:MOST_ACCOUNTS]
+        return min(first, key=_rank, default=None)
     try:
         if len(text) != 36:
             raise ValueError
