@@ -27,9 +27,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("organization", help="its name")
-        parser.add_argument("amount_micros", type=int)
-        parser.add_argument("--kind", choices=Grant.Kind.values, default=Grant.Kind.GRANTED.value)
-        parser.add_argument("--cost-basis-ppm", type=int, default=0)
+        parser.add_argument("amount_micros", type=int, help="in millionths of the market's currency")
+        parser.add_argument(
+            "--kind", choices=Grant.Kind.values, default=Grant.Kind.GRANTED.value, help="default: granted"
+        )
+        parser.add_argument("--cost-basis-ppm", type=int, default=0, help="what a purchased one costs")
         parser.add_argument("--priority", type=int, default=100, help="0 to 999, low is burned first")
         parser.add_argument("--days", type=int, help="until it expires; default: never")
 
