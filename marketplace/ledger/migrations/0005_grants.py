@@ -35,7 +35,7 @@ DROP FUNCTION ledger_lock_grants(uuid);
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0002_one_operator_audit_append_only"),
-        ("ledger", "0005_seals_and_grants"),
+        ("ledger", "0004_seals_and_grants"),
     ]
 
     operations = [

@@ -14,5 +14,5 @@ def _as_it_was() -> str:
 
 
 class Migration(migrations.Migration):
-    dependencies = (("contracts", "0002_hold_functions"), ("ledger", "0006_grants"))
+    dependencies = (("contracts", "0004_supply"), ("ledger", "0005_grants"))
     operations = (migrations.RunSQL((_SQL / "grants.sql").read_text(), _as_it_was()),)
