@@ -352,6 +352,15 @@ MARKET_STREAM_S = _integer("MARKET_STREAM_S", 25, least=1, most=3_600)
 TEST_CLOCK = _flag("TEST_CLOCK")
 # Providers' hosts on loopback and private networks: for one machine and for tests, never for an open market.
 ALLOW_PRIVATE_HOSTS = _flag("ALLOW_PRIVATE_HOSTS")
+# After a month is settled: how long late usage still enters its invoice, and how long after that it is due.
+INVOICE_GRACE_S = _integer("INVOICE_GRACE_S", 0, least=0, most=28 * 86_400)
+INVOICE_DUE_DAYS = _integer("INVOICE_DUE_DAYS", 14, least=0, most=365)
+# Countries between which a business with a tax number accounts for the tax itself (rules with reverse charge).
+TAX_UNION_COUNTRIES: list[str] = env.list("TAX_UNION_COUNTRIES", default=[])
+if any(len(country) != 2 or not country.isupper() for country in TAX_UNION_COUNTRIES):
+    raise ImproperlyConfigured(
+        "TAX_UNION_COUNTRIES must be codes of two capital letters, with commas between"
+    )
 PAYMENT_PROCESSOR = str(env.str("PAYMENT_PROCESSOR", default="sandbox"))
 if PAYMENT_PROCESSOR not in ("sandbox", "stripe"):
     raise ImproperlyConfigured(f"PAYMENT_PROCESSOR must be sandbox or stripe, not {PAYMENT_PROCESSOR!r}")

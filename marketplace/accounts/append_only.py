@@ -50,6 +50,14 @@ def take_from_app(table: str, privileges: Sequence[str]) -> Operation:
     )
 
 
+def give_to_app(table: str, privileges: Sequence[str]) -> Operation:
+    """Grant these privileges on `table` to the app role again, where a trigger now says how far; and back."""
+    return migrations.RunPython(
+        _for_app("GRANT {privileges} ON {table} TO {app}", table, privileges),
+        _for_app("REVOKE {privileges} ON {table} FROM {app}", table, privileges),
+    )
+
+
 def _for_app(
     statement: str, table: str, privileges: Sequence[str]
 ) -> Callable[[StateApps, BaseDatabaseSchemaEditor], None]:

@@ -48,12 +48,12 @@ class TaxTerm:
 
 @dataclass(frozen=True, slots=True)
 class TaxedLine:
-    """A line before discounts and tax. `taxes` are the keys of the terms that apply; `foreign` is levied volume."""
+    """A line before discounts and tax. `taxes`: the terms that apply; `foreign`: volume from abroad, by levy."""
 
     amount: int
     kind: str = ""
     taxes: tuple[str, ...] = ()
-    foreign: int = 0
+    foreign: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -134,7 +134,7 @@ def work_out(
     for tax in sorted(taxes, key=lambda tax: tax.key):
         mine = {key: line for key, line in lines.items() if tax.key in line.taxes}
         if tax.micros_per_mtok:
-            bases = {key: line.foreign for key, line in mine.items()}
+            bases = {key: line.foreign.get(tax.key, 0) for key, line in mine.items()}
             due = div_half_up(sum(bases.values()) * tax.micros_per_mtok, NUMERATOR_PER_MTOK)
         else:
             bases = {key: line.amount - off[key] for key, line in mine.items()}

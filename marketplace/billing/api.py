@@ -244,7 +244,9 @@ def _charge(organization_id: UUID, charge_id: UUID) -> Charge:
 
 
 def _invoices(organization_id: UUID) -> QuerySet[Invoice]:
-    return Invoice.objects.filter(organization_id=organization_id).exclude(status=Invoice.Status.DRAFT)
+    return Invoice.objects.filter(organization_id=organization_id).exclude(
+        status__in=[Invoice.Status.DRAFT, Invoice.Status.GRACE]
+    )
 
 
 def _uuid_of(request: Request, name: str) -> UUID | None:

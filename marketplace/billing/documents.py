@@ -11,7 +11,7 @@ from pricing.units import PPM, div_ceil, div_half_up, micros_per_minor_unit, spl
 
 @dataclass(frozen=True, slots=True)
 class InvoiceTotals:
-    """All in micros. `total = subtotal + tax - rounding`, `amount_due = total - prepaid`, both whole minor units.
+    """All in micros. `total = subtotal - discount + tax - rounding`, `amount_due = total - prepaid`, whole minor units.
 
     `rounding_prepaid` and `rounding_arrears` are what is given back on the prepaid and on the receivable account.
     """
@@ -23,6 +23,7 @@ class InvoiceTotals:
     amount_due: int
     rounding_prepaid: int
     rounding_arrears: int
+    discount: int = 0
 
     @property
     def rounding(self) -> int:
@@ -56,26 +57,43 @@ def split_tax(tax: int, *, prepaid_subtotal: int, arrears_subtotal: int) -> tupl
 def invoice_totals(
     *, prepaid_subtotal: int, arrears_subtotal: int, tax_ppm: int, currency: str, prepaid_tax_unpaid: int = 0
 ) -> InvoiceTotals:
+    """`foot` of a document with one rate and no discount."""
+    return foot(
+        prepaid_net=prepaid_subtotal,
+        arrears_net=arrears_subtotal,
+        tax=tax_of(prepaid_subtotal + arrears_subtotal, tax_ppm),
+        currency=currency,
+        prepaid_tax_unpaid=prepaid_tax_unpaid,
+    )
+
+
+def foot(
+    *,
+    prepaid_net: int,
+    arrears_net: int,
+    tax: int,
+    currency: str,
+    discount: int = 0,
+    prepaid_tax_unpaid: int = 0,
+) -> InvoiceTotals:
     """The figures at the foot of an invoice. Floors in the buyer's favour, once for each account it touches.
 
-    `prepaid_tax_unpaid` is tax on prepaid charges for which the balance had no cover: it is due, not applied.
+    The nets are after `discount`. `prepaid_tax_unpaid` is tax on prepaid charges for which the balance had no cover: it
+    is due, not applied.
     """
-    subtotal = prepaid_subtotal + arrears_subtotal
-    tax = tax_of(subtotal, tax_ppm)
-    tax_prepaid, tax_arrears = split_tax(
-        tax, prepaid_subtotal=prepaid_subtotal, arrears_subtotal=arrears_subtotal
-    )
-    raw_prepaid = prepaid_subtotal + tax_prepaid - prepaid_tax_unpaid
-    raw_due = arrears_subtotal + tax_arrears + prepaid_tax_unpaid
+    tax_prepaid, tax_arrears = split_tax(tax, prepaid_subtotal=prepaid_net, arrears_subtotal=arrears_net)
+    raw_prepaid = prepaid_net + tax_prepaid - prepaid_tax_unpaid
+    raw_due = arrears_net + tax_arrears + prepaid_tax_unpaid
     prepaid, due = whole_minor_units(raw_prepaid, currency), whole_minor_units(raw_due, currency)
     return InvoiceTotals(
-        subtotal=subtotal,
+        subtotal=prepaid_net + arrears_net + discount,
         tax=tax,
         total=prepaid + due,
         prepaid=prepaid,
         amount_due=due,
         rounding_prepaid=raw_prepaid - prepaid,
         rounding_arrears=raw_due - due,
+        discount=discount,
     )
 
 

@@ -6,11 +6,52 @@ from django.db import models
 from django.db.models import F, Q
 
 from marketplace.accounts.models import Organization
+from marketplace.billing.document_models import (
+    CreditNote,
+    CreditNoteLine,
+    CreditNoteTax,
+    Discount,
+    DunningStep,
+    InvoiceDiscount,
+    InvoiceLineTax,
+    InvoicePayment,
+    InvoiceStatusChange,
+    InvoiceTax,
+    TaxRule,
+)
 from marketplace.contracts.models import Contract
 from marketplace.ids import uuid7
 from marketplace.orders.models import Ask
 from pricing.models import Grade, Rate
 from providers.models import Offering
+
+__all__ = [
+    "Charge",
+    "ChargeKind",
+    "CreditNote",
+    "CreditNoteLine",
+    "CreditNoteTax",
+    "DeliveryOutcome",
+    "Discount",
+    "DocumentNumber",
+    "DunningStep",
+    "Earning",
+    "Invoice",
+    "InvoiceDiscount",
+    "InvoiceLine",
+    "InvoiceLineCharge",
+    "InvoiceLineTax",
+    "InvoicePayment",
+    "InvoiceStatusChange",
+    "InvoiceTax",
+    "Payout",
+    "Settlement",
+    "Statement",
+    "StatementLine",
+    "StatementLineEarning",
+    "TaxRule",
+    "TopUp",
+]
 
 
 class ChargeKind(models.TextChoices):
@@ -243,12 +284,21 @@ class DocumentNumber(models.Model):
 
 
 class Invoice(models.Model):
-    """A buyer's document for one UTC calendar month. Immutable once finalised (trigger)."""
+    """A buyer's document for one UTC calendar month. Once finalised only its status moves (trigger).
+
+    `draft` lives inside one transaction; in `grace` late usage still enters and there is no number; after that it is
+    `finalised`, and paid, overdue or void as time and money have it. Moves are in InvoiceStatusChange.
+    """
 
     class Status(models.TextChoices):
         DRAFT = "draft"
+        GRACE = "grace"
         FINALISED = "finalised"
+        ACTION_REQUIRED = "action_required"
+        OVERDUE = "overdue"
+        UNCOLLECTIBLE = "uncollectible"
         PAID = "paid"
+        VOID = "void"
 
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
@@ -256,31 +306,48 @@ class Invoice(models.Model):
     period_start = models.DateTimeField()
     period_end = models.DateTimeField()
     number = models.CharField(max_length=40, null=True, unique=True)
-    status = models.CharField(max_length=10, choices=Status.choices, default=Status.DRAFT)
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.DRAFT)
     currency = models.CharField(max_length=3)
+    # The void invoice that this one stands for.
+    replaces = models.OneToOneField("self", on_delete=models.PROTECT, null=True, related_name="replaced_by")
     # Frozen at finalisation: legal names, addresses, tax ids of both sides.
     parties = models.JSONField(default=dict)
     subtotal_micros = models.BigIntegerField(default=0)
+    discount_micros = models.BigIntegerField(default=0)
     tax_micros = models.BigIntegerField(default=0)
     total_micros = models.BigIntegerField(default=0)
     prepaid_micros = models.BigIntegerField(default=0)
     amount_due_micros = models.BigIntegerField(default=0)
-    # What lies below whole minor units, given to the buyer: total = subtotal + tax - rounding.
+    # What lies below whole minor units, given to the buyer: total = subtotal - discount + tax - rounding.
     rounding_micros = models.BigIntegerField(default=0)
+    # Tax for which there was no cover at finalisation: in the amount due, and posted when that is paid.
+    tax_unposted_micros = models.BigIntegerField(default=0)
+    # SHA-256 of what the document says (`printing.content_of`); the same content prints the same bytes.
+    content_sha256 = models.CharField(max_length=64, blank=True)
     created_at = models.DateTimeField()
+    grace_until = models.DateTimeField(null=True)
     finalised_at = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["organization", "period_start"], name="billing_invoice_one_per_month"
+                fields=["organization", "period_start"],
+                condition=~Q(status="void"),
+                name="billing_invoice_one_per_month",
             ),
             models.CheckConstraint(
-                condition=Q(status="draft") | (Q(number__isnull=False) & Q(finalised_at__isnull=False)),
+                condition=Q(status__in=["draft", "grace"])
+                | (Q(number__isnull=False) & Q(finalised_at__isnull=False)),
                 name="billing_invoice_finalised_has_number",
             ),
             models.CheckConstraint(
-                condition=Q(total_micros=F("subtotal_micros") + F("tax_micros") - F("rounding_micros"))
+                condition=Q(
+                    total_micros=F("subtotal_micros")
+                    - F("discount_micros")
+                    + F("tax_micros")
+                    - F("rounding_micros")
+                )
                 & Q(amount_due_micros=F("total_micros") - F("prepaid_micros")),
                 name="billing_invoice_adds_up",
             ),
@@ -303,6 +370,9 @@ class InvoiceLine(models.Model):
     # What of it was still estimated when the invoice was drawn up.
     estimated_numerator = models.BigIntegerField(default=0)
     amount_micros = models.BigIntegerField()
+    # Its parts of the invoice's discounts and taxes; they sum to the invoice's.
+    discount_micros = models.BigIntegerField(default=0)
+    tax_micros = models.BigIntegerField(default=0)
 
     class Meta:
         ordering = ["number"]
@@ -330,6 +400,9 @@ class Statement(models.Model):
     number = models.CharField(max_length=40, unique=True)
     currency = models.CharField(max_length=3)
     parties = models.JSONField(default=dict)
+    # When the provider consented to be billed by the market; null where he had not when it was issued.
+    consented_at = models.DateTimeField(null=True)
+    content_sha256 = models.CharField(max_length=64, blank=True)
     gross_micros = models.BigIntegerField()
     fee_micros = models.BigIntegerField()
     net_micros = models.BigIntegerField()

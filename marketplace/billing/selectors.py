@@ -341,7 +341,7 @@ def invoices_of(organization_id: UUID) -> QuerySet[Invoice]:
     """Finalised ones: a draft is nobody's document yet."""
     return (
         Invoice.objects.filter(organization_id=organization_id)
-        .exclude(status=Invoice.Status.DRAFT)
+        .exclude(status__in=[Invoice.Status.DRAFT, Invoice.Status.GRACE])
         .order_by("-id")
     )
 

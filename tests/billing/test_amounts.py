@@ -94,7 +94,7 @@ def test_credit_note_of_an_unused_part(
 
 def test_levy_is_of_the_volume_from_abroad() -> None:
     lines = {
-        1: TaxedLine(600_000, taxes=("v", "l"), foreign=400_000 * 10**6),
+        1: TaxedLine(600_000, taxes=("v", "l"), foreign={"l": 400_000 * 10**6}),
         2: TaxedLine(10, taxes=("v", "l")),
     }
     worked = work_out(lines, [], [TaxTerm("v", ppm=200_000), TaxTerm("l", micros_per_mtok=25_000)])

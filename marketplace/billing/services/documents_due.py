@@ -10,9 +10,10 @@ from django.conf import settings
 
 from marketplace.billing.models import Invoice, Payout, Statement
 from marketplace.billing.selectors import unsettled_contracts
-from marketplace.billing.services.invoicing import buyers_to_invoice, issue_invoice
+from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.statements import issue_statement, providers_to_state
+from marketplace.billing.services.taxes import refresh_holding_rates
 from marketplace.contracts.models import Contract
 from marketplace.periods import calendar_month
 
@@ -32,6 +33,7 @@ def issue_due_documents(*, now: datetime) -> IssuedDocuments:
 
     A buyer's invoice waits for the settlement of his own contracts only; a statement for all, as any may pay it.
     """
+    refresh_holding_rates(now=now)
     this_month = calendar_month(now)
     month = calendar_month(this_month.start - timedelta(microseconds=1))
     documents = IssuedDocuments()
@@ -48,7 +50,7 @@ def issue_due_documents(*, now: datetime) -> IssuedDocuments:
         )
         for organization_id in buyers:
             if organization_id not in blocked:
-                invoice = issue_invoice(organization_id=organization_id, month=month, now=now)
+                invoice = issue_after_grace(organization_id=organization_id, month=month, now=now)
                 documents.invoices += [invoice] if invoice else []
         for organization_id in () if blocked else providers:
             statement = issue_statement(organization_id=organization_id, month=month, now=now)

@@ -15,6 +15,7 @@ from marketplace.accounts.selectors import operator_organization
 from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey, Share
 from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
+from marketplace.billing.services.taxes import levy_shares
 from marketplace.billing.services.waterfall import FROM_OPERATOR, TO_OPERATOR, repaid_first
 from marketplace.contracts.models import Contract, ContractKind, Payment
 from marketplace.ids import derived_id
@@ -265,6 +266,9 @@ def hold_tax(
     """
     tax_ppm = contract.organization.tax_ppm
     shares = {charge_id(parent, line): tax_share(line.amount_micros, tax_ppm) for line in lines}
+    levied = {charge_id(parent, line): line for line in lines if line.amount_micros > 0}
+    for charge, amount in levy_shares(levied, contract.organization, now=now).items():
+        shares[charge] += amount
     shares = {charge: amount for charge, amount in shares.items() if amount}
     if not shares:
         return {}

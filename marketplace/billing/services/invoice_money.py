@@ -1,0 +1,163 @@
+"""What an invoice moves in the books: its tax out of what was held, discounts, the remainder below minor units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from uuid import UUID
+
+from marketplace.billing.documents import InvoiceTotals, cover, foot, split_tax
+from marketplace.billing.models import Charge, Invoice
+from marketplace.billing.services.invoice_lines import Drawn, account_kind
+from marketplace.billing.services.posting import tax_hold_id
+from marketplace.ids import derived_id
+from marketplace.ledger.models import AccountKind, Hold, Transfer
+from marketplace.ledger.selectors import balance
+from marketplace.ledger.services import NewTransfer, account_id, close_hold, post_transfers
+
+
+class Ledger:
+    """The accounts between which one invoice moves money, and the transfers it comes to."""
+
+    def __init__(self, invoice: Invoice, now: datetime, *, reference_id: UUID | None = None) -> None:
+        self.invoice, self.now = invoice, now
+        self.reference_id = reference_id or invoice.id
+        self.transfers: list[NewTransfer] = []
+
+    def of_buyer(self, kind: AccountKind) -> UUID:
+        return self._account(self.invoice.organization_id, kind)
+
+    def of_issuer(self, kind: AccountKind) -> UUID:
+        return self._account(self.invoice.issuer_id, kind)
+
+    def move(
+        self, key: UUID, *, debit: UUID, credit: UUID, amount: int, code: str, hold: UUID | None = None
+    ) -> None:
+        """Add a transfer; a negative amount goes the other way, none moves nothing."""
+        if amount < 0:
+            debit, credit, amount = credit, debit, -amount
+        if amount:
+            self.transfers.append(
+                NewTransfer(
+                    id=key,
+                    debit_id=debit,
+                    credit_id=credit,
+                    amount_micros=amount,
+                    code=code,
+                    hold_id=hold,
+                    reference_id=self.reference_id,
+                )
+            )
+
+    def post(self) -> None:
+        if self.transfers:
+            post_transfers(self.transfers, now=self.now)
+
+    def _account(self, organization_id: UUID, kind: AccountKind) -> UUID:
+        return account_id(
+            organization_id=organization_id, kind=kind, currency=self.invoice.currency, now=self.now
+        )
+
+
+def post_invoice(
+    invoice: Invoice, charges: Iterable[Charge], drawn: Drawn, *, now: datetime
+) -> InvoiceTotals:
+    """Give discounts, move the tax out of what was held for it, void the rest, give the remainder back.
+
+    Sets `tax_unposted_micros`: tax that nothing covered, which is due with the invoice.
+    """
+    ledger = Ledger(invoice, now)
+    nets, off = drawn.net_by_account(), drawn.discount_by_account()
+    tax = split_tax(
+        drawn.worked.tax,
+        prepaid_subtotal=nets[AccountKind.PREPAID],
+        arrears_subtotal=nets[AccountKind.RECEIVABLE],
+    )
+    operator, issuer_tax = ledger.of_issuer(AccountKind.OPERATOR), ledger.of_issuer(AccountKind.TAX)
+    holds = tax_holds(charges)
+    unpaid = {AccountKind.PREPAID: 0, AccountKind.RECEIVABLE: 0}
+    for kind, needed in zip((AccountKind.PREPAID, AccountKind.RECEIVABLE), tax, strict=True):
+        if not needed and not off[kind]:
+            continue
+        account = ledger.of_buyer(kind)
+        key = derived_id(invoice.id, f"discount:{kind}")
+        ledger.move(key, debit=operator, credit=account, amount=off[kind], code="discount")
+        posted = min(0, needed)
+        ledger.move(
+            derived_id(invoice.id, f"tax_back:{kind}"),
+            debit=account,
+            credit=issuer_tax,
+            amount=posted,
+            code="tax",
+        )
+        for hold_id, amount in cover(needed, holds[kind]).items():
+            posted += amount
+            ledger.move(
+                derived_id(hold_id, "tax"),
+                debit=account,
+                credit=issuer_tax,
+                amount=amount,
+                code="tax",
+                hold=hold_id,
+            )
+        # Not held (an award's hold without tax): from the free balance, and what that cannot cover is due.
+        found = balance(organization_id=invoice.organization_id, kind=kind, currency=invoice.currency)
+        extra = min(needed - posted, max(0, found.available_micros))
+        ledger.move(
+            derived_id(invoice.id, f"tax:{kind}"), debit=account, credit=issuer_tax, amount=extra, code="tax"
+        )
+        unpaid[kind] = needed - posted - extra
+    totals = foot(
+        prepaid_net=nets[AccountKind.PREPAID],
+        arrears_net=nets[AccountKind.RECEIVABLE],
+        tax=drawn.worked.tax,
+        discount=drawn.worked.discount,
+        currency=invoice.currency,
+        prepaid_tax_unpaid=unpaid[AccountKind.PREPAID],
+    )
+    invoice.tax_unposted_micros = sum(unpaid.values())
+    for kind, amount in (
+        (AccountKind.PREPAID, totals.rounding_prepaid),
+        (AccountKind.RECEIVABLE, totals.rounding_arrears),
+    ):
+        if amount:
+            ledger.move(
+                derived_id(invoice.id, f"rounding:{kind}"),
+                debit=ledger.of_issuer(AccountKind.ROUNDING),
+                credit=ledger.of_buyer(kind),
+                amount=amount,
+                code="rounding",
+            )
+    ledger.post()
+    used = {transfer.hold_id for transfer in ledger.transfers}
+    for hold_id in sorted(hold for by_hold in holds.values() for hold in by_hold):
+        close_hold(id=hold_id, status="posted" if hold_id in used else "voided", now=now)
+    return totals
+
+
+def take_back(invoice: Invoice, *, now: datetime) -> None:
+    """Move everything that the invoice moved back: its charges stay, its tax, discounts and rounding go."""
+    ledger = Ledger(invoice, now)
+    for transfer in Transfer.objects.filter(reference_id=invoice.id).order_by("id"):
+        ledger.move(
+            derived_id(transfer.id, "void"),
+            debit=transfer.credit_account_id,
+            credit=transfer.debit_account_id,
+            amount=transfer.amount_micros,
+            code="void",
+        )
+    ledger.post()
+
+
+def tax_holds(charges: Iterable[Charge]) -> dict[AccountKind, dict[UUID, int]]:
+    """The open holds of tax behind these charges and what each holds, by the account it is on, in id order."""
+    kinds = {
+        tax_hold_id(settlement_id=charge.settlement_id, charge_id=charge.id): account_kind(charge)
+        for charge in charges
+        if charge.tax_held_micros
+    }
+    rows = Hold.objects.filter(id__in=list(kinds), status=Hold.Status.OPEN).order_by("id")
+    held: dict[AccountKind, dict[UUID, int]] = {AccountKind.PREPAID: {}, AccountKind.RECEIVABLE: {}}
+    for hold in rows:
+        held[kinds[hold.id]][hold.id] = hold.amount_micros - hold.captured_micros
+    return held
