@@ -314,6 +314,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "InvoiceStatusEnum": "marketplace.billing.models.Invoice.Status",
         "WebhookDeliveryStatusEnum": "marketplace.webhooks.models.WebhookDelivery.Status",
         "WebhookEndpointStatusEnum": "marketplace.webhooks.models.WebhookEndpoint.Status",
+        "MovementStatusEnum": "marketplace.billing.models.InvoicePayment.Status",
         "MarketStatusEnum": "marketplace.orders.models.MarketControl.Status",
     },
 }
@@ -355,6 +356,16 @@ ALLOW_PRIVATE_HOSTS = _flag("ALLOW_PRIVATE_HOSTS")
 # After a month is settled: how long late usage still enters its invoice, and how long after that it is due.
 INVOICE_GRACE_S = _integer("INVOICE_GRACE_S", 0, least=0, most=28 * 86_400)
 INVOICE_DUE_DAYS = _integer("INVOICE_DUE_DAYS", 14, least=0, most=365)
+# Days after the due date: reminders, then no further purchases, then the invoice is given up.
+DUNNING_REMINDER_DAYS: list[int] = env.list("DUNNING_REMINDER_DAYS", default=[3, 7, 14], cast=int)
+DUNNING_SUSPEND_DAYS = _integer("DUNNING_SUSPEND_DAYS", 21, least=0, most=365)
+DUNNING_UNCOLLECTIBLE_DAYS = _integer("DUNNING_UNCOLLECTIBLE_DAYS", 90, least=0, most=3_650)
+if DUNNING_UNCOLLECTIBLE_DAYS <= DUNNING_SUSPEND_DAYS:
+    raise ImproperlyConfigured("DUNNING_UNCOLLECTIBLE_DAYS must be more than DUNNING_SUSPEND_DAYS")
+# Fonts beside those of the typesetter, for names in other scripts.
+DOCUMENT_FONTS_DIR = str(env.str("DOCUMENT_FONTS_DIR", default=""))
+if DOCUMENT_FONTS_DIR and not Path(DOCUMENT_FONTS_DIR).is_dir():
+    raise ImproperlyConfigured(f"DOCUMENT_FONTS_DIR must be a folder, not {DOCUMENT_FONTS_DIR!r}")
 # Countries between which a business with a tax number accounts for the tax itself (rules with reverse charge).
 TAX_UNION_COUNTRIES: list[str] = env.list("TAX_UNION_COUNTRIES", default=[])
 if any(len(country) != 2 or not country.isupper() for country in TAX_UNION_COUNTRIES):

@@ -22,6 +22,10 @@ from rest_framework.test import APIClient
 from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
 from marketplace.contracts.services import derate_host, open_hold
+from marketplace.billing.services.crediting import issue_credit_note
+from marketplace.billing.services.discounts import give_discount
+from marketplace.billing.services.taxes import add_tax_rule
+from marketplace.contracts.services import open_hold
 from marketplace.ids import uuid7
 from marketplace.ledger.grants import GrantTerms, give_grant
 from marketplace.ledger.models import Grant, LedgerAccount
@@ -78,6 +82,7 @@ class House:
     outage: Outage
     webhook: WebhookDelivery
     derating: Derating
+    documents: dict[str, UUID]
 
     @cached_property
     def ids(self) -> dict[str, UUID]:
@@ -110,6 +115,7 @@ class House:
             "organization_id": self.acme.id,
             "grant_id": Grant.objects.get(organization=self.acme.organization).id,
             "account_id": LedgerAccount.objects.get(organization=self.acme.organization, kind="prepaid").id,
+            **self.documents,
         }
 
     def another_secret(self, party: Party, *, scopes: list[str] | None = None) -> str:
@@ -255,7 +261,34 @@ def make_house(database: TestDatabase) -> House:
         outage,
         webhook,
         derating,
+        _documents(acme, day),
     )
+
+
+def _documents(acme: Party, day: Day) -> dict[str, UUID]:
+    """A credit note of acme's, and what the operator made of taxes and discounts."""
+    note = issue_credit_note(
+        invoice_id=day.invoice.id,
+        amounts_micros=None,
+        reason="Courtesy",
+        operation_id=uuid7(NOW),
+        now=NOW,
+        actor=SYSTEM,
+    )
+    rule = add_tax_rule(
+        jurisdiction="ZY",
+        code="vat",
+        title="VAT",
+        kind="percent",
+        rate_ppm=1,
+        valid_from=NOW,
+        now=NOW,
+        actor=SYSTEM,
+    )
+    discount = give_discount(
+        organization_id=acme.id, title="Welcome", rate_ppm=1, valid_from=NOW, now=NOW, actor=SYSTEM
+    )
+    return {"note_id": note.id, "rule_id": rule.id, "discount_id": discount.id}
 
 
 @pytest.fixture(scope="module")

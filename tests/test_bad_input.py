@@ -27,7 +27,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "legal_name": "Acme Ltd",
         "address": "1 Road",
         "country": "DE",
-        "tax_number": "DE1",
+        "tax_number": "DE123456789",
     },
     "post /api/v1/organizations": {"name": "Fresh", "roles": ["buyer"], "tax_ppm": 0},
     "post /api/v1/members": {
@@ -182,6 +182,36 @@ GOOD: dict[str, dict[str, Any]] = {
         "grade_id": "{grade_id}",
         "expires_at": "2030-01-01T00:00:00Z",
     },
+    "post /api/v1/invoices/{invoice_id}/payments": {"source": "balance"},
+    "post /api/v1/invoices/{invoice_id}/reissue": {"reason": "wrong name"},
+    "post /api/v1/invoices/{invoice_id}/credit-notes": {
+        "reason": "courtesy",
+        "lines": [{"line_id": "01a1fa2c-14f7-7136-8b1d-740cbe8302f3", "net_micros": 1}],
+    },
+    "post /api/v1/tax-rules": {
+        "jurisdiction": "ZZ",
+        "code": "vat",
+        "title": "VAT",
+        "kind": "percent",
+        "rate_ppm": 190_000,
+        "levy_micros_per_mtok": 0,
+        "home_regions": ["eu"],
+        "buyers": "all",
+        "reverse_charge": False,
+        "valid_from": "2026-05-01T00:00:00Z",
+        "valid_until": "2027-05-01T00:00:00Z",
+    },
+    "post /api/v1/tax-rules/{rule_id}/end": {"valid_until": "2026-05-01T00:00:00Z"},
+    "post /api/v1/discounts": {
+        "organization_id": "{organization_id}",
+        "title": "Welcome",
+        "rate_ppm": 100_000,
+        "amount_micros": 1,
+        "line_kind": "usage",
+        "max_invoices": 1,
+        "valid_from": "2026-05-01T00:00:00Z",
+        "valid_until": "2027-05-01T00:00:00Z",
+    },
     "post /api/v1/recount-baselines": {
         "grade_id": "{grade_id}",
         "baseline_ppm": 540_000,
@@ -197,6 +227,7 @@ ELSEWHERE = {
     "post /api/v1/usage",
     "post /api/v1/usage/batches/{batch_id}/revive",
     "post /api/v1/grants/{grant_id}/revoke",
+    "post /api/v1/discounts/{discount_id}/end",
 }
 OPERATORS = {
     "post /api/v1/grants",
@@ -210,6 +241,11 @@ OPERATORS = {
     "post /api/v1/controls/{slug}/administered-rate",
     "post /api/v1/controls/{slug}/cap-reviews",
     "post /api/v1/cap-reviews/{review_id}/decline",
+    "post /api/v1/invoices/{invoice_id}/reissue",
+    "post /api/v1/invoices/{invoice_id}/credit-notes",
+    "post /api/v1/tax-rules",
+    "post /api/v1/tax-rules/{rule_id}/end",
+    "post /api/v1/discounts",
 }
 SELLERS = ("/api/v1/hosts", "/api/v1/offerings", "/api/v1/discrepancies")
 HUGE = "x" * 1_000_000

@@ -44,6 +44,8 @@ class Organization(models.Model):
 
     class Status(models.TextChoices):
         ACTIVE = "active"
+        # Owes the market money for too long: may read, pay and sell, and not buy.
+        PAST_DUE = "past_due"
         SUSPENDED = "suspended"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)

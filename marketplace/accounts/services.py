@@ -17,6 +17,7 @@ from django.db.models import Q
 from marketplace.accounts import keys
 from marketplace.accounts.models import ApiKey, AuditEntry, Membership, Organization, OrganizationRole, User
 from marketplace.accounts.scopes import scopes_allowed
+from marketplace.accounts.tax_numbers import can_be_tax_number
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound, constraint_of
 
 OPERATOR_NAME: Final = "Operator"
@@ -40,6 +41,14 @@ class OperatorExists(Conflict):
     """A market has one operator: its books name one organization for fees, tax and the processor's money."""
 
     code = "operator_exists"
+
+
+class PastDue(Forbidden):
+    """The organization owes too much for too long: it may pay, and not buy."""
+
+    code = "past_due"
+    http_status = 402
+    title = "Payment is overdue"
 
 
 class LastOwner(Conflict):
@@ -116,6 +125,10 @@ def update_organization(
     limits = {"legal_name": 200, "address": 1000, "country": 2, "tax_number": 64}
     for field, value in changes.items():
         setattr(organization, field, _text(value, field=field, least=0, most=limits[field]))
+    number, country = organization.tax_number, organization.country
+    if {"tax_number", "country"} & set(changes) and number and not can_be_tax_number(number, country):
+        form = f"the form of tax numbers in {country}" if country else "the form of a tax number"
+        raise InvalidInput(f"{number!r} does not have {form}", field="tax_number")
     organization.save(update_fields=list(changes))
     record_audit(
         organization_id=organization_id,
@@ -127,6 +140,31 @@ def update_organization(
         now=now,
     )
     return organization
+
+
+def check_may_buy(organization: Organization) -> None:
+    """Raises PastDue while an invoice of the organization is overdue beyond the market's patience."""
+    if organization.status == Organization.Status.PAST_DUE:
+        raise PastDue("an invoice is overdue: pay it, then purchases are open again")
+
+
+@transaction.atomic
+def set_past_due(*, organization_id: UUID, is_past_due: bool, now: datetime, actor: Actor) -> bool:
+    """Close or open purchases; False where it stands so already, or is suspended for another reason."""
+    states = [Organization.Status.ACTIVE, Organization.Status.PAST_DUE]
+    before, after = states if is_past_due else reversed(states)
+    rows = Organization.objects.filter(pk=organization_id, status=before)
+    if not rows.update(status=after):
+        return False
+    record_audit(
+        organization_id=organization_id,
+        actor=actor,
+        action=f"organization.{after.value}",
+        object_kind="organization",
+        object_id=organization_id,
+        now=now,
+    )
+    return True
 
 
 def create_user(*, email: str, password: str, name: str, now: datetime) -> User:

@@ -26,6 +26,7 @@ from marketplace.billing.disputes_api import (
     DiscrepancyView,
     RecountBaselinesView,
 )
+from marketplace.billing.documents_api import urlpatterns as document_urls
 from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
 from marketplace.billing.outcomes_api import DeliveryOutcomesView
@@ -280,4 +281,5 @@ urlpatterns = [
     path("discrepancies/<uuid:discrepancy_id>/resolve", DiscrepancyResolveView.as_view()),
     path("recount-baselines", RecountBaselinesView.as_view()),
     path("exports/focus", FocusView.as_view()),
+    *document_urls,
 ]

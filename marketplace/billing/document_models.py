@@ -101,7 +101,7 @@ class InvoiceDiscount(models.Model):
     amount_micros = models.BigIntegerField()
 
     class Meta:
-        ordering = ["id"]
+        ordering = ["discount_id"]
         constraints = [
             models.UniqueConstraint(fields=["invoice", "discount"], name="billing_invoicediscount_unique"),
             models.CheckConstraint(condition=Q(amount_micros__gt=0), name="billing_invoicediscount_positive"),
@@ -245,7 +245,7 @@ class CreditNoteLine(models.Model):
     tax_micros = models.BigIntegerField()
 
     class Meta:
-        ordering = ["id"]
+        ordering = ["line__number"]
         constraints = [models.UniqueConstraint(fields=["note", "line"], name="billing_creditnoteline_unique")]
 
 
@@ -272,7 +272,7 @@ class DunningStep(models.Model):
     created_at = models.DateTimeField()
 
     class Meta:
-        ordering = ["id"]
+        ordering = ["created_at"]
         constraints = [
             models.UniqueConstraint(fields=["invoice", "step"], name="billing_dunningstep_once"),
             models.CheckConstraint(

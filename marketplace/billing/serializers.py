@@ -12,13 +12,17 @@ from marketplace.billing.models import (
     Charge,
     Earning,
     Invoice,
+    InvoiceDiscount,
     InvoiceLine,
+    InvoiceStatusChange,
+    InvoiceTax,
     Payout,
     Statement,
     StatementLine,
     TopUp,
 )
 from marketplace.billing.selectors import payout_blocked_reason
+from marketplace.billing.services.lifecycle import outstanding
 from metering.models import UsageEvent, UsageRollup
 from pricing.units import Bucket, format_micros
 
@@ -193,6 +197,7 @@ class InvoiceSerializer(serializers.ModelSerializer[Invoice]):
             "period_start",
             "period_end",
             "subtotal_micros",
+            "discount_micros",
             "tax_micros",
             "rounding_micros",
             "total_micros",
@@ -201,6 +206,9 @@ class InvoiceSerializer(serializers.ModelSerializer[Invoice]):
             "total",
             "amount_due",
             "finalised_at",
+            "due_at",
+            "replaces_id",
+            "content_sha256",
         )
 
     def get_total(self, invoice: Invoice) -> str:
@@ -234,6 +242,8 @@ class InvoiceLineSerializer(serializers.ModelSerializer[InvoiceLine]):
             "estimated_numerator",
             "is_estimated",
             "amount_micros",
+            "discount_micros",
+            "tax_micros",
             "charges_count",
         )
 
@@ -242,12 +252,64 @@ class InvoiceLineSerializer(serializers.ModelSerializer[InvoiceLine]):
         return left > 0
 
 
+class InvoiceTaxSerializer(serializers.ModelSerializer[InvoiceTax]):
+    """One rate: its base is a net amount, or for a levy the volume from abroad."""
+
+    base_numerator = NumeratorField()
+
+    class Meta:
+        model = InvoiceTax
+        fields = (
+            "number",
+            "rule_id",
+            "jurisdiction",
+            "title",
+            "rate_ppm",
+            "levy_micros_per_mtok",
+            "reverse_charge",
+            "base_micros",
+            "base_numerator",
+            "tax_micros",
+        )
+
+
+class InvoiceDiscountSerializer(serializers.ModelSerializer[InvoiceDiscount]):
+    class Meta:
+        model = InvoiceDiscount
+        fields = ("discount_id", "title", "amount_micros")
+
+
+class InvoiceStatusChangeSerializer(serializers.ModelSerializer[InvoiceStatusChange]):
+    # Plain words: the list of states is the invoice's own.
+    from_status = serializers.CharField()
+    to_status = serializers.CharField()
+
+    class Meta:
+        model = InvoiceStatusChange
+        fields = ("from_status", "to_status", "reason", "created_at")
+
+
 class InvoiceDetailSerializer(InvoiceSerializer):
     parties = serializers.JSONField()
     lines = InvoiceLineSerializer(many=True)
+    taxes = InvoiceTaxSerializer(many=True)
+    discounts = InvoiceDiscountSerializer(many=True)
+    history = InvoiceStatusChangeSerializer(many=True)
+    outstanding_micros = serializers.SerializerMethodField(help_text="What of the amount due is still due.")
 
     class Meta(InvoiceSerializer.Meta):
-        fields = (*InvoiceSerializer.Meta.fields, "parties", "lines")  # type: ignore[assignment]
+        fields = (  # type: ignore[assignment]
+            *InvoiceSerializer.Meta.fields,
+            "outstanding_micros",
+            "parties",
+            "lines",
+            "discounts",
+            "taxes",
+            "history",
+        )
+
+    def get_outstanding_micros(self, invoice: Invoice) -> int:
+        return outstanding(invoice)
 
 
 class PayoutSerializer(serializers.ModelSerializer[Payout]):
@@ -278,6 +340,8 @@ class StatementSerializer(serializers.ModelSerializer[Statement]):
             "gross_micros",
             "fee_micros",
             "net_micros",
+            "consented_at",
+            "content_sha256",
             "created_at",
         )
 

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import transaction
 
 from marketplace.accounts.models import Organization
-from marketplace.accounts.services import Actor, record_audit
+from marketplace.accounts.services import Actor, check_may_buy, record_audit
 from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment, Quote
 from marketplace.contracts.quoting import QuoteExpired, hours_of
 from marketplace.errors import Conflict, NotFound
@@ -54,6 +54,7 @@ def accept_quote(
         if contract.id == contract_id:
             return contract
         raise Conflict("The quote has been accepted already.")
+    check_may_buy(Organization.objects.get(pk=organization_id))
     if now >= quote.expires_at or now >= quote.starts_at:
         raise QuoteExpired("The quote has expired; ask for a new one.")
     ends_at = contract_month(quote.starts_at, quote.months - 1).end

@@ -41,7 +41,7 @@ class Seat:
 
     @property
     def is_active(self) -> bool:
-        return self.organization.status == Organization.Status.ACTIVE
+        return self.organization.status != Organization.Status.SUSPENDED
 
     @property
     def may_change(self) -> bool:

@@ -27,6 +27,7 @@ from marketplace.accounts.services import (
     revoke_api_key,
     update_organization,
 )
+from marketplace.accounts.tax_numbers import can_be_tax_number
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import uuid7
 from tests.cast import PASSWORD, Party
@@ -255,3 +256,22 @@ def test_not_even_the_owner_edits_the_trail(committed_db: TestDatabase, now: dat
         ):
             with pytest.raises(psycopg.errors.RestrictViolation):
                 owner.execute(statement.encode())
+
+
+@pytest.mark.parametrize(
+    ("number", "country", "is_one"),
+    [
+        ("DE123456789", "DE", True),
+        ("DE1", "DE", False),
+        ("123456789", "DE", False),
+        ("EL123456789", "GR", True),
+        ("NL123456789B01", "NL", True),
+        ("FRAB123456789", "FR", True),
+        ("12-3456789", "US", True),
+        ("none", "US", False),
+        ("NONE", "", False),
+        ("", "US", False),
+    ],
+)
+def test_a_tax_number_has_the_form_of_its_country(number: str, country: str, is_one: bool) -> None:
+    assert can_be_tax_number(number, country) is is_one

@@ -153,12 +153,29 @@ DROP FUNCTION billing_guard_payment();
 DROP TRIGGER billing_creditnoteline_within_line ON billing_creditnoteline;
 DROP FUNCTION billing_guard_credit();
 """
+# The gateway makes on-demand contracts itself: one that begins while its buyer is past due begins suspended.
+_PAST_DUE: Final = """
+CREATE FUNCTION billing_suspend_new_on_demand() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM accounts_organization WHERE id = NEW.organization_id AND status = 'past_due') THEN
+        NEW.status := 'suspended';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER billing_suspend_new_on_demand BEFORE INSERT ON contracts_contract
+    FOR EACH ROW WHEN (NEW.kind = 'on_demand') EXECUTE FUNCTION billing_suspend_new_on_demand();
+"""
+_PAST_DUE_BACK: Final = """
+DROP TRIGGER billing_suspend_new_on_demand ON contracts_contract;
+DROP FUNCTION billing_suspend_new_on_demand();
+"""
 _OPERATIONS: Final = (
     *(operation for table in _APPEND_ONLY for operation in append_only(table)),
     migrations.RunSQL(_RULES, _RULES_BACK),
     migrations.RunSQL(_INVOICE, _INVOICE_BACK),
     migrations.RunSQL(_CHARGES, _CHARGES_BACK),
     migrations.RunSQL(_CREDIT, _CREDIT_BACK),
+    migrations.RunSQL(_PAST_DUE, _PAST_DUE_BACK),
     give_to_app("billing_invoicelinecharge", ["UPDATE"]),
     take_from_app("billing_taxrule", ["DELETE", "TRUNCATE"]),
     take_from_app("billing_discount", ["DELETE", "TRUNCATE"]),
@@ -168,7 +185,7 @@ _OPERATIONS: Final = (
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("accounts", "0002_one_operator_audit_append_only"),
+        ("accounts", "0003_legal_identity"),
         ("billing", "0003_failures"),
         ("pricing", "0002_versions_and_immutability"),
     ]
@@ -199,7 +216,7 @@ class Migration(migrations.Migration):
                 ("tax_micros", models.BigIntegerField()),
             ],
             options={
-                "ordering": ["id"],
+                "ordering": ["line__number"],
             },
         ),
         migrations.CreateModel(
@@ -237,7 +254,7 @@ class Migration(migrations.Migration):
                 ("created_at", models.DateTimeField()),
             ],
             options={
-                "ordering": ["id"],
+                "ordering": ["created_at"],
             },
         ),
         migrations.CreateModel(
@@ -248,7 +265,7 @@ class Migration(migrations.Migration):
                 ("amount_micros", models.BigIntegerField()),
             ],
             options={
-                "ordering": ["id"],
+                "ordering": ["discount_id"],
             },
         ),
         migrations.CreateModel(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from marketplace.billing.models import (
@@ -80,7 +80,7 @@ def content_of_invoice(
         rows=[
             (
                 line.description + (" *" if line.estimated_numerator > 0 else ""),
-                f"{_day(line.period_start)} to {_day(line.period_end)}",
+                _days(line.period_start, line.period_end),
                 _volume(line.numerator),
                 money(line.amount_micros),
             )
@@ -242,6 +242,12 @@ def _volume(numerator: int) -> str:
     whole, point, decimals = decimal_string(numerator, _STANDARD_TOKEN).partition(".")
     sign = "\u2212" if whole.startswith("-") else ""
     return f"{sign}{int(whole.lstrip('-')):,}".replace(",", "\u202f") + point + decimals
+
+
+def _days(start: datetime, end: datetime) -> str:
+    """The days of a half-open period, the last one included."""
+    first, last = _day(start), _day(end - timedelta(microseconds=1))
+    return first if first == last else f"{first} to {last}"
 
 
 def _day(at: datetime) -> str:

@@ -74,7 +74,7 @@ def issue_credit_note(
     What is still due on the invoice goes first, the rest to the buyer's prepaid balance; the operator's money, the tax
     account and the rounding account give it. Providers keep what they earned: what was metered wrongly is an
     adjustment. The same operation again returns the first note. Raises NotFound, InvalidInput (reason,
-    amounts_micros), Conflict (a void invoice, nothing left).
+    lines), Conflict (a void invoice, nothing left).
     """
     note_id = derived_id(operation_id, "credit_note")
     # The invoice's row is the lock: what is left of it is read behind it.
@@ -107,7 +107,7 @@ def issue_credit_note(
     ) - (before["total"] or 0)
     if total <= 0 and not is_whole:
         least = format_micros(micros_per_minor_unit(invoice.currency), invoice.currency)
-        raise InvalidInput(f"comes to less than {least} {invoice.currency}", field="amounts_micros")
+        raise InvalidInput(f"comes to less than {least} {invoice.currency}", field="lines")
     buyer = Organization.objects.get(pk=invoice.organization_id)
     issuer = Organization.objects.get(pk=invoice.issuer_id)
     note = CreditNote(
@@ -176,13 +176,13 @@ def _wanted(lines: Mapping[UUID, _Left], amounts: Mapping[UUID, int] | None) -> 
         wanted = dict(amounts)
         for key, amount in wanted.items():
             if key not in lines:
-                raise NotFound("There is no such line on this invoice.")
+                raise InvalidInput("names no line of this invoice", field="lines")
             left = lines[key].left
             is_levy_alone = amount == left == 0 and not lines[key].is_done
             if not is_levy_alone and (amount == 0 or not min(0, left) <= amount <= max(0, left)):
                 raise InvalidInput(
                     f"of line {lines[key].line.number} there are {left} micros left to credit",
-                    field="amounts_micros",
+                    field="lines",
                 )
     if not wanted:
         raise Conflict("all of this invoice has been credited")

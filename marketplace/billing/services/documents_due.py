@@ -10,6 +10,7 @@ from django.conf import settings
 
 from marketplace.billing.models import Invoice, Payout, Statement
 from marketplace.billing.selectors import unsettled_contracts
+from marketplace.billing.services.dunning import advance_dunning
 from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.statements import issue_statement, providers_to_state
@@ -55,5 +56,6 @@ def issue_due_documents(*, now: datetime) -> IssuedDocuments:
         for organization_id in () if blocked else providers:
             statement = issue_statement(organization_id=organization_id, month=month, now=now)
             documents.statements += [statement] if statement else []
+    advance_dunning(now=now)
     documents.payouts = pay_out_statements(now=now)
     return documents

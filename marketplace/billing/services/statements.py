@@ -13,6 +13,7 @@ from django.db import transaction
 from marketplace.accounts.models import Organization
 from marketplace.accounts.selectors import operator_organization
 from marketplace.billing.models import Earning, Statement, StatementLine, StatementLineEarning
+from marketplace.billing.printing.content import content_of_statement, digest_of_content
 from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.locks import lock_until_commit
 from marketplace.billing.services.numbers import next_number
@@ -20,6 +21,7 @@ from marketplace.billing.services.parties import party
 from marketplace.errors import InvalidInput
 from marketplace.ids import derived_id
 from marketplace.periods import Period, calendar_month
+from providers.models import Provider
 
 SERIES: Final = "TS"
 
@@ -82,7 +84,7 @@ def issue_statement(*, organization_id: UUID, month: Period, now: datetime) -> S
         return None
     issuer = operator_organization()
     provider = Organization.objects.get(pk=organization_id)
-    statement = Statement.objects.create(
+    statement = Statement(
         id=statement_id,
         organization_id=organization_id,
         issuer=issuer,
@@ -91,20 +93,34 @@ def issue_statement(*, organization_id: UUID, month: Period, now: datetime) -> S
         number=next_number(issuer_id=issuer.id, series=f"{SERIES}-{now.year}"),
         currency=settings.MARKET_CURRENCY,
         parties={"provider": party(provider), "issuer": party(issuer)},
+        consented_at=_consent_of(organization_id),
         gross_micros=gross,
         fee_micros=fee,
         net_micros=gross - fee,
         created_at=now,
     )
-    _write_lines(statement, earnings)
+    lines, links = _lines(statement, earnings)
+    statement.content_sha256 = digest_of_content(content_of_statement(statement, lines))
+    statement.save(force_insert=True)
+    StatementLine.objects.bulk_create(lines)
+    StatementLineEarning.objects.bulk_create(links, batch_size=5_000)
     return statement
 
 
-def _write_lines(statement: Statement, earnings: list[Earning]) -> None:
+def _consent_of(organization_id: UUID) -> datetime | None:
+    """When the provider agreed that the market writes his documents, frozen on each of them."""
+    consents = Provider.objects.filter(organization_id=organization_id)
+    return consents.values_list("self_billing_consent_at", flat=True).first()
+
+
+def _lines(
+    statement: Statement, earnings: list[Earning]
+) -> tuple[list[StatementLine], list[StatementLineEarning]]:
     grouped: dict[tuple[str, UUID], list[Earning]] = defaultdict(list)
     for earning in earnings:
         grouped[earning.charge.kind, earning.offering_id].append(earning)
-    lines, links = [], []
+    lines: list[StatementLine] = []
+    links: list[StatementLineEarning] = []
     for number, ((kind, _), group) in enumerate(sorted(grouped.items()), start=1):
         offering = group[0].offering
         line = StatementLine(
@@ -122,5 +138,4 @@ def _write_lines(statement: Statement, earnings: list[Earning]) -> None:
             StatementLineEarning(id=derived_id(earning.id, "stated"), line=line, earning=earning)
             for earning in group
         ]
-    StatementLine.objects.bulk_create(lines)
-    StatementLineEarning.objects.bulk_create(links, batch_size=5_000)
+    return lines, links

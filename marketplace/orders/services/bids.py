@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 
 from marketplace.accounts.models import Organization, OrganizationRole
-from marketplace.accounts.services import Actor, record_audit
+from marketplace.accounts.services import Actor, check_may_buy, record_audit
 from marketplace.contracts.services import close_spot_contract, open_spot_contract
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
@@ -215,6 +215,7 @@ def _record_bid(
     now: datetime,
     actor: Actor,
 ) -> Bid:
+    check_may_buy(organization)
     rounds = lock_rounds(grade_id=grade.id, period_start=terms.period_start)
     if terms.period_start is not None:
         _check_period(grade.id, terms.period_start, now)

@@ -20,6 +20,7 @@ from marketplace.billing.selectors import (
     rollups_of_charge,
     withheld_of_charge,
 )
+from marketplace.billing.services.lifecycle import outstanding
 from marketplace.portal.access import SeatedRequest, page
 from marketplace.portal.burndown import exact_amount
 from marketplace.portal.paging import page_of
@@ -38,7 +39,12 @@ def invoices(request: SeatedRequest) -> HttpResponse:
 @page(OrganizationRole.BUYER)
 def invoice(request: SeatedRequest, invoice_id: UUID) -> HttpResponse:
     found = find_invoice(request.seat.organization.id, invoice_id)
-    return render(request, "portal/invoice.html", {"invoice": found})
+    context = {
+        "invoice": found,
+        "outstanding": outstanding(found),
+        "notes": list(found.credit_notes.order_by("number")),
+    }
+    return render(request, "portal/invoice.html", context)
 
 
 @require_safe

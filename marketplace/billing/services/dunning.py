@@ -1,0 +1,114 @@
+"""What happens to an invoice that nobody pays: overdue, reminders, purchases closed, given up; and open again."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+
+from marketplace.accounts.models import Organization
+from marketplace.accounts.services import SYSTEM, set_past_due
+from marketplace.billing.models import DunningStep, Invoice
+from marketplace.billing.services.lifecycle import Status, move_invoice, outstanding
+from marketplace.billing.services.paying import settle_if_nothing_is_due
+from marketplace.contracts.models import Contract, ContractKind
+from marketplace.ids import derived_id
+
+logger = logging.getLogger(__name__)
+
+SUSPENSION: Final = "suspension"
+_CHASED: Final = (Status.FINALISED, Status.ACTION_REQUIRED, Status.OVERDUE)
+
+
+def advance_dunning(*, now: datetime) -> list[DunningStep]:
+    """Take every step that is due on every invoice, each once; what was done. Again does nothing more.
+
+    Days count from the due date: DUNNING_REMINDER_DAYS, then DUNNING_SUSPEND_DAYS closes purchases and on-demand
+    delivery (what was bought before goes on being delivered), DUNNING_UNCOLLECTIBLE_DAYS gives the invoice up. When
+    nothing that long overdue is left, purchases are open again.
+    """
+    done: list[DunningStep] = []
+    chased = Invoice.objects.filter(status__in=_CHASED, amount_due_micros__gt=0, due_at__lte=now)
+    for invoice_id in list(chased.order_by("due_at", "id").values_list("id", flat=True)):
+        done += _chase(invoice_id, now)
+    for organization_id in list(
+        Organization.objects.filter(status=Organization.Status.PAST_DUE).values_list("id", flat=True)
+    ):
+        resume_if_paid(organization_id=organization_id, now=now)
+    return done
+
+
+@transaction.atomic
+def resume_if_paid(*, organization_id: UUID, now: datetime) -> bool:
+    """Open purchases again where no invoice for which they were closed has anything outstanding."""
+    closed_for = Invoice.objects.filter(organization_id=organization_id, dunning__step=SUSPENSION)
+    if any(outstanding(invoice) for invoice in closed_for):
+        return False
+    if not set_past_due(organization_id=organization_id, is_past_due=False, now=now, actor=SYSTEM):
+        return False
+    _move_on_demand(organization_id, before=Contract.Status.SUSPENDED, after=Contract.Status.ACTIVE)
+    return True
+
+
+@transaction.atomic
+def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
+    invoice = Invoice.objects.select_for_update().get(pk=invoice_id)
+    if invoice.status not in _CHASED or invoice.due_at is None:
+        return []
+    if settle_if_nothing_is_due(invoice, reason="nothing is due", now=now):
+        return []
+    move_invoice(
+        invoice_id=invoice.id,
+        expected=[Status.FINALISED, Status.ACTION_REQUIRED],
+        to=Status.OVERDUE,
+        now=now,
+        reason="past its due date",
+    )
+    late = now - invoice.due_at
+    done = [
+        step
+        for days in settings.DUNNING_REMINDER_DAYS
+        if late >= timedelta(days=days) and (step := _record(invoice, f"reminder:{days}", now))
+    ]
+    if late >= timedelta(days=settings.DUNNING_SUSPEND_DAYS) and (step := _record(invoice, SUSPENSION, now)):
+        done.append(step)
+        set_past_due(organization_id=invoice.organization_id, is_past_due=True, now=now, actor=SYSTEM)
+        _move_on_demand(
+            invoice.organization_id, before=Contract.Status.ACTIVE, after=Contract.Status.SUSPENDED
+        )
+    if late >= timedelta(days=settings.DUNNING_UNCOLLECTIBLE_DAYS):
+        move_invoice(
+            invoice_id=invoice.id,
+            expected=[Status.OVERDUE],
+            to=Status.UNCOLLECTIBLE,
+            now=now,
+            reason=f"not paid in {settings.DUNNING_UNCOLLECTIBLE_DAYS} days",
+        )
+    return done
+
+
+def _record(invoice: Invoice, step: str, now: datetime) -> DunningStep | None:
+    """The step if it is new. Behind the invoice's row lock, so nobody takes it twice."""
+    if DunningStep.objects.filter(invoice=invoice, step=step).exists():
+        return None
+    made = DunningStep.objects.create(
+        id=derived_id(invoice.id, step),
+        invoice=invoice,
+        organization_id=invoice.organization_id,
+        step=step,
+        amount_micros=outstanding(invoice),
+        created_at=now,
+    )
+    logger.warning("invoice overdue", extra={"invoice": invoice.number, "step": step})
+    return made
+
+
+def _move_on_demand(organization_id: UUID, *, before: Contract.Status, after: Contract.Status) -> None:
+    """On-demand contracts follow the organization; new ones begin as it stands (a trigger), also in the gateway."""
+    Contract.objects.filter(
+        organization_id=organization_id, kind=ContractKind.ON_DEMAND, status=before
+    ).update(status=after)
