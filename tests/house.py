@@ -21,11 +21,10 @@ from rest_framework.test import APIClient
 
 from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
-from marketplace.contracts.services import derate_host, open_hold
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.discounts import give_discount
 from marketplace.billing.services.taxes import add_tax_rule
-from marketplace.contracts.services import open_hold
+from marketplace.contracts.services import derate_host, open_hold
 from marketplace.ids import uuid7
 from marketplace.ledger.grants import GrantTerms, give_grant
 from marketplace.ledger.models import Grant, LedgerAccount

@@ -186,7 +186,7 @@ _OPERATIONS: Final = (
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0003_legal_identity"),
-        ("billing", "0003_failures"),
+        ("billing", "0005_supply"),
         ("pricing", "0002_versions_and_immutability"),
     ]
 
