@@ -1,0 +1,216 @@
+"""What Stripe would hold: objects, balances, events. Pure state; time moves only when a test moves it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+API_VERSION: Final = "2026-10-28.endive"
+DAY_S: Final = 86_400
+ZERO_DECIMAL: Final = frozenset({"jpy", "krw", "vnd", "clp", "isk"})
+CURRENCIES: Final = ZERO_DECIMAL | {"usd", "eur", "gbp", "chf", "kwd", "aud", "cad"}
+PLATFORM: Final = ""
+MOST_AMOUNT: Final = 99_999_999
+# What a card does; the names are Stripe's own test payment methods.
+CARDS: Final[dict[str, dict[str, str]]] = {
+    "pm_card_visa": {"last4": "4242"},
+    "pm_card_bypassPending": {"last4": "0077", "funds": "available"},
+    "pm_card_authenticationRequired": {"last4": "3184", "off_session": "authentication_required"},
+    "pm_card_chargeCustomerFail": {"last4": "0341", "charge": "generic_decline"},
+    "pm_card_chargeDeclinedInsufficientFunds": {"last4": "9995", "charge": "insufficient_funds"},
+}
+
+
+class Refused(Exception):
+    """An error as Stripe words it."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"type": kind, "message": message, **(more or {})}}
+        if code:
+            self.body["error"]["code"] = code
+        if param:
+            self.body["error"]["param"] = param
+
+
+@dataclass
+class World:
+    """`now_s` is Stripe's clock. Every change of an object that Stripe tells of appends an event to `events`."""
+
+    now_s: int = 1_780_000_000
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    told: Callable[[dict[str, Any]], None] | None = None
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    # Objects --------------------------------------------------------------------------------------------------
+
+    def add(self, prefix: str, kind: str, account: str = PLATFORM, **values: Any) -> dict[str, Any]:
+        made = {
+            "id": f"{prefix}_sim{next(self._numbers):06d}",
+            "object": kind,
+            "created": self.now_s,
+            "livemode": False,
+            **values,
+        }
+        self.objects[made["id"]] = made
+        made["_account"] = account
+        return made
+
+    def get(self, object_id: str, kind: str, account: str = PLATFORM) -> dict[str, Any]:
+        found = self.objects.get(object_id)
+        if found is None or found["object"] != kind or found["_account"] != account:
+            message = f"No such {kind}: '{object_id}'"
+            raise Refused(message, status=404, code="resource_missing", param="id")
+        return found
+
+    def all(self, kind: str, account: str = PLATFORM) -> list[dict[str, Any]]:
+        """Newest first."""
+        return [
+            value
+            for value in reversed(self.objects.values())
+            if value["object"] == kind and value["_account"] == account
+        ]
+
+    def emit(self, kind: str, subject: dict[str, Any], account: str = PLATFORM) -> None:
+        event = self.add("evt", "event", api_version=API_VERSION, type=kind, pending_webhooks=1)
+        event["data"] = {"object": public(subject)}
+        event["request"] = {"id": None, "idempotency_key": None}
+        if account:
+            event["account"] = account
+        self.events.append(event)
+        if self.told:
+            self.told(event)
+
+    # Balances -------------------------------------------------------------------------------------------------
+
+    def book(
+        self,
+        amount: int,
+        currency: str,
+        source: str,
+        kind: str,
+        *,
+        account: str = PLATFORM,
+        fee: int = 0,
+        available_on: int | None = None,
+    ) -> dict[str, Any]:
+        return self.add(
+            "txn",
+            "balance_transaction",
+            account,
+            amount=amount,
+            fee=fee,
+            net=amount - fee,
+            currency=currency,
+            source=source,
+            type=kind,
+            available_on=self.now_s if available_on is None else available_on,
+        )
+
+    def available(self, currency: str, account: str = PLATFORM) -> int:
+        return sum(
+            txn["net"]
+            for txn in self.all("balance_transaction", account)
+            if txn["currency"] == currency and txn["available_on"] <= self.now_s
+        )
+
+    def pending(self, currency: str, account: str = PLATFORM) -> int:
+        return sum(
+            txn["net"]
+            for txn in self.all("balance_transaction", account)
+            if txn["currency"] == currency and txn["available_on"] > self.now_s
+        )
+
+    # What happens outside of the API -----------------------------------------------------------------------------
+
+    def advance(self, seconds: int) -> None:
+        self.now_s += seconds
+
+    def pay_out_at_bank(self, payout_id: str, *, failure: str = "") -> None:
+        payout = self.objects[payout_id]
+        account = payout["_account"]
+        payout["status"] = "failed" if failure else "paid"
+        payout["failure_code"] = failure or None
+        if failure:
+            self.book(payout["amount"], payout["currency"], payout_id, "payout_failure", account=account)
+        self.emit("payout.failed" if failure else "payout.paid", payout, account)
+
+    def onboard(self, account_id: str, *, due: list[str] | None = None) -> None:
+        """The provider has been at the link: `due` is what Stripe still asks for."""
+        account = self.objects[account_id]
+        account["requirements"] = {
+            "currently_due": due or [],
+            "past_due": [],
+            "disabled_reason": "requirements.past_due" if due else None,
+        }
+        account["details_submitted"] = True
+        account["payouts_enabled"] = not due
+        account["capabilities"] = {"transfers": "inactive" if due else "active"}
+        self.emit("account.updated", account, account_id)
+
+    def dispute(self, charge_id: str, amount: int | None = None) -> dict[str, Any]:
+        """The cardholder's bank takes the money back, and a fee."""
+        charge = self.objects[charge_id]
+        disputed = charge["amount"] if amount is None else amount
+        made = self.add(
+            "dp",
+            "dispute",
+            amount=disputed,
+            currency=charge["currency"],
+            charge=charge_id,
+            payment_intent=charge["payment_intent"],
+            status="needs_response",
+            reason="fraudulent",
+            metadata={},
+        )
+        self.book(-disputed, charge["currency"], made["id"], "adjustment", fee=1500)
+        charge["disputed"] = True
+        self.emit("charge.dispute.created", made)
+        self.emit("charge.dispute.funds_withdrawn", made)
+        return made
+
+    def close_dispute(self, dispute_id: str, *, won: bool) -> None:
+        dispute = self.objects[dispute_id]
+        dispute["status"] = "won" if won else "lost"
+        if won:
+            self.book(dispute["amount"], dispute["currency"], dispute_id, "adjustment")
+            self.emit("charge.dispute.funds_reinstated", dispute)
+        self.emit("charge.dispute.closed", dispute)
+
+    def authenticate(self, intent_id: str) -> None:
+        """The buyer has passed 3D Secure at the link."""
+        from tests.stripe_sim.payments import succeed
+
+        intent = self.objects[intent_id]
+        assert intent["status"] == "requires_action", intent["status"]
+        succeed(self, intent)
+
+    def pay_checkout(self, session_id: str, card: str = "pm_card_visa") -> None:
+        """The buyer has filled in the hosted page."""
+        from tests.stripe_sim.payments import complete_session
+
+        complete_session(self, self.objects[session_id], card)
+
+
+def public(value: Any) -> Any:
+    """Without what only the simulator knows."""
+    if isinstance(value, dict):
+        return {key: public(inner) for key, inner in value.items() if not key.startswith("_")}
+    if isinstance(value, list):
+        return [public(inner) for inner in value]
+    return value
