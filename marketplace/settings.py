@@ -261,6 +261,9 @@ _HINTS_S: dict[str, int] = {
     "marketplace.contracts.tasks.return_carry_over": 10,
     "marketplace.billing.tasks.settle_due_periods": 2,
     "marketplace.billing.tasks.issue_due_invoices": 60,
+    "marketplace.billing.tasks.resume_processor_operations": 10,
+    "marketplace.billing.tasks.apply_processor_events": 2,
+    "marketplace.billing.tasks.reconcile_processor": 300,
     "providers.tasks.open_capacity": 10,
     "providers.tasks.check_heartbeats": 10,
     "providers.tasks.reconcile_hosts": 15,
@@ -315,6 +318,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "WebhookDeliveryStatusEnum": "marketplace.webhooks.models.WebhookDelivery.Status",
         "WebhookEndpointStatusEnum": "marketplace.webhooks.models.WebhookEndpoint.Status",
         "MovementStatusEnum": "marketplace.billing.models.InvoicePayment.Status",
+        "OperationStatusEnum": "marketplace.billing.models.ProcessorOperation.Status",
         "MarketStatusEnum": "marketplace.orders.models.MarketControl.Status",
     },
 }
@@ -375,6 +379,16 @@ if any(len(country) != 2 or not country.isupper() for country in TAX_UNION_COUNT
 PAYMENT_PROCESSOR = str(env.str("PAYMENT_PROCESSOR", default="sandbox"))
 if PAYMENT_PROCESSOR not in ("sandbox", "stripe"):
     raise ImproperlyConfigured(f"PAYMENT_PROCESSOR must be sandbox or stripe, not {PAYMENT_PROCESSOR!r}")
+STRIPE_SECRET_KEY = str(env.str("STRIPE_SECRET_KEY", default=""))
+# Two while one takes the other's place.
+STRIPE_WEBHOOK_SECRETS: list[str] = env.list("STRIPE_WEBHOOK_SECRETS", default=[])
+STRIPE_API_BASE = _http_url("STRIPE_API_BASE", "https://api.stripe.com")
+STRIPE_CALLS_PER_S = _integer("STRIPE_CALLS_PER_S", 20, least=1, most=24)
+STRIPE_TIMEOUT_S = _integer("STRIPE_TIMEOUT_S", 15, least=1, most=20)
+if PAYMENT_PROCESSOR == "stripe" and not (STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRETS):
+    raise ImproperlyConfigured(
+        "PAYMENT_PROCESSOR=stripe needs STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRETS to be set"
+    )
 
 
 def _signing_key_seed() -> bytes:
@@ -414,5 +428,7 @@ LOGGING = {
         "django.db.backends": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
         "celery.beat": {"level": "WARNING"},
+        # Its INFO lines quote what was refused, its DEBUG lines what was sent.
+        "stripe": {"level": "WARNING"},
     },
 }

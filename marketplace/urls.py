@@ -4,6 +4,7 @@ from django.urls import URLPattern, URLResolver, include, path
 from drf_spectacular.views import SpectacularAPIView
 
 from marketplace import health
+from marketplace.billing.processor_webhooks import stripe_events
 
 # Each room that speaks REST has an `api` module with `urlpatterns`; the arrows forbid one room to collect the others.
 API_ROOMS = (
@@ -30,6 +31,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("healthz", health.alive, name="healthz"),
     path("readyz", health.ready, name="readyz"),
     path("metrics", health.metrics, name="metrics"),
+    path("webhooks/stripe", stripe_events, name="stripe-events"),
     path("api/v1/", include(_api)),
     path("", include("marketplace.portal.urls")),
 ]

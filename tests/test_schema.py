@@ -31,6 +31,7 @@ APPEND_ONLY = (
     "providers_bench",
     "providers_failedattempt",
     "billing_deliveryoutcome",
+    "billing_processorreport",
     "billing_invoiceline",
     "billing_invoicetax",
     "billing_invoicelinetax",
@@ -64,6 +65,10 @@ NEVER_DELETED = (
     "billing_discount",
     "billing_topup",
     "billing_payout",
+    "billing_processoroperation",
+    "billing_processorevent",
+    "billing_paymentdispute",
+    "billing_disputeshare",
     "billing_documentnumber",
     "pricing_grade",
     "pricing_gradefamily",
@@ -154,6 +159,8 @@ def test_amounts_have_a_check_on_their_sign(db: None) -> None:
         # Lines and their taxes may be credits, and so may what a note takes back of them.
         "billing_invoicetax", "billing_invoicelinetax", "billing_creditnote", "billing_creditnoteline",
         "billing_creditnotetax",
+        "billing_processorreport", "billing_statement", "billing_statementline", "contracts_accrual",
+        "billing_documentnumber", "ledger_ledgeraccount",
     }  # fmt: skip
     checks = rows(
         "SELECT c.relname, pg_get_constraintdef(k.oid) FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid "

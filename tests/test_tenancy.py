@@ -28,6 +28,7 @@ DOORS = {
     "healthz": PUBLIC,
     "readyz": PUBLIC,
     "metrics": PUBLIC,
+    "webhooks/stripe": SIGNED,
     "api/v1/schema": PUBLIC,
     "api/v1/grades": PUBLIC,
     "api/v1/grades/<uuid:grade_id>": PUBLIC,

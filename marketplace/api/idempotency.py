@@ -52,6 +52,20 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 def idempotent(handler: Handler) -> Handler:
     """For a `post` of an ApiView. Inside, `request.operation_id` (and `self.operation_id`) is set."""
+    return _once(handler, _perform)
+
+
+def idempotent_in_phases(handler: Handler) -> Handler:
+    """As `idempotent`, for a `post` that waits for somebody else's machine: no transaction is open around it.
+
+    Its service commits in phases and finds its own traces by `operation_id`: a retry after a crash goes on from there.
+    """
+    return _once(handler, _perform_in_phases)
+
+
+def _once(
+    handler: Handler, perform: Callable[[IdempotencyRecord, Callable[[], Response]], HttpResponse]
+) -> Handler:
 
     @functools.wraps(handler)
     def wrapper(view: ApiView, request: Request, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -61,7 +75,7 @@ def idempotent(handler: Handler) -> Handler:
         setattr(request, "operation_id", record.id)  # noqa: B010  (a name that Request does not declare)
         try:
             return _run_again_on_deadlock(
-                lambda: _perform(record, lambda: handler(view, request, *args, **kwargs))
+                lambda: perform(record, lambda: handler(view, request, *args, **kwargs))
             )
         except DomainError as error:
             if error.retry_after_s is not None:
@@ -131,6 +145,20 @@ def _perform(record: IdempotencyRecord, handler: Callable[[], Response]) -> Http
         if locked.response_status is not None:
             return _answer(locked, replayed=True)
         return _keep(locked, handler(), "application/json")
+
+
+def _perform_in_phases(record: IdempotencyRecord, handler: Callable[[], Response]) -> HttpResponse:
+    """The effect's own transactions, then one for the answer. Whoever was faster than this one is believed."""
+    response = handler()
+    with transaction.atomic():
+        locked = IdempotencyRecord.objects.select_for_update().filter(pk=record.pk).first()
+        if locked is None:
+            raise IdempotencyInProgress(
+                "the request before this one was undone", field=HEADER, retry_after_s=1
+            )
+        if locked.response_status is not None:
+            return _answer(locked, replayed=True)
+        return _keep(locked, response, "application/json")
 
 
 def _keep_problem(record: IdempotencyRecord, response: Response) -> HttpResponse:

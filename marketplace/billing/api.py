@@ -15,7 +15,7 @@ from rest_framework.response import Response
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
-from marketplace.api.idempotency import idempotent
+from marketplace.api.idempotency import idempotent_in_phases
 from marketplace.api.pagination import CursorPagination, page_of, window_of
 from marketplace.api.views import ApiView
 from marketplace.billing import serializers
@@ -91,9 +91,12 @@ class TopUpsView(ApiView):
         request=serializers.TopUpRequest,
         responses={201: serializers.TopUpSerializer},
     )
-    @idempotent
+    @idempotent_in_phases
     def post(self, request: Request) -> Response:
-        """Bring money in through the payment processor. Needs an Idempotency-Key."""
+        """Bring money in through the payment processor. Needs an Idempotency-Key.
+
+        While it is pending, `action_url` says where the buyer goes on: the processor's own page, or his bank's.
+        """
         data = self.parse(serializers.TopUpRequest)
         made = top_up(
             organization_id=self.organization_id,

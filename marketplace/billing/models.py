@@ -19,6 +19,16 @@ from marketplace.billing.document_models import (
     InvoiceTax,
     TaxRule,
 )
+from marketplace.billing.processor_models import (
+    DisputeShare,
+    PaymentDispute,
+    ProcessorAccount,
+    ProcessorCustomer,
+    ProcessorEvent,
+    ProcessorGate,
+    ProcessorOperation,
+    ProcessorReport,
+)
 from marketplace.contracts.models import Contract
 from marketplace.ids import uuid7
 from marketplace.orders.models import Ask
@@ -33,6 +43,7 @@ __all__ = [
     "CreditNoteTax",
     "DeliveryOutcome",
     "Discount",
+    "DisputeShare",
     "DocumentNumber",
     "DunningStep",
     "Earning",
@@ -44,7 +55,14 @@ __all__ = [
     "InvoicePayment",
     "InvoiceStatusChange",
     "InvoiceTax",
+    "PaymentDispute",
     "Payout",
+    "ProcessorAccount",
+    "ProcessorCustomer",
+    "ProcessorEvent",
+    "ProcessorGate",
+    "ProcessorOperation",
+    "ProcessorReport",
     "Settlement",
     "Statement",
     "StatementLine",
@@ -82,6 +100,8 @@ class TopUp(models.Model):
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.PENDING)
     processor = models.CharField(max_length=16)
     processor_reference = models.CharField(max_length=120, blank=True)
+    # Where the buyer goes on (the processor's own page, 3-D Secure) while it is pending; else empty.
+    action_url = models.CharField(max_length=2000, blank=True, default="")
     created_at = models.DateTimeField()
 
     class Meta:

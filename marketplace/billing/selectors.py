@@ -24,6 +24,7 @@ from marketplace.billing.models import (
     TopUp,
 )
 from marketplace.billing.replacements import LAST_OUTCOME, REPLACED_OTHERWISE
+from marketplace.billing.processor_selectors import account_block, dispute_block
 from marketplace.contracts.models import Hold
 from marketplace.errors import NotFound
 from metering.models import DisputedUsage, MeterKind, UsageEvent, UsageRollup
@@ -302,9 +303,9 @@ def payout_blocked_reason(organization_id: UUID) -> str | None:
         return "the organization has no provider profile"
     if provider.self_billing_consent_at is None:
         return "the provider has not consented to self-billing"
-    if not provider.payout_destination:
+    if not provider.payout_destination and settings.PAYMENT_PROCESSOR == "sandbox":
         return "the provider has named no payout destination"
-    return None
+    return account_block(organization_id) or dispute_block(organization_id)
 
 
 def earnings_total(organization_id: UUID, start: datetime, end: datetime) -> dict[str, int]:

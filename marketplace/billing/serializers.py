@@ -49,6 +49,7 @@ class TopUpSerializer(serializers.ModelSerializer[TopUp]):
             "status",
             "processor",
             "processor_reference",
+            "action_url",
             "created_at",
         )
 

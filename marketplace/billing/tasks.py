@@ -5,7 +5,13 @@ from __future__ import annotations
 from celery import shared_task
 
 from marketplace import clock
-from marketplace.billing.services import documents_due, settling
+from marketplace.billing.services import (
+    documents_due,
+    operations,
+    processor_events,
+    processor_reconciling,
+    settling,
+)
 
 
 @shared_task(name="marketplace.billing.tasks.settle_due_periods")
@@ -16,3 +22,18 @@ def settle_due_periods() -> None:
 @shared_task(name="marketplace.billing.tasks.issue_due_invoices")
 def issue_due_invoices() -> None:
     documents_due.issue_due_documents(now=clock.now())
+
+
+@shared_task(name="marketplace.billing.tasks.resume_processor_operations")
+def resume_processor_operations() -> None:
+    operations.resume_operations(now=clock.now())
+
+
+@shared_task(name="marketplace.billing.tasks.apply_processor_events")
+def apply_processor_events() -> None:
+    processor_events.apply_events(now=clock.now())
+
+
+@shared_task(name="marketplace.billing.tasks.reconcile_processor")
+def reconcile_processor() -> None:
+    processor_reconciling.reconcile_processor(now=clock.now())

@@ -24,7 +24,8 @@ class Fault:
     """What befalls the next call whose route begins with `route`.
 
     429 (before anything), 500 (fails before its effect; stored), 500_after (stored after its effect), drop (the
-    connection breaks after the effect; stored), hang (`seconds` before anything happens).
+    connection breaks after the effect; stored), hang (`seconds` before anything happens), stall (`seconds` between the
+    effect and its answer), slow (half a second before the effect, with the key taken).
     """
 
     kind: str
@@ -102,7 +103,8 @@ class StripeApp:
                     return 200, self._read(route, object_id, given, account, path), kind, False
             except Refused as error:
                 return error.status, error.body, "", False
-        return await self._write(route, object_id, given, account, headers, kind, f"{path}?{raw}")
+        stall_s = fault.seconds if fault else 0
+        return await self._write(route, object_id, given, account, headers, kind, f"{path}?{raw}", stall_s)
 
     async def _write(
         self,
@@ -113,6 +115,7 @@ class StripeApp:
         headers: dict[str, str],
         kind: str,
         told: str,
+        seconds: float,
     ) -> tuple[int, Json, str, bool]:
         key = headers.get("idempotency-key", "")
         fingerprint = hashlib.sha256(f"{account} {told}".encode()).hexdigest()
@@ -155,6 +158,8 @@ class StripeApp:
                 kept.status, kept.body = error.status, body
             if kind == "500_after":
                 kept.status, kept.body = 500, _broken()
+        if kind == "stall":
+            await asyncio.sleep(seconds)
         assert kept.body is not None
         return kept.status, kept.body, kind, False
 

@@ -1,28 +1,58 @@
-"""The built-in payment processor: no network, no money; every movement succeeds at once, the same way each time."""
+"""The built-in payment processor: no network, no money; everything succeeds at once, the same way each time."""
 
 from __future__ import annotations
 
-from uuid import UUID
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Final
 
-from marketplace.billing.processors.base import Outcome, OutcomeStatus
+from marketplace.billing.processors.base import (
+    AccountState,
+    DisputeState,
+    Instruction,
+    Movement,
+    Notice,
+    Outcome,
+    OutcomeStatus,
+)
 from pricing.units import micros_per_minor_unit
+
+_PREFIXES: Final = {"charge": "in", "transfer": "out", "refund": "back", "reversal": "reversed"}
 
 
 class SandboxProcessor:
     """References are made of the market's id, so a repeated call answers the same without remembering anything."""
 
     name = "sandbox"
+    needs_card = False
 
-    def collect(
-        self, *, movement_id: UUID, organization_id: UUID, amount_micros: int, currency: str
-    ) -> Outcome:
-        return self._moved("in", movement_id, amount_micros, currency)
+    def perform(self, instruction: Instruction) -> Outcome:
+        assert instruction.amount_micros % micros_per_minor_unit(instruction.currency) == 0
+        prefix = _PREFIXES.get(instruction.kind, instruction.kind)
+        reference = f"sandbox_{prefix}_{instruction.operation_id.hex}"
+        charge = reference if instruction.kind == "charge" else ""
+        return Outcome(OutcomeStatus.SUCCEEDED, reference, charge=charge)
 
-    def pay_out(self, *, movement_id: UUID, destination: str, amount_micros: int, currency: str) -> Outcome:
-        assert destination, "a payout needs a destination"
-        return self._moved("out", movement_id, amount_micros, currency)
+    def find(self, instruction: Instruction) -> Outcome | None:
+        return self.perform(instruction)
 
-    def _moved(self, direction: str, movement_id: UUID, amount_micros: int, currency: str) -> Outcome:
-        assert amount_micros > 0
-        assert amount_micros % micros_per_minor_unit(currency) == 0
-        return Outcome(OutcomeStatus.SUCCEEDED, f"sandbox_{direction}_{movement_id.hex}")
+    def state_of(self, instruction: Instruction) -> Outcome:
+        return self.perform(instruction)
+
+    def account_state(self, account_id: str) -> AccountState:
+        return AccountState(account_id, payouts_enabled=True, transfers_enabled=True, requirements_due=())
+
+    def account_link(self, *, account_id: str, return_url: str, refresh_url: str) -> str:
+        return return_url
+
+    def dispute(self, reference: str) -> DisputeState:
+        raise AssertionError("nobody disputes a sandbox payment")
+
+    def notices(self, *, since: datetime) -> Iterator[Notice]:
+        return iter(())
+
+    def movements(self, *, since: datetime) -> Iterator[Movement]:
+        return iter(())
+
+    def balance_micros(self, currency: str) -> int | None:
+        return None

@@ -12,13 +12,12 @@ from django.db import transaction
 from marketplace.accounts.models import Organization, OrganizationRole
 from marketplace.accounts.selectors import operator_organization
 from marketplace.accounts.services import Actor, record_audit
-from marketplace.billing.models import TopUp
-from marketplace.billing.processors.base import Outcome, OutcomeStatus
+from marketplace.billing.models import ProcessorOperation, TopUp
+from marketplace.billing.processor_models import COLLECTIONS
 from marketplace.billing.processors.registry import payment_processor
+from marketplace.billing.services.collecting import request_collection, run_collection
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
-from marketplace.ledger.models import AccountKind
-from marketplace.ledger.services import NewTransfer, account_id, post_transfers
 from pricing.units import format_micros, micros_per_minor_unit
 
 MAX_TOP_UP_MICROS: Final = 10**12
@@ -30,8 +29,8 @@ def top_up(
     """Collect money through the payment processor and credit it to the buyer's prepaid balance.
 
     The same `operation_id` with the same terms is a no-op that returns the first top-up. The processor is asked
-    between two transactions; what dies in between is finished by the same call again. Raises NotFound, Forbidden,
-    InvalidInput (field amount_micros), Conflict.
+    between two transactions; what dies in between is finished by the sweeper, or by the same call again. Raises
+    NotFound, Forbidden, InvalidInput (field amount_micros), Conflict.
     """
     _check_amount(amount_micros)
     pending = _begin(
@@ -43,13 +42,9 @@ def top_up(
     )
     if pending.status != TopUp.Status.PENDING:
         return pending
-    outcome = payment_processor().collect(
-        movement_id=pending.id,
-        organization_id=organization_id,
-        amount_micros=amount_micros,
-        currency=pending.currency,
-    )
-    return _finish(top_up_id=pending.id, outcome=outcome, now=now)
+    collection = ProcessorOperation.objects.get(subject_id=pending.id, kind__in=COLLECTIONS)
+    run_collection(operation=collection, now=now)
+    return TopUp.objects.get(pk=pending.id)
 
 
 def _check_amount(amount_micros: int) -> None:
@@ -77,6 +72,7 @@ def _begin(
         raise NotFound("no such organization")
     if not organization.has_role(OrganizationRole.BUYER):
         raise Forbidden("only a buyer has a prepaid balance")
+    operator_organization()  # whose books it is to stand in
     new = TopUp(
         id=top_up_id,
         organization=organization,
@@ -86,14 +82,24 @@ def _begin(
         created_at=now,
     )
     TopUp.objects.bulk_create([new], ignore_conflicts=True)
-    kept = TopUp.objects.get(pk=top_up_id)
+    kept = TopUp.objects.select_for_update().get(pk=top_up_id)
     if (kept.organization_id, kept.amount_micros, kept.currency) != (
         organization_id,
         amount_micros,
         new.currency,
     ):
         raise Conflict("this operation was begun with other terms")
-    if kept.created_at == now:
+    if not ProcessorOperation.objects.filter(subject_id=top_up_id).exists():
+        request_collection(
+            fact_id=top_up_id,
+            subject_id=top_up_id,
+            purpose=ProcessorOperation.Purpose.TOP_UP,
+            organization_id=organization_id,
+            amount_micros=amount_micros,
+            currency=kept.currency,
+            on_page=True,
+            now=now,
+        )
         record_audit(
             organization_id=organization_id,
             actor=actor,
@@ -104,40 +110,3 @@ def _begin(
             now=now,
         )
     return kept
-
-
-@transaction.atomic
-def _finish(*, top_up_id: UUID, outcome: Outcome, now: datetime) -> TopUp:
-    top_up = TopUp.objects.select_for_update().get(pk=top_up_id)
-    if top_up.status != TopUp.Status.PENDING or outcome.status == OutcomeStatus.PENDING:
-        return top_up
-    top_up.processor_reference = outcome.reference
-    if outcome.status == OutcomeStatus.FAILED:
-        top_up.status = TopUp.Status.FAILED
-    else:
-        top_up.status = TopUp.Status.SUCCEEDED
-        post_transfers(
-            [
-                NewTransfer(
-                    id=derived_id(top_up_id, "transfer"),
-                    debit_id=account_id(
-                        organization_id=operator_organization().id,
-                        kind=AccountKind.PROCESSOR,
-                        currency=top_up.currency,
-                        now=now,
-                    ),
-                    credit_id=account_id(
-                        organization_id=top_up.organization_id,
-                        kind=AccountKind.PREPAID,
-                        currency=top_up.currency,
-                        now=now,
-                    ),
-                    amount_micros=top_up.amount_micros,
-                    code="top_up",
-                    reference_id=top_up_id,
-                )
-            ],
-            now=now,
-        )
-    top_up.save(update_fields=["status", "processor_reference"])
-    return top_up

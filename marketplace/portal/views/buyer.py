@@ -74,7 +74,7 @@ def new_top_up(request: SeatedRequest) -> HttpResponse:
             form.refuse(error)
         else:
             _tell(request, made)
-            return redirect("buyer-home")
+            return redirect("buyer-top-up" if made.action_url else "buyer-home")
     context = {
         "form": form,
         "balance": _prepaid(organization_id),

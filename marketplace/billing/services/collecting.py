@@ -1,0 +1,128 @@
+"""Taking money from a buyer: by his saved card, or on the processor's own page. For top-ups and for invoices alike."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+
+from marketplace.billing.models import ProcessorCustomer, ProcessorOperation
+from marketplace.billing.processor_models import COLLECTIONS, OperationKind
+from marketplace.billing.processors.registry import payment_processor
+from marketplace.billing.services.locks import lock_until_commit
+from marketplace.billing.services.operations import request_operation, run_operation
+from marketplace.errors import Conflict
+from marketplace.ids import derived_id
+
+Status = ProcessorOperation.Status
+
+
+def collect_invoice(
+    *, invoice_id: UUID, organization_id: UUID, amount_micros: int, currency: str, now: datetime
+) -> ProcessorOperation:
+    """Charge what an invoice leaves to pay; the seam of invoicing and dunning. Outside of any transaction.
+
+    `amount_micros` is whole minor units above zero. The saved card is charged off-session; without one, the answer is
+    `action_required` with `action_url`, the processor's page. Where the bank wants 3-D Secure it is `action_required`
+    too. Called again while that, or a call, is under way: nothing new, the operation as it stands. Called again after
+    `failed`: a new attempt; when, is dunning's to say. `succeeded`: the receivable account has been credited once,
+    with the transfer `derived_id(invoice_id, "collected")`. Raises Conflict where it was collected with other terms.
+    """
+    with transaction.atomic():
+        lock_until_commit(derived_id(invoice_id, "collect"))
+        attempts = list(ProcessorOperation.objects.filter(subject_id=invoice_id, kind__in=COLLECTIONS))
+        live = next((one for one in attempts if one.status != Status.FAILED), None)
+        if live is not None and (live.amount_micros, live.organization_id) != (
+            amount_micros,
+            organization_id,
+        ):
+            raise Conflict("this invoice is being collected on other terms")
+        if live is None:
+            live = request_collection(
+                fact_id=derived_id(invoice_id, f"attempt:{len(attempts) + 1}"),
+                subject_id=invoice_id,
+                purpose=ProcessorOperation.Purpose.INVOICE,
+                organization_id=organization_id,
+                amount_micros=amount_micros,
+                currency=currency,
+                on_page=True,
+                now=now,
+            )
+    return run_collection(operation=live, now=now)
+
+
+def request_collection(
+    *,
+    fact_id: UUID,
+    subject_id: UUID,
+    purpose: str,
+    organization_id: UUID,
+    amount_micros: int,
+    currency: str,
+    on_page: bool,
+    now: datetime,
+) -> ProcessorOperation:
+    """The rows of a collection, in the caller's transaction: the customer's, where he is not known yet, and its own."""
+    processor = payment_processor()
+    kind = OperationKind.CHARGE
+    if processor.needs_card:
+        customer = ProcessorCustomer.objects.filter(
+            organization_id=organization_id, processor=processor.name
+        ).first()
+        if customer is None:
+            request_customer(organization_id=organization_id, currency=currency, now=now)
+        if on_page and not (customer and customer.payment_method_id):
+            kind = OperationKind.CHECKOUT
+    return request_operation(
+        kind=kind,
+        fact_id=fact_id,
+        subject_id=subject_id,
+        purpose=purpose,
+        organization_id=organization_id,
+        amount_micros=amount_micros,
+        currency=currency,
+        now=now,
+    )
+
+
+def request_customer(*, organization_id: UUID, currency: str, now: datetime) -> ProcessorOperation:
+    return request_operation(
+        kind=OperationKind.CUSTOMER,
+        fact_id=organization_id,
+        subject_id=organization_id,
+        organization_id=organization_id,
+        currency=currency,
+        now=now,
+    )
+
+
+def run_collection(*, operation: ProcessorOperation, now: datetime) -> ProcessorOperation:
+    """Bring a collection as far as it goes now, the buyer's being made known to the processor before it."""
+    customer = ProcessorOperation.objects.filter(
+        kind=OperationKind.CUSTOMER,
+        fact_id=operation.organization_id,
+        status__in=(Status.REQUESTED, Status.SENT, Status.UNKNOWN),
+    ).first()
+    if customer is not None:
+        run_operation(operation_id=customer.id, now=now)
+    return run_operation(operation_id=operation.id, now=now)
+
+
+def save_card(
+    *, organization_id: UUID, operation_id: UUID, currency: str, now: datetime
+) -> ProcessorOperation:
+    """A page where the buyer leaves a card for later charges: `action_required` with `action_url`."""
+    with transaction.atomic():
+        request_customer(organization_id=organization_id, currency=currency, now=now)
+        operation = request_operation(
+            kind=OperationKind.SAVE_CARD,
+            fact_id=derived_id(operation_id, "save_card"),
+            subject_id=organization_id,
+            organization_id=organization_id,
+            currency=currency,
+            now=now,
+        )
+    customer_id = derived_id(organization_id, OperationKind.CUSTOMER)
+    run_operation(operation_id=customer_id, now=now)
+    return run_operation(operation_id=operation.id, now=now)

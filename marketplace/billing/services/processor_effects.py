@@ -1,0 +1,247 @@
+"""What follows from an operation's new status: postings and the rows of those who asked, in the caller's transaction.
+
+Ids of postings derive from the business fact, so that whichever way a fact is learnt (answer, webhook, reconciler) and
+however often, it is posted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from django.db.models import F
+
+from marketplace.accounts.selectors import operator_organization
+from marketplace.billing.models import (
+    DisputeShare,
+    PaymentDispute,
+    Payout,
+    ProcessorAccount,
+    ProcessorCustomer,
+    ProcessorOperation,
+    TopUp,
+)
+from marketplace.billing.processor_models import OperationKind
+from marketplace.billing.processors.base import Outcome
+from marketplace.ids import derived_id
+from marketplace.ledger.models import AccountKind
+from marketplace.ledger.services import (
+    NewTransfer,
+    account_id,
+    close_hold,
+    post_transfers,
+    set_overdraft_limit,
+)
+
+Status = ProcessorOperation.Status
+Purpose = ProcessorOperation.Purpose
+
+
+def apply_outcome(operation: ProcessorOperation, outcome: Outcome, *, now: datetime) -> None:
+    """The operation's row is locked by the caller and carries its new status, not yet saved."""
+    effect = _EFFECTS.get(OperationKind(operation.kind))
+    if effect is not None:
+        effect(operation, outcome, now)
+
+
+def market_account(kind: AccountKind, currency: str, now: datetime) -> UUID:
+    return account_id(organization_id=operator_organization().id, kind=kind, currency=currency, now=now)
+
+
+def owed_account(share: DisputeShare, currency: str, now: datetime) -> UUID:
+    """What a provider owes of one disputed payment: an account of its own, which may go as far below zero as that."""
+    account = account_id(
+        organization_id=share.organization_id,
+        kind=AccountKind.RECEIVABLE,
+        currency=currency,
+        reference_id=share.id,
+        now=now,
+    )
+    set_overdraft_limit(account_id=account, limit_micros=share.amount_micros)
+    return account
+
+
+def refund_hold_id(operation: ProcessorOperation) -> UUID:
+    return derived_id(operation.id, "hold")
+
+
+def payout_hold_id(payout_id: UUID) -> UUID:
+    return derived_id(payout_id, "hold")
+
+
+def _customer(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    if operation.status == Status.SUCCEEDED:
+        made = ProcessorCustomer(
+            organization_id=operation.organization_id,
+            processor=operation.processor,
+            customer_id=operation.object_id,
+            created_at=now,
+        )
+        ProcessorCustomer.objects.bulk_create([made], ignore_conflicts=True)
+
+
+def _account(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    if operation.status == Status.SUCCEEDED:
+        made = ProcessorAccount(
+            organization_id=operation.organization_id,
+            processor=operation.processor,
+            account_id=operation.object_id,
+            requirements_due=["onboarding"],
+            created_at=now,
+            checked_at=now,
+        )
+        ProcessorAccount.objects.bulk_create([made], ignore_conflicts=True)
+
+
+def _card(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    if operation.status != Status.SUCCEEDED or not outcome.facts:
+        return
+    ProcessorCustomer.objects.filter(
+        organization_id=operation.organization_id, processor=operation.processor
+    ).update(
+        payment_method_id=outcome.facts["payment_method"],
+        card_brand=outcome.facts["brand"],
+        card_last4=outcome.facts["last4"],
+        card_expires=outcome.facts["expires"],
+    )
+
+
+def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    _card(operation, outcome, now)
+    if operation.purpose == Purpose.TOP_UP:
+        status = {
+            Status.SUCCEEDED: TopUp.Status.SUCCEEDED,
+            Status.FAILED: TopUp.Status.FAILED,
+        }.get(Status(operation.status), TopUp.Status.PENDING)
+        TopUp.objects.filter(pk=operation.subject_id).exclude(status=TopUp.Status.SUCCEEDED).update(
+            status=status, processor_reference=operation.object_id, action_url=operation.action_url
+        )
+    if operation.status != Status.SUCCEEDED:
+        return
+    of_top_up = operation.purpose == Purpose.TOP_UP
+    credit = account_id(
+        organization_id=operation.organization_id,
+        kind=AccountKind.PREPAID if of_top_up else AccountKind.RECEIVABLE,
+        currency=operation.currency,
+        now=now,
+    )
+    transfer = NewTransfer(
+        id=derived_id(operation.subject_id, "transfer" if of_top_up else "collected"),
+        debit_id=market_account(AccountKind.PROCESSOR, operation.currency, now),
+        credit_id=credit,
+        amount_micros=operation.amount_micros,
+        code="top_up" if of_top_up else "invoice_payment",
+        reference_id=operation.subject_id,
+    )
+    post_transfers([transfer], now=now)
+
+
+def _refund(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    if operation.status == Status.FAILED:
+        assert operation.parent_id is not None
+        ProcessorOperation.objects.filter(pk=operation.parent_id).update(
+            refunded_micros=F("refunded_micros") - operation.amount_micros
+        )
+        close_hold(id=refund_hold_id(operation), status="voided", now=now)
+    elif operation.status == Status.SUCCEEDED:
+        prepaid = account_id(
+            organization_id=operation.organization_id,
+            kind=AccountKind.PREPAID,
+            currency=operation.currency,
+            now=now,
+        )
+        transfer = NewTransfer(
+            id=derived_id(operation.fact_id, "refund"),
+            debit_id=prepaid,
+            credit_id=market_account(AccountKind.PROCESSOR, operation.currency, now),
+            amount_micros=operation.amount_micros,
+            code="refund",
+            hold_id=refund_hold_id(operation),
+            reference_id=operation.subject_id,
+        )
+        post_transfers([transfer], now=now)
+        close_hold(id=refund_hold_id(operation), status="posted", now=now)
+
+
+def _transfer(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    """One part of a payout has left for the provider's account; with the last part the payout is paid."""
+    if operation.status != Status.SUCCEEDED:
+        return
+    payout = Payout.objects.select_for_update().get(pk=operation.subject_id)
+    payable = account_id(
+        organization_id=payout.organization_id,
+        kind=AccountKind.PAYABLE,
+        currency=payout.currency,
+        now=now,
+    )
+    transfer = NewTransfer(
+        id=derived_id(operation.fact_id, "transfer"),
+        debit_id=payable,
+        credit_id=market_account(AccountKind.PROCESSOR, payout.currency, now),
+        amount_micros=operation.amount_micros,
+        code="payout",
+        hold_id=payout_hold_id(payout.id),
+        reference_id=payout.id,
+    )
+    post_transfers([transfer], now=now)
+    parts = ProcessorOperation.objects.filter(subject_id=payout.id, kind=OperationKind.TRANSFER)
+    if not parts.exclude(pk=operation.pk).exclude(status=Status.SUCCEEDED).exists():
+        close_hold(id=payout_hold_id(payout.id), status="posted", now=now)
+        payout.status = Payout.Status.PAID
+        payout.processor_reference = operation.object_id
+        payout.save(update_fields=["status", "processor_reference"])
+
+
+def _reversal(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    """What a provider had of a disputed payment came back, or he owes it. The market had borne it so far."""
+    if operation.status not in (Status.SUCCEEDED, Status.FAILED):
+        return
+    share = DisputeShare.objects.select_for_update().select_related("dispute").get(pk=operation.fact_id)
+    if share.status != DisputeShare.Status.REQUESTED:
+        return
+    currency = operation.currency
+    operator = market_account(AccountKind.OPERATOR, currency, now)
+    won = share.dispute.status == PaymentDispute.Status.WON
+    moves: list[tuple[str, UUID, UUID]] = []
+    if operation.status == Status.SUCCEEDED:
+        share.status = DisputeShare.Status.REVERSED
+        moves.append(("reversed", market_account(AccountKind.PROCESSOR, currency, now), operator))
+        if won:
+            # It was decided for us meanwhile: what came back is the provider's again.
+            payable = account_id(
+                organization_id=share.organization_id, kind=AccountKind.PAYABLE, currency=currency, now=now
+            )
+            moves.append(("returned", operator, payable))
+    elif not won:
+        share.status = DisputeShare.Status.OWED
+        moves.append(("owed", owed_account(share, currency, now), operator))
+    if won:
+        share.status = DisputeShare.Status.SETTLED
+    transfers = [
+        NewTransfer(
+            id=derived_id(share.id, code),
+            debit_id=debit,
+            credit_id=credit,
+            amount_micros=share.amount_micros,
+            code="dispute",
+            reference_id=share.dispute_id,
+        )
+        for code, debit, credit in moves
+    ]
+    post_transfers(transfers, now=now)
+    share.save(update_fields=["status"])
+
+
+_Effect = Callable[[ProcessorOperation, Outcome, datetime], None]
+_EFFECTS: Final[dict[OperationKind, _Effect]] = {
+    OperationKind.CUSTOMER: _customer,
+    OperationKind.ACCOUNT: _account,
+    OperationKind.SAVE_CARD: _card,
+    OperationKind.CHECKOUT: _collection,
+    OperationKind.CHARGE: _collection,
+    OperationKind.REFUND: _refund,
+    OperationKind.TRANSFER: _transfer,
+    OperationKind.REVERSAL: _reversal,
+}
