@@ -23,10 +23,10 @@ from marketplace.billing.processor_models import (
     DisputeShare,
     PaymentDispute,
     ProcessorAccount,
-    ProcessorCustomer,
     ProcessorEvent,
     ProcessorGate,
     ProcessorOperation,
+    ProcessorPayer,
     ProcessorReport,
 )
 from marketplace.contracts.models import Contract
@@ -58,10 +58,10 @@ __all__ = [
     "PaymentDispute",
     "Payout",
     "ProcessorAccount",
-    "ProcessorCustomer",
     "ProcessorEvent",
     "ProcessorGate",
     "ProcessorOperation",
+    "ProcessorPayer",
     "ProcessorReport",
     "Settlement",
     "Statement",

@@ -10,7 +10,7 @@ from marketplace.ids import uuid7
 
 
 class OperationKind(models.TextChoices):
-    CUSTOMER = "customer", "A buyer made known to the processor"
+    PAYER = "payer", "A buyer made known to the processor"
     SAVE_CARD = "save_card", "A card kept for later charges"
     CHECKOUT = "checkout", "A payment on the processor's own page"
     CHARGE = "charge", "A charge of the saved card"
@@ -118,13 +118,13 @@ class ProcessorOperation(models.Model):
         ]
 
 
-class ProcessorCustomer(models.Model):
+class ProcessorPayer(models.Model):
     """A buyer at the processor, and his saved card: what of it people may see."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     organization = models.OneToOneField(Organization, on_delete=models.PROTECT, related_name="+")
     processor = models.CharField(max_length=16)
-    customer_id = models.CharField(max_length=120)
+    payer_id = models.CharField(max_length=120)
     payment_method_id = models.CharField(max_length=120, blank=True)
     card_brand = models.CharField(max_length=32, blank=True)
     card_last4 = models.CharField(max_length=4, blank=True)
@@ -133,9 +133,7 @@ class ProcessorCustomer(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(
-                fields=["processor", "customer_id"], name="billing_processorcustomer_unique"
-            ),
+            models.UniqueConstraint(fields=["processor", "payer_id"], name="billing_processorpayer_unique"),
         ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from django.db import connection
 
 from marketplace.accounts.services import SYSTEM
-from marketplace.billing.models import ProcessorCustomer, ProcessorGate, ProcessorOperation, TopUp
+from marketplace.billing.models import ProcessorGate, ProcessorOperation, ProcessorPayer, TopUp
 from marketplace.billing.services.collecting import collect_invoice
 from marketplace.billing.services.operations import STALE, run_operation
 from marketplace.billing.services.refunds import refund_top_up
@@ -66,8 +66,8 @@ def test_a_page_that_runs_out_fails_the_top_up(market: StripeMarket) -> None:
 
 def test_a_saved_card_pays_at_once_and_shows_its_last_digits(market: StripeMarket) -> None:
     market.save_card()
-    customer = ProcessorCustomer.objects.get()
-    assert (customer.card_last4, customer.card_expires) == ("4242", "2034-12")
+    payer = ProcessorPayer.objects.get()
+    assert (payer.card_last4, payer.card_expires) == ("4242", "2034-12")
     assert market.top_up().status == TopUp.Status.SUCCEEDED
     assert market.prepaid() == 10 * UNIT
 

@@ -11,28 +11,28 @@ from marketplace.billing.processors.stripe import StripeProcessor
 from marketplace.ids import uuid7
 
 
-def test_customer_page_charge_and_refund_against_stripes_test_mode() -> None:
+def test_buyer_page_charge_and_refund_against_stripes_test_mode() -> None:
     key = os.environ.get("STRIPE_SMOKE_KEY", "")
     if not key:
         # Not a skip: what does not depend on the network is held here all the same.
         sys.stderr.write("\nSTRIPE_SMOKE_KEY is not set: nothing was run against the real Stripe.\n")
-        assert _instruction("customer").key.startswith("smoke-")
+        assert _instruction("payer").key.startswith("smoke-")
         return
     assert key.startswith(("sk_test_", "rk_test_")), "never with a live key"
     stripe = StripeProcessor(secret_key=key, api_base="https://api.stripe.com", timeout_s=15)
-    made = _instruction("customer")
-    customer = stripe.perform(made)
-    assert customer.status == OutcomeStatus.SUCCEEDED
-    assert stripe.perform(made).reference == customer.reference
-    assert _found(stripe, made).reference == customer.reference
+    made = _instruction("payer")
+    payer = stripe.perform(made)
+    assert payer.status == OutcomeStatus.SUCCEEDED
+    assert stripe.perform(made).reference == payer.reference
+    assert _found(stripe, made).reference == payer.reference
     pages = {
         "success_url": "https://example.com/",
         "cancel_url": "https://example.com/",
         "description": "Smoke test",
     }
-    page = stripe.perform(_instruction("checkout", customer=customer.reference, **pages))
+    page = stripe.perform(_instruction("checkout", payer=payer.reference, **pages))
     assert page.action_url.startswith("https://")
-    pay = _instruction("charge", customer=customer.reference, payment_method="pm_card_visa", **pages)
+    pay = _instruction("charge", payer=payer.reference, payment_method="pm_card_visa", **pages)
     charge = stripe.perform(pay)
     assert charge.status == OutcomeStatus.SUCCEEDED
     assert _found(stripe, pay).charge == charge.charge
@@ -40,7 +40,7 @@ def test_customer_page_charge_and_refund_against_stripes_test_mode() -> None:
     excess = stripe.perform(_instruction("refund", charge=charge.charge))
     assert (excess.status, excess.reason) == (OutcomeStatus.FAILED, "charge_already_refunded")
     asks = _instruction(
-        "charge", customer=customer.reference, payment_method="pm_card_authenticationRequired", **pages
+        "charge", payer=payer.reference, payment_method="pm_card_authenticationRequired", **pages
     )
     asked = stripe.perform(asks)
     assert asked.status == OutcomeStatus.ACTION_REQUIRED

@@ -13,7 +13,7 @@ _KEPT = (
     "billing_paymentdispute",
     "billing_disputeshare",
     "billing_processoraccount",
-    "billing_processorcustomer",
+    "billing_processorpayer",
     "billing_processorgate",
 )
 
@@ -106,7 +106,7 @@ class Migration(migrations.Migration):
                     "kind",
                     models.CharField(
                         choices=[
-                            ("customer", "A buyer made known to the processor"),
+                            ("payer", "A buyer made known to the processor"),
                             ("save_card", "A card kept for later charges"),
                             ("checkout", "A payment on the processor's own page"),
                             ("charge", "A charge of the saved card"),
@@ -329,7 +329,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name="ProcessorCustomer",
+            name="ProcessorPayer",
             fields=[
                 (
                     "id",
@@ -338,7 +338,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("processor", models.CharField(max_length=16)),
-                ("customer_id", models.CharField(max_length=120)),
+                ("payer_id", models.CharField(max_length=120)),
                 ("payment_method_id", models.CharField(blank=True, max_length=120)),
                 ("card_brand", models.CharField(blank=True, max_length=32)),
                 ("card_last4", models.CharField(blank=True, max_length=4)),
@@ -356,7 +356,7 @@ class Migration(migrations.Migration):
             options={
                 "constraints": [
                     models.UniqueConstraint(
-                        fields=("processor", "customer_id"), name="billing_processorcustomer_unique"
+                        fields=("processor", "payer_id"), name="billing_processorpayer_unique"
                     )
                 ],
             },

@@ -25,7 +25,7 @@ class OutcomeStatus(StrEnum):
 class Instruction:
     """One thing to do. `key` makes a repetition safe, `operation_id` is written into the object to find it by.
 
-    `terms` are the processor's own names of what it concerns: customer, payment_method, payment, charge, destination,
+    `terms` are the processor's own names of what it concerns: payer, payment_method, payment, charge, destination,
     transfer, account; and success_url, cancel_url, description, country.
     """
 

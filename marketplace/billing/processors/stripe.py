@@ -36,6 +36,7 @@ API_VERSION: Final = "2026-10-28.endive"
 # How far our clock and Stripe's may be apart where a list is asked for by time.
 _CLOCK_SLACK: Final = timedelta(minutes=10)
 _PAGE: Final = 100
+_COLLECTIONS: Final = {"payer": "customers"}
 
 
 class StripeProcessor:
@@ -57,9 +58,9 @@ class StripeProcessor:
         work: Callable[[Instruction], Outcome] = getattr(self, f"_make_{instruction.kind}")
         return _asked(lambda: work(instruction))
 
-    def _make_customer(self, given: Instruction) -> Outcome:
+    def _make_payer(self, given: Instruction) -> Outcome:
         params = {"description": f"organization {given.organization_id}", "metadata": _marks(given)}
-        return outcome_of("customer", self._client.customers.create(params, _options(given)))
+        return outcome_of("payer", self._client.customers.create(params, _options(given)))
 
     def _make_account(self, given: Instruction) -> Outcome:
         params = {
@@ -76,7 +77,7 @@ class StripeProcessor:
         params = {
             "mode": "setup",
             "currency": given.currency.lower(),
-            "customer": given.terms["customer"],
+            "customer": given.terms["payer"],
             "success_url": given.terms["success_url"],
             "cancel_url": given.terms["cancel_url"],
             "metadata": _marks(given),
@@ -92,7 +93,7 @@ class StripeProcessor:
         }
         params = {
             "mode": "payment",
-            "customer": given.terms["customer"],
+            "customer": given.terms["payer"],
             "success_url": given.terms["success_url"],
             "cancel_url": given.terms["cancel_url"],
             "line_items": [{"quantity": 1, "price_data": price}],
@@ -105,7 +106,7 @@ class StripeProcessor:
         params = {
             "amount": _minor(given),
             "currency": given.currency.lower(),
-            "customer": given.terms["customer"],
+            "customer": given.terms["payer"],
             "payment_method": given.terms["payment_method"],
             "confirm": True,
             "off_session": True,
@@ -200,7 +201,9 @@ class StripeProcessor:
                         "reversal", self._client.transfers.reversals.retrieve(transfer, reference)
                     )
                 case kind:
-                    return outcome_of(kind, getattr(self._client, f"{kind}s").retrieve(reference))
+                    return outcome_of(
+                        kind, getattr(self._client, _COLLECTIONS.get(kind, f"{kind}s")).retrieve(reference)
+                    )
 
         return _asked(look)
 
@@ -230,14 +233,14 @@ class StripeProcessor:
         client, terms = self._client, given.terms
         since = {"created": {"gte": int((_sent(given) - _CLOCK_SLACK).timestamp())}, "limit": _PAGE}
         match given.kind:
-            case "customer":
+            case "payer":
                 pages = client.customers.list(since)
             case "account":
                 pages = client.accounts.list(since)
             case "charge":
-                pages = client.payment_intents.list({"customer": terms["customer"]} | since)
+                pages = client.payment_intents.list({"customer": terms["payer"]} | since)
             case "checkout" | "save_card":
-                pages = client.checkout.sessions.list({"customer": terms["customer"]} | since)
+                pages = client.checkout.sessions.list({"customer": terms["payer"]} | since)
             case "refund":
                 pages = client.refunds.list({"charge": terms["charge"], "limit": _PAGE})
             case "transfer":

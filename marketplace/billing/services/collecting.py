@@ -7,7 +7,7 @@ from uuid import UUID
 
 from django.db import transaction
 
-from marketplace.billing.models import ProcessorCustomer, ProcessorOperation
+from marketplace.billing.models import ProcessorOperation, ProcessorPayer
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
 from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.services.locks import lock_until_commit
@@ -63,16 +63,16 @@ def request_collection(
     on_page: bool,
     now: datetime,
 ) -> ProcessorOperation:
-    """The rows of a collection, in the caller's transaction: the customer's, where he is not known yet, and its own."""
+    """The rows of a collection, in the caller's transaction: the payer's, where he is not known yet, and its own."""
     processor = payment_processor()
     kind = OperationKind.CHARGE
     if processor.needs_card:
-        customer = ProcessorCustomer.objects.filter(
+        payer = ProcessorPayer.objects.filter(
             organization_id=organization_id, processor=processor.name
         ).first()
-        if customer is None:
-            request_customer(organization_id=organization_id, currency=currency, now=now)
-        if on_page and not (customer and customer.payment_method_id):
+        if payer is None:
+            request_payer(organization_id=organization_id, currency=currency, now=now)
+        if on_page and not (payer and payer.payment_method_id):
             kind = OperationKind.CHECKOUT
     return request_operation(
         kind=kind,
@@ -86,9 +86,9 @@ def request_collection(
     )
 
 
-def request_customer(*, organization_id: UUID, currency: str, now: datetime) -> ProcessorOperation:
+def request_payer(*, organization_id: UUID, currency: str, now: datetime) -> ProcessorOperation:
     return request_operation(
-        kind=OperationKind.CUSTOMER,
+        kind=OperationKind.PAYER,
         fact_id=organization_id,
         subject_id=organization_id,
         organization_id=organization_id,
@@ -99,13 +99,13 @@ def request_customer(*, organization_id: UUID, currency: str, now: datetime) -> 
 
 def run_collection(*, operation: ProcessorOperation, now: datetime) -> ProcessorOperation:
     """Bring a collection as far as it goes now, the buyer's being made known to the processor before it."""
-    customer = ProcessorOperation.objects.filter(
-        kind=OperationKind.CUSTOMER,
+    payer = ProcessorOperation.objects.filter(
+        kind=OperationKind.PAYER,
         fact_id=operation.organization_id,
         status__in=(Status.REQUESTED, Status.SENT, Status.UNKNOWN),
     ).first()
-    if customer is not None:
-        run_operation(operation_id=customer.id, now=now)
+    if payer is not None:
+        run_operation(operation_id=payer.id, now=now)
     return run_operation(operation_id=operation.id, now=now)
 
 
@@ -114,7 +114,7 @@ def save_card(
 ) -> ProcessorOperation:
     """A page where the buyer leaves a card for later charges: `action_required` with `action_url`."""
     with transaction.atomic():
-        request_customer(organization_id=organization_id, currency=currency, now=now)
+        request_payer(organization_id=organization_id, currency=currency, now=now)
         operation = request_operation(
             kind=OperationKind.SAVE_CARD,
             fact_id=derived_id(operation_id, "save_card"),
@@ -123,6 +123,6 @@ def save_card(
             currency=currency,
             now=now,
         )
-    customer_id = derived_id(organization_id, OperationKind.CUSTOMER)
-    run_operation(operation_id=customer_id, now=now)
+    payer_id = derived_id(organization_id, OperationKind.PAYER)
+    run_operation(operation_id=payer_id, now=now)
     return run_operation(operation_id=operation.id, now=now)

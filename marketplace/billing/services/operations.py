@@ -135,7 +135,16 @@ def resume_operations(*, now: datetime, limit: int = 100) -> int:
     )
     ids = list(due)
     for operation_id in ids:
-        run_operation(operation_id=operation_id, now=now)
+        try:
+            run_operation(operation_id=operation_id, now=now)
+        except Exception:
+            # One that always fails must not keep the others waiting; it comes again when its turn is.
+            logger.exception(
+                "an operation could not be brought on", extra={"operation_id": str(operation_id)}
+            )
+            ProcessorOperation.objects.filter(pk=operation_id).update(
+                lease_until=None, next_attempt_at=clock.wall_now() + timedelta(minutes=10)
+            )
     return len(ids)
 
 

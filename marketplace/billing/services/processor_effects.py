@@ -19,8 +19,8 @@ from marketplace.billing.models import (
     PaymentDispute,
     Payout,
     ProcessorAccount,
-    ProcessorCustomer,
     ProcessorOperation,
+    ProcessorPayer,
     TopUp,
 )
 from marketplace.billing.processor_models import OperationKind
@@ -71,15 +71,15 @@ def payout_hold_id(payout_id: UUID) -> UUID:
     return derived_id(payout_id, "hold")
 
 
-def _customer(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+def _payer(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
     if operation.status == Status.SUCCEEDED:
-        made = ProcessorCustomer(
+        made = ProcessorPayer(
             organization_id=operation.organization_id,
             processor=operation.processor,
-            customer_id=operation.object_id,
+            payer_id=operation.object_id,
             created_at=now,
         )
-        ProcessorCustomer.objects.bulk_create([made], ignore_conflicts=True)
+        ProcessorPayer.objects.bulk_create([made], ignore_conflicts=True)
 
 
 def _account(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
@@ -98,7 +98,7 @@ def _account(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> 
 def _card(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
     if operation.status != Status.SUCCEEDED or not outcome.facts:
         return
-    ProcessorCustomer.objects.filter(
+    ProcessorPayer.objects.filter(
         organization_id=operation.organization_id, processor=operation.processor
     ).update(
         payment_method_id=outcome.facts["payment_method"],
@@ -236,7 +236,7 @@ def _reversal(operation: ProcessorOperation, outcome: Outcome, now: datetime) ->
 
 _Effect = Callable[[ProcessorOperation, Outcome, datetime], None]
 _EFFECTS: Final[dict[OperationKind, _Effect]] = {
-    OperationKind.CUSTOMER: _customer,
+    OperationKind.PAYER: _payer,
     OperationKind.ACCOUNT: _account,
     OperationKind.SAVE_CARD: _card,
     OperationKind.CHECKOUT: _collection,

@@ -7,11 +7,11 @@ from datetime import datetime
 from django.conf import settings
 
 from marketplace.accounts.models import Organization
-from marketplace.billing.models import ProcessorAccount, ProcessorCustomer, ProcessorOperation
+from marketplace.billing.models import ProcessorAccount, ProcessorOperation, ProcessorPayer
 from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.registry import processor_named
 
-_OF_A_CUSTOMER = (OperationKind.SAVE_CARD, OperationKind.CHECKOUT, OperationKind.CHARGE)
+_OF_A_PAYER = (OperationKind.SAVE_CARD, OperationKind.CHECKOUT, OperationKind.CHARGE)
 _OF_AN_ACCOUNT = (OperationKind.TRANSFER, OperationKind.PAYOUT)
 
 
@@ -28,17 +28,17 @@ def terms_of(operation: ProcessorOperation, *, now: datetime) -> dict[str, str]:
         "cancel_url": f"{settings.PORTAL_URL}/buyer/top-up",
         "description": f"Tokenyard {operation.get_purpose_display() or operation.kind}",
     }
-    if operation.kind in _OF_A_CUSTOMER:
-        customer = ProcessorCustomer.objects.filter(
+    if operation.kind in _OF_A_PAYER:
+        payer = ProcessorPayer.objects.filter(
             organization_id=operation.organization_id, processor=operation.processor
         ).first()
-        if customer is None:
+        if payer is None:
             raise NotReady("the buyer is not known to the processor yet")
         if operation.kind == OperationKind.CHARGE:
-            if not customer.payment_method_id:
+            if not payer.payment_method_id:
                 raise NotReady("there is no saved card")
-            return pages | {"customer": customer.customer_id, "payment_method": customer.payment_method_id}
-        return pages | {"customer": customer.customer_id}
+            return pages | {"payer": payer.payer_id, "payment_method": payer.payment_method_id}
+        return pages | {"payer": payer.payer_id}
     if operation.kind in _OF_AN_ACCOUNT:
         account = ProcessorAccount.objects.filter(
             organization_id=operation.organization_id, processor=operation.processor
