@@ -23,8 +23,8 @@ from marketplace.billing.models import (
     Statement,
     TopUp,
 )
-from marketplace.billing.replacements import LAST_OUTCOME, REPLACED_OTHERWISE
 from marketplace.billing.processor_selectors import account_block, dispute_block
+from marketplace.billing.replacements import LAST_OUTCOME, REPLACED_OTHERWISE
 from marketplace.contracts.models import Hold
 from marketplace.errors import NotFound
 from metering.models import DisputedUsage, MeterKind, UsageEvent, UsageRollup

@@ -21,7 +21,7 @@ _KEPT = (
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0002_one_operator_audit_append_only"),
-        ("billing", "0003_failures"),
+        ("billing", "0006_documents"),
     ]
 
     operations = [
