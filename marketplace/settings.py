@@ -242,6 +242,7 @@ CELERY_TASK_ROUTES = {
     "marketplace.orders.tasks.*": {"queue": "market"},
     "marketplace.contracts.tasks.*": {"queue": "market"},
     # They wait for other people's machines, which must not hold up an auction.
+    "marketplace.webhooks.tasks.*": {"queue": "default"},
     "providers.tasks.read_registers": {"queue": "default"},
     "providers.tasks.pull_missing_usage": {"queue": "default"},
     "providers.tasks.*": {"queue": "market"},
