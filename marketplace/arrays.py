@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from uuid import UUID
 
 
-def uuid_array(ids: Iterable[UUID]) -> str:
-    """For a `%s::uuid[]`."""
-    return "{" + ",".join([value.hex for value in ids]) + "}"
+def uuid_array(ids: Iterable[UUID | str]) -> str:
+    """For a `%s::uuid[]`. Ids that are text already stay as they are."""
+    return "{" + ",".join([value if isinstance(value, str) else value.hex for value in ids]) + "}"
 
 
 def nullable_uuid_array(ids: Iterable[UUID | None]) -> str:

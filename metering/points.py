@@ -33,12 +33,12 @@ WHERE (known.host_id, known.grade_id) <> (n.host_id, n.grade_id) LIMIT 1
 
 
 class NewPoint(NamedTuple):
-    """This offering, on this host, may supply this contract in this grade version."""
+    """This offering, on this host, may supply this contract in this grade version. Ids may be text."""
 
-    contract_id: UUID
-    offering_id: UUID
-    host_id: UUID
-    grade_id: UUID
+    contract_id: UUID | str
+    offering_id: UUID | str
+    host_id: UUID | str
+    grade_id: UUID | str
 
 
 @transaction.atomic

@@ -12,14 +12,14 @@ from django.db import connection, transaction
 from marketplace.arrays import bigint_array, uuid_array
 from marketplace.contracts.committed import BUCKET_SECONDS
 from marketplace.contracts.models import Entitlement
-from marketplace.ids import derived_id
+from marketplace.ids import derived_hex
 from metering.services import NewPoint, add_meter_points
 from pricing.models import Rate
 from pricing.rating import lots_numerator
 from providers.models import Offering
 
 _LOCK_CONTRACTS: Final = """
-SELECT id, grade_id FROM contracts_contract WHERE id = ANY(%s::uuid[]) ORDER BY id FOR NO KEY UPDATE
+SELECT id::text, grade_id::text FROM contracts_contract WHERE id = ANY(%s::uuid[]) ORDER BY id FOR NO KEY UPDATE
 """
 _ADD_ENTITLEMENTS: Final = """
 INSERT INTO contracts_entitlement (
@@ -32,7 +32,7 @@ FROM unnest(%(ids)s::uuid[], %(contracts)s::uuid[], %(holds)s::uuid[], %(numerat
     %(depths)s::bigint[]) AS n (id, contract_id, hold_id, numerator, per_s, depth)
 ORDER BY contract_id
 ON CONFLICT (contract_id, period_start) DO NOTHING
-RETURNING contract_id
+RETURNING contract_id::text
 """
 _OTHER_TERMS: Final = """
 SELECT 1 FROM unnest(%(contracts)s::uuid[], %(numerators)s::bigint[]) AS n (contract_id, numerator)
@@ -51,12 +51,15 @@ ORDER BY contract_id, offering_id
 
 
 class Award(NamedTuple):
-    """What one spot contract got: `shares` are (offering, lots), together `lots`; its money is held in that hold."""
+    """What one spot contract got: `shares` are (offering, lots), together `lots`; its money is held in that hold.
 
-    contract_id: UUID
+    Ids may be text, as the database writes them: of a hundred thousand awards, making objects of them is a good part.
+    """
+
+    contract_id: UUID | str
     lots: int
-    ledger_hold_id: UUID
-    shares: Sequence[tuple[UUID, int]]
+    ledger_hold_id: UUID | str
+    shares: Sequence[tuple[UUID | str, int]]
 
 
 @transaction.atomic
@@ -75,28 +78,29 @@ def record_awards(
         assert award.lots > 0
         assert sum(part for _, part in award.shares) == award.lots, "the shares are the whole award"
     rate = Rate.objects.get(pk=rate_id)
+    contracts = [str(award.contract_id) for award in awards]
     with connection.cursor() as cursor:
-        cursor.execute(_LOCK_CONTRACTS, (uuid_array(award.contract_id for award in awards),))
-        grades: dict[UUID, UUID] = dict(cursor.fetchall())
+        cursor.execute(_LOCK_CONTRACTS, (uuid_array(contracts),))
+        grades: dict[str, str] = dict(cursor.fetchall())
         code = f"award:{period_start.isoformat()}"
-        entitlement_ids = [derived_id(award.contract_id, code) for award in awards]
-        places = _entitlements(awards, entitlement_ids, period_start, period_end, rate_id)
+        ids = [derived_hex(contract_id, code) for contract_id in contracts]
+        places = _entitlements(awards, ids, period_start, period_end, rate_id)
         cursor.execute(_ADD_ENTITLEMENTS, places)
         made = {row[0] for row in cursor.fetchall()}
         if len(made) < len(awards):
             cursor.execute(_OTHER_TERMS, places)
             assert cursor.fetchone() is None, "an award is made once"
         shares = [
-            (award.contract_id, entitlement_id, offering_id, lots)
-            for award, entitlement_id in zip(awards, entitlement_ids, strict=True)
-            if award.contract_id in made
-            for offering_id, lots in sorted(award.shares)
+            (contract_id, entitlement_id, str(offering_id), lots)
+            for contract_id, entitlement_id, award in zip(contracts, ids, awards, strict=True)
+            if contract_id in made
+            for offering_id, lots in award.shares
         ]
         cursor.execute(
             _ADD_ALLOCATIONS,
             {
                 "ids": uuid_array(
-                    derived_id(entitlement_id, f"allocation:{offering_id}")
+                    derived_hex(entitlement_id, f"allocation:{offering_id}")
                     for _, entitlement_id, offering_id, _ in shares
                 ),
                 "contracts": uuid_array(share[0] for share in shares),
@@ -106,8 +110,8 @@ def record_awards(
                 "start": period_start,
             },
         )
-    offerings = {offering_id for _, _, offering_id, _ in shares}
-    hosts: dict[UUID, UUID] = dict(Offering.objects.filter(pk__in=offerings).values_list("pk", "host_id"))
+    offerings = Offering.objects.filter(pk__in={share[2] for share in shares})
+    hosts = {str(offering_id): host_id.hex for offering_id, host_id in offerings.values_list("pk", "host_id")}
     add_meter_points(
         [
             NewPoint(contract_id, offering_id, hosts[offering_id], grades[contract_id])
@@ -124,7 +128,7 @@ def find_award(*, contract_id: UUID, period_start: datetime) -> Entitlement:
 
 def _entitlements(
     awards: Sequence[Award],
-    ids: Sequence[UUID],
+    ids: Sequence[str],
     period_start: datetime,
     period_end: datetime,
     rate_id: UUID,

@@ -126,7 +126,10 @@ class Allocation(models.Model):
     """Which offering must supply which share of a contract, at which rate it is paid, and what it has served."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="allocations")
+    # The unique index begins with it.
+    contract = models.ForeignKey(
+        Contract, on_delete=models.PROTECT, related_name="allocations", db_index=False
+    )
     offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
     firm_lots = models.BigIntegerField()
     rate_micros_per_mtok = models.BigIntegerField()
@@ -185,10 +188,13 @@ class Entitlement(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="entitlements")
+    # The unique index begins with it, and nobody asks for what was awarded at a rate.
+    contract = models.ForeignKey(
+        Contract, on_delete=models.PROTECT, related_name="entitlements", db_index=False
+    )
     period_start = models.DateTimeField()
     period_end = models.DateTimeField()
-    rate = models.ForeignKey(Rate, on_delete=models.PROTECT, related_name="+")
+    rate = models.ForeignKey(Rate, on_delete=models.PROTECT, related_name="+", db_index=False)
     entitled_numerator = models.BigIntegerField()
     held_numerator = models.BigIntegerField(default=0)
     used_numerator = models.BigIntegerField(default=0)

@@ -95,7 +95,7 @@ class Hold(models.Model):
         EXPIRED = "expired"
 
     id = models.UUIDField(primary_key=True, editable=False)
-    account = models.ForeignKey(LedgerAccount, on_delete=models.PROTECT, related_name="+")
+    account = models.ForeignKey(LedgerAccount, on_delete=models.PROTECT, related_name="+", db_index=False)
     amount_micros = models.BigIntegerField()
     # What it was opened with: a retry of the opening is known by its terms, also after the hold has grown.
     opened_micros = models.BigIntegerField()

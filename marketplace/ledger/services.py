@@ -57,10 +57,13 @@ class HoldConflict(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class Carving:
-    """`amount_micros` out of the open hold `source_id` into a hold of its own; `id` is the caller's."""
+    """`amount_micros` out of the open hold `source_id` into a hold of its own; `id` is the caller's.
 
-    id: UUID
-    source_id: UUID
+    Ids may be text, as the database writes them.
+    """
+
+    id: UUID | str
+    source_id: UUID | str
     amount_micros: int
 
 

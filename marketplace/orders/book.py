@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from pricing.clearing_check import verify
 
 # No rate is negative: a token is never worth less than nothing here.
 FLOOR = 0
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +148,7 @@ class SealedBook:
 
     def digest(self) -> str:
         """SHA-256 over the orders and the terms they are cleared under (hex)."""
-        names = ("grade_id", "period_start", "cap", "halted")
-        terms = {name: self.data[name] for name in names if name in self.data}
-        if self.substitutes:
-            terms["substitutes"] = sorted(
-                [bid_id, sorted(named)] for bid_id, named in self.substitutes.items()
-            )
+        terms = terms_of_book(self.data, self.substitutes)
         return digest_book(self.bids, self.asks, terms=terms, rule=self.rule)
 
     def clear(self) -> Clearing:
@@ -176,6 +171,16 @@ class SealedBook:
     def offerings(self) -> dict[str, UUID]:
         """The offering behind each ask, by the ask's id."""
         return {ask["id"]: UUID(ask["offering_id"]) for ask in self.data["asks"]}
+
+
+def terms_of_book(
+    data: Mapping[str, Any], substitutes: Mapping[str, Sequence[tuple[str, int]]]
+) -> dict[str, Any]:
+    """What a book's digest covers beside its orders; `substitutes` are by the bid's id, of those bids that have any."""
+    terms = {name: data[name] for name in ("grade_id", "period_start", "cap", "halted") if name in data}
+    if substitutes:
+        terms["substitutes"] = sorted([bid_id, sorted(named)] for bid_id, named in substitutes.items())
+    return terms
 
 
 def sound_book(data: Mapping[str, Any] | None, digest: str) -> SealedBook | None:
@@ -221,4 +226,5 @@ def _by_id(order: BookBid | BookAsk) -> int:
 
 
 def _microseconds(at: datetime) -> int:
-    return (at - _EPOCH) // timedelta(microseconds=1)
+    since = at - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

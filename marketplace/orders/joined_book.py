@@ -6,12 +6,13 @@ step reaches the lowest ask. One that it does not reach could give it nothing at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 from marketplace.orders.book import FLOOR, SealedBook
+from marketplace.orders.book_text import BidLine
 from pricing.book import Order, digest_facts
 from pricing.coupling import CoupledAsk, CoupledBid, CoupledClearing, CoupledTerms, clear_coupled
 from pricing.coupling_book import (
@@ -216,7 +217,6 @@ def counted_substitutes(
     )
 
 
-def seal_links(book: SealedBook) -> set[tuple[str, str]]:
-    """(this grade, other grade) for each grade that a bid of the book names."""
-    home = str(book.data["grade_id"])
-    return {(home, grade) for named in book.substitutes.values() for grade, _ in named}
+def seal_links(grade_id: UUID, lines: Iterable[BidLine]) -> set[tuple[str, str]]:
+    """(this grade, other grade) for each grade that a bid of the book names, as they are sealed."""
+    return {(str(grade_id), grade) for line in lines for grade, _ in line.substitutes}

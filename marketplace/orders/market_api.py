@@ -274,7 +274,10 @@ class LatestIndexView(PublicView):
 class RecomputeIndexView(PublicView):
     @extend_schema(operation_id="market_index_recompute", responses=RecomputationSerializer)
     def get(self, request: Request, index_id: UUID) -> Response:
-        """Compute a value anew from the stored trades, and say whether it is the published one. At most 30 a minute."""
+        """Compute a value anew from the stored trades, and say whether it is the published one. At most 30 a minute.
+
+        503 while that cannot be counted.
+        """
         asker = request.META.get("REMOTE_ADDR") or "nobody"
         count_question(f"index-recompute:{asker}", most=MOST_RECOMPUTED, what="recomputations")
         return Response(RecomputationSerializer(recompute_index(index_id=index_id)).data)

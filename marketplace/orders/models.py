@@ -244,16 +244,26 @@ class Ask(models.Model):
                 condition=Q(lots__gt=0) & Q(awarded_lots__gte=0) & Q(awarded_lots__lte=F("lots")),
                 name="orders_ask_awarded_within_lots",
             ),
+            # What a trade refers to.
+            models.UniqueConstraint(fields=["auction", "id"], name="orders_ask_of_auction"),
         ]
 
 
 class Trade(models.Model):
-    """Lots of one bid supplied by one ask at the auction's clearing rate."""
+    """Lots of one bid supplied by one ask at the auction's clearing rate.
+
+    One foreign key holds auction and ask together, so that the ask is one of this auction
+    (`orders_trade_ask_of_its_auction`, in SQL).
+    """
 
     id = models.UUIDField(primary_key=True, editable=False)
-    auction = models.ForeignKey(Auction, on_delete=models.PROTECT, related_name="trades")
+    auction = models.ForeignKey(
+        Auction, on_delete=models.PROTECT, related_name="trades", db_constraint=False, db_index=False
+    )
     bid = models.ForeignKey(Bid, on_delete=models.PROTECT, related_name="trades")
-    ask = models.ForeignKey(Ask, on_delete=models.PROTECT, related_name="trades")
+    ask = models.ForeignKey(
+        Ask, on_delete=models.PROTECT, related_name="trades", db_constraint=False, db_index=False
+    )
     lots = models.BigIntegerField()
     rate_micros_per_mtok = models.BigIntegerField()
     created_at = models.DateTimeField()

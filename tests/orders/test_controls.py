@@ -31,7 +31,8 @@ from pricing.book import FIRST_RULE, Clearing
 from pricing.clearing_reference import EnginesDisagree
 from pricing.models import Grade
 from providers.models import HostPeriod
-from providers.services import open_capacity
+from providers.selectors import unsold_ppm
+from providers.services import open_capacity, take_period_share
 from tests.cast import Party, Plant, fund, make_party, make_plant
 from tests.orders.world import PERIOD, beat, bid_of, run_round
 
@@ -397,6 +398,24 @@ def test_three_hosts_of_one_organization_are_one_seller(hyperion: Party, grade: 
     plants = [make_plant(hyperion, grade, now, name=f"h{n}", spot_floor=550_000) for n in range(3)]
     assert asks_of(plants, now) == {500_000}
     assert Ask.objects.count() == 3
+
+
+def test_a_seller_who_is_sold_out_competes_with_nobody(operator: Party, grade: Grade, now: datetime) -> None:
+    plants = [
+        make_plant(
+            make_party(f"Seller{n}", ["provider"], now), grade, now, name=f"s{n}", firm_rate=500_000,
+            spot_floor=550_000,
+        )
+        for n in range(3)
+    ]  # fmt: skip
+    advance_auctions(now=now)
+    open_capacity(now=now)
+    start = now + PERIOD
+    gone = plants.pop()
+    take_period_share(host_id=gone.host.id, period_start=start, share_ppm=unsold_ppm(gone.host.id, start))
+    beat(gone, now + PERIOD * GATE_PASSED)
+    # Three are listed, two have something to sell.
+    assert asks_of(plants, now) == {500_000}
 
 
 def asks_of(plants: list[Plant], now: datetime) -> set[int]:

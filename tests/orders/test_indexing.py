@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 from django.db import InternalError, ProgrammingError, connection, transaction
 from django.db.models import F
-from pytest_django import DjangoAssertNumQueries
+from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.test import APIClient
 
 from marketplace.ids import uuid7
@@ -192,6 +192,14 @@ def test_bad_questions_name_the_parameter(db: None, route: str, query: str, fiel
     answer = APIClient().get(f"/api/v1/{route}?{query}")
     assert answer.status_code == 422
     assert answer.json()["field"] == field
+
+
+def test_without_a_cache_nothing_is_recomputed(db: None, settings: Settings) -> None:
+    # Nobody listens on port 1.
+    settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": "redis://127.0.0.1:1/0"}}
+    answer = APIClient().get(f"/api/v1/market/index/{uuid7()}/recompute")
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert answer["Retry-After"] == "10"
 
 
 def test_one_address_has_it_recomputed_thirty_times_a_minute(exchange: Exchange, now: datetime) -> None:

@@ -38,7 +38,8 @@ from metering.services import gateway_source
 from pricing.models import Grade
 from pricing.units import NUMERATOR_PER_LOT as LOT
 from providers.models import HostPeriod
-from providers.selectors import share_ppm_of
+from providers.selectors import share_ppm_of, unsold_ppm
+from providers.services import open_capacity, take_period_share
 from tests.cast import Party, Plant, fund, make_party, make_plant
 from tests.orders.world import PERIOD, beat, bid_of, run_round
 
@@ -380,6 +381,32 @@ def test_a_host_that_is_down_and_a_floor_above_its_list_among_few_sellers_stay_o
     next_.refresh_from_db()
     assert (next_.resold_lots, next_.reason) == (0, NOT_LISTED)
     assert Entitlement.objects.get(contract=contract).released_numerator == 0
+
+
+@pytest.mark.parametrize("third_has_lots", [True, False])
+def test_who_releases_is_bound_by_the_rule_of_few_sellers_and_not_counted(
+    contract: Contract, grade: Grade, plant: Plant, now: datetime, third_has_lots: bool
+) -> None:
+    """Three providers are listed; whether the third has something to sell decides for the release as for the hosts."""
+    others = [
+        make_plant(make_party(name, ["provider"], now), grade, now, name=name.lower())
+        for name in ("Second", "Third")
+    ]
+    [dear] = let_go(contract, now, lots=10, floor_micros_per_mtok=500_001)
+    advance_auctions(now=now)
+    open_capacity(now=now)
+    if not third_has_lots:
+        start, host_id = contract.starts_at, others[1].host.id
+        take_period_share(host_id=host_id, period_start=start, share_ppm=unsold_ppm(host_id, start))
+    gate = now + PERIOD * 0.92
+    for one in (plant, *others):
+        beat(one, gate)
+    advance_auctions(now=gate)
+    dear.refresh_from_db()
+    sellers = Ask.objects.filter(release__isnull=True).values("offering__host__provider").distinct().count()
+    assert sellers == (3 if third_has_lots else 2)
+    assert Ask.objects.filter(release=dear).exists() is third_has_lots
+    assert dear.reason == ("" if third_has_lots else FEW)
 
 
 def test_releases_of_a_period_whose_round_never_came_go_back(

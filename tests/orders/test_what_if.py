@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 import time_machine
 from django.core.cache import cache
+from pytest_django import Settings
 
 from marketplace.orders.models import Auction, Bid
 from marketplace.orders.services.clearing import replay_auction
@@ -135,3 +136,16 @@ def test_who_asks_too_often_waits(acme: Party, mallory: Party, auction: Auction,
     assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
     assert refused["Retry-After"] == "60"
     assert ask(mallory, auction, at, steps=steps).status_code == 200
+
+
+def test_a_cache_that_is_down_answers_nothing_and_says_so(
+    acme: Party, auction: Auction, now: datetime, settings: Settings
+) -> None:
+    at, steps = now + PERIOD + DAY, [{"rate_micros_per_mtok": 100, "lots": 1}]
+    # Nobody listens on port 1.
+    settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": "redis://127.0.0.1:1/0"}}
+    answer = ask(acme, auction, at, steps=steps)
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert answer["Retry-After"] == "10"
+    assert answer["Content-Type"] == "application/problem+json"
+    assert "before" not in answer.json()

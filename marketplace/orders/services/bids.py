@@ -25,6 +25,7 @@ from marketplace.orders.services.phases import (
     gate_has_passed,
     lock_rounds,
     phase_of,
+    share_rounds,
 )
 from marketplace.orders.services.recording import record_revision
 from marketplace.orders.services.substituting import (
@@ -216,7 +217,7 @@ def _record_bid(
     actor: Actor,
 ) -> Bid:
     check_may_buy(organization)
-    rounds = lock_rounds(grade_id=grade.id, period_start=terms.period_start)
+    rounds = share_rounds(grade_id=grade.id, period_start=terms.period_start, now=now)
     if terms.period_start is not None:
         _check_period(grade.id, terms.period_start, now)
     bid_id = derived_id(operation_id, "bid")

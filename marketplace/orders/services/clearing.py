@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -14,7 +15,7 @@ from django.db.models import F
 from marketplace.arrays import bigint_array, uuid_array
 from marketplace.contracts.services import Award, record_awards, set_period_rate
 from marketplace.errors import DomainError, NotFound
-from marketplace.ids import derived_id
+from marketplace.ids import derived_hex
 from marketplace.ledger.services import Carving, carve_holds
 from marketplace.orders.book import SealedBook, sound_book
 from marketplace.orders.controls_selectors import administered_rate
@@ -24,6 +25,7 @@ from marketplace.orders.pairing import Filled, overage_rate, pair
 from marketplace.orders.services.controls import halt_by_rule
 from marketplace.orders.services.releasing import close_releases
 from marketplace.orders.services.substituting import open_award_contracts, substitute_contracts
+from marketplace.orders.services.topping_up import ROOM
 from marketplace.orders.unhurried import without_cycle_collection
 from pricing.book import Clearing, Order
 from pricing.clearing_reference import EnginesDisagree
@@ -57,7 +59,7 @@ ORDER BY bid_id
 """
 # By account, as every transaction that touches several accounts.
 _LOCK_TRADED_BIDS: Final = """
-SELECT bid.id, bid.contract_id, bid.ledger_hold_id, buyer.tax_ppm, bid.grade_id
+SELECT bid.id::text, bid.contract_id::text, bid.ledger_hold_id::text, buyer.tax_ppm, bid.grade_id::text
 FROM orders_bid AS bid
 JOIN ledger_hold AS hold ON hold.id = bid.ledger_hold_id
 JOIN accounts_organization AS buyer ON buyer.id = bid.organization_id
@@ -65,13 +67,10 @@ WHERE bid.id IN (SELECT bid_id FROM orders_trade WHERE auction_id = %s)
 ORDER BY hold.account_id, bid.id FOR NO KEY UPDATE OF bid
 """
 _SHARES: Final = """
-SELECT bid_id, array_agg(offering_id ORDER BY offering_id), array_agg(lots ORDER BY offering_id)
-FROM (
-    -- A host's own lots and released ones of it are one share of the award.
-    SELECT trade.bid_id, ask.offering_id, sum(trade.lots)::bigint AS lots
-    FROM orders_trade AS trade JOIN orders_ask AS ask ON ask.id = trade.ask_id
-    WHERE trade.auction_id = %s GROUP BY trade.bid_id, ask.offering_id
-) AS share GROUP BY bid_id
+-- A host's own lots and released ones of it are one share of the award.
+SELECT trade.bid_id::text, ask.offering_id::text, sum(trade.lots)::bigint
+FROM orders_trade AS trade JOIN orders_ask AS ask ON ask.id = trade.ask_id
+WHERE trade.auction_id = %s GROUP BY trade.bid_id, ask.offering_id
 """
 
 
@@ -261,10 +260,10 @@ def _record_trades(
             _ADD_TRADES,
             {
                 "ids": uuid_array(
-                    derived_id(auction.id, f"trade:{bid_id}:{ask_id}") for bid_id, ask_id in pairs
+                    derived_hex(auction.id.hex, f"trade:{bid_id}:{ask_id}") for bid_id, ask_id in pairs
                 ),
-                "bids": "{" + ",".join(bid_id for bid_id, _ in pairs) + "}",
-                "asks": "{" + ",".join(ask_id for _, ask_id in pairs) + "}",
+                "bids": uuid_array(bid_id for bid_id, _ in pairs),
+                "asks": uuid_array(ask_id for _, ask_id in pairs),
                 "lots": bigint_array(pairs.values()),
                 "auction": auction.id,
                 "rate": auction.clearing_rate_micros_per_mtok,
@@ -330,20 +329,24 @@ def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
 def _award(auction: Auction, rate: Rate, now: datetime) -> None:
     """Every traded bid gets its entitlement and a hold carved out of its own; then, by its lock last, the ledger."""
     with connection.cursor() as cursor:
+        cursor.execute(ROOM)
         cursor.execute(_LOCK_TRADED_BIDS, (auction.id,))
         bids = cursor.fetchall()
         open_award_contracts(auction, now=now)
         contract_of = substitute_contracts(auction)
         cursor.execute(_SHARES, (auction.id,))
-        shares = {bid_id: list(zip(*parts, strict=True)) for bid_id, *parts in cursor.fetchall()}
+        shares: dict[str, list[tuple[UUID | str, int]]] = defaultdict(list)
+        for bid_id, offering_id, lots in cursor.fetchall():
+            shares[bid_id].append((offering_id, lots))
     awards: list[Award] = []
     carvings: list[Carving] = []
+    home = str(auction.grade_id)
     for bid_id, own_contract_id, hold_id, tax_ppm, grade_id in bids:
-        contract_id = own_contract_id if grade_id == auction.grade_id else contract_of[bid_id]
+        contract_id = own_contract_id if grade_id == home else contract_of[bid_id]
         lots = sum(part for _, part in shares[bid_id])
         # The bid's hold covers rate x lots of every step sum in all its grades, so carving awards out cannot fail.
         cost = gross_up(Micros(-(-rate.micros_per_mtok * lots // 1000)), Ppm(tax_ppm))
-        award_hold = derived_id(auction.id, f"award:{bid_id}")
+        award_hold = derived_hex(auction.id.hex, f"award:{bid_id}")
         awards.append(Award(contract_id, lots, award_hold, shares[bid_id]))
         carvings.append(Carving(award_hold, hold_id, cost))
     record_awards(awards, period_start=auction.period_start, period_end=auction.period_end, rate_id=rate.id)

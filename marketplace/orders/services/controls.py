@@ -23,6 +23,7 @@ from marketplace.orders.book import Book, sound_book
 from marketplace.orders.controls import Action
 from marketplace.orders.controls_selectors import cap_of, caps_of, days_near_cap, figures_of, rolling_sums
 from marketplace.orders.models import Auction, CapReview, MarketControl, MarketControlChange
+from marketplace.orders.services.phases import hold_turnstile
 from pricing.models import Grade
 
 RULE = Actor("rule", None)
@@ -275,6 +276,7 @@ def _halt(
     now: datetime,
 ) -> MarketControl | None:
     """Locks the auctions a gate could be closing, then moves the control, then takes the sealed ones out of trade."""
+    hold_turnstile([grade_id])
     auctions = list(
         Auction.objects.select_for_update(of=("self",))
         .filter(grade_id=grade_id, status__in=_SEALABLE)

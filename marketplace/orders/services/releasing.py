@@ -8,7 +8,7 @@ round is published.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Final
@@ -109,9 +109,13 @@ def release(
     return made
 
 
-def ask_released(auctions: Sequence[Auction], *, now: datetime) -> dict[UUID, list[BookAsk]]:
+def ask_released(
+    auctions: Sequence[Auction], by_providers: Mapping[UUID, Sequence[BookAsk]], *, now: datetime
+) -> dict[UUID, list[BookAsk]]:
     """At the gate of locked auctions of one period: the asks of what was released into them, by auction.
 
+    `by_providers` are the asks for what is unsold. Who releases is bound by the rule of few sellers, but is none of
+    those whom it counts: his lots are of a host whose provider has sold them already.
     Of each contract the releases are laid over its listed allocations in order of floor, then id, so that no allocation
     is asked for more than its firm lots. What finds no host stays out of the book and says why.
     """
@@ -126,7 +130,8 @@ def ask_released(auctions: Sequence[Auction], *, now: datetime) -> dict[UUID, li
             .order_by("floor_micros_per_mtok", "pk")
         )
         if releases:
-            asks[auction.id] = _asks_of(auction, releases, now)
+            sellers = {ask.organization_id for ask in by_providers.get(auction.id, ())}
+            asks[auction.id] = _asks_of(auction, releases, now, few_sellers=len(sellers) < FEW_SELLERS)
     return asks
 
 
@@ -194,9 +199,12 @@ def _check_terms(contract: Contract, lots: int, floor: int, now: datetime) -> No
 
 
 def _hold_gates_open(contract: Contract, periods: Sequence[Period], now: datetime) -> None:
-    """Lock the books of the periods that are open: none of their gates closes before the caller commits."""
+    """Lock the books of the periods that are open: none of their gates closes before the caller commits.
+
+    As a change of a bid does, it waits for no placement.
+    """
     starts = [period.start for period in periods]
-    books = Auction.objects.select_for_update(of=("self",)).filter(
+    books = Auction.objects.select_for_update(of=("self",), no_key=True).filter(
         grade_id=contract.grade_id, period_start__in=starts
     )
     known = {book.period_start: book for book in books.defer("book").order_by("pk")}
@@ -207,9 +215,10 @@ def _hold_gates_open(contract: Contract, periods: Sequence[Period], now: datetim
             raise MarketClosed("The gate of that delivery period has closed.", field="period_start")
 
 
-def _asks_of(auction: Auction, releases: Sequence[Release], now: datetime) -> list[BookAsk]:
+def _asks_of(
+    auction: Auction, releases: Sequence[Release], now: datetime, *, few_sellers: bool
+) -> list[BookAsk]:
     listed = {offering.id: offering for offering in listed_offerings(auction.grade_id, now)}
-    few_sellers = len({one.host.provider.organization_id for one in listed.values()}) < FEW_SELLERS
     left = _firm_lots_of({one.contract_id for one in releases}, listed)
     rows: list[Ask] = []
     for one in releases:

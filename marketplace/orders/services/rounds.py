@@ -6,34 +6,33 @@ do or resume it, and two at once do it once.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Exists, OuterRef
 
 from marketplace.contracts.models import Contract, Entitlement
 from marketplace.contracts.services import keep_carry_over
 from marketplace.errors import DomainError
 from marketplace.ids import derived_id
-from marketplace.orders.book import Book, BookAsk, BookBid
+from marketplace.orders.book import Book, BookAsk
+from marketplace.orders.book_text import BidLine, sealed_text
 from marketplace.orders.controls import FEW_SELLERS
 from marketplace.orders.joined_book import connected, counted_substitutes, seal_links
 from marketplace.orders.models import Ask, Auction, Bid
 from marketplace.orders.services.bids import end_bid
 from marketplace.orders.services.controls import review_at_opening, sealing_terms
 from marketplace.orders.services.missed import auction_times, record_missed_periods
-from marketplace.orders.services.phases import UNPUBLISHED
+from marketplace.orders.services.phases import UNPUBLISHED, hold_turnstile
 from marketplace.orders.services.releasing import ask_released, close_stranded_releases
-from marketplace.orders.services.substituting import (
-    awaits_a_result,
-    awarded_contracts,
-    substitutes_of_open_bids,
-)
+from marketplace.orders.services.substituting import awaits_a_result, awarded_contracts
 from marketplace.orders.services.topping_up import (
     LockedBid,
     cover,
@@ -50,6 +49,11 @@ from providers.selectors import dependable_lots, listed_offerings, share_ppm_of,
 from providers.services import CapacityGone, take_period_share
 
 logger = logging.getLogger(__name__)
+
+# The status is moved in the row that is locked: nobody else has it.
+_SEAL: Final = """
+UPDATE orders_auction SET book = %s::jsonb, book_digest = %s, halted = %s, status = 'closed' WHERE id = %s
+"""
 
 
 def open_auctions(*, now: datetime) -> list[Auction]:
@@ -104,20 +108,17 @@ def close_due_auctions(*, now: datetime) -> int:
 
 def _close_period(period_start: datetime, now: datetime) -> int:
     open_states = (Auction.Status.OPEN, Auction.Status.NO_CANCEL)
+    due = Auction.objects.filter(period_start=period_start, status__in=open_states, gate_at__lte=now)
     with without_cycle_collection(), transaction.atomic():
-        auctions = list(
-            Auction.objects.select_for_update(of=("self",))
-            .select_related("grade")
-            .filter(period_start=period_start, status__in=open_states, gate_at__lte=now)
-            .order_by("pk")
-        )
+        hold_turnstile(due.values_list("grade_id", flat=True))
+        auctions = list(due.select_for_update(of=("self",)).select_related("grade").order_by("pk"))
         if not auctions:
             return 0
         # A period that came too near is closed without supply: no trades, and the record says so.
         missed = now >= _latest_clearing(auctions[0])
         terms = sealing_terms(auctions, now=now)
         trading = [] if missed else [auction for auction in auctions if not terms[auction.id].halted]
-        bids: dict[UUID, list[BookBid]] = {}
+        lines: dict[str, list[BidLine]] = {}
         asks: dict[UUID, list[BookAsk]] = {}
         if trading:
             locked = lock_bids_at_the_gate(
@@ -126,28 +127,26 @@ def _close_period(period_start: datetime, now: datetime) -> int:
                 gate_at=trading[0].gate_at,
             )
             asks = _take_supply(trading, now)
-            for auction_id, released in ask_released(trading, now=now).items():
-                asks.setdefault(auction_id, []).extend(released)
+            for auction_id, released in ask_released(trading, asks, now=now).items():
+                asks[auction_id] += released
             caps = {auction.grade_id: terms[auction.id].cap for auction in trading}
-            bids = _snapshot_bids(locked, caps, now)
+            lines = _snapshot_bids(locked, caps, now)
         links: set[tuple[str, str]] = set()
         for auction in auctions:
             book = Book(
                 grade_id=auction.grade_id,
                 period_start=auction.period_start,
                 cap=terms[auction.id].cap,
-                bids=bids.get(auction.grade_id, []),
+                bids=[],
                 asks=asks.get(auction.id, []),
                 missed=missed,
                 halted=terms[auction.id].halted,
             )
-            auction.halted = book.halted
-            sealed = book.sealed()
-            auction.book = dict(sealed.data)
-            auction.book_digest = sealed.digest()
-            links |= seal_links(sealed)
-            auction.status = Auction.Status.CLOSED
-            auction.save(update_fields=["book", "book_digest", "halted", "status"])
+            entered = lines.get(str(auction.grade_id), [])
+            links |= seal_links(auction.grade_id, entered)
+            sealed = sealed_text(book, entered)
+            with connection.cursor() as cursor:
+                cursor.execute(_SEAL, (sealed.data, sealed.digest, book.halted, auction.id))
         _join(auctions, links)
     return len(auctions)
 
@@ -166,54 +165,53 @@ def _join(auctions: list[Auction], links: set[tuple[str, str]]) -> None:
 
 
 def _snapshot_bids(
-    locked: list[LockedBid], caps: dict[UUID, int], now: datetime
-) -> dict[UUID, list[BookBid]]:
+    locked: list[LockedBid], caps: Mapping[UUID, int], now: datetime
+) -> dict[str, list[BidLine]]:
     """By grade, the bids whose holds are whole at the gate: an award published after this book was opened has taken
     its part, and what it took is held again where the balance allows.
     """
     in_book = cover([bid for bid in locked if not bid.is_whole], now=now)
-    named = substitutes_of_open_bids(caps)
-    books: dict[UUID, list[BookBid]] = defaultdict(list)
+    books: dict[str, list[BidLine]] = defaultdict(list)
     for bid in locked:
         if bid.is_whole or bid.id in in_book:
-            books[bid.grade_id].append(
-                BookBid(
-                    id=bid.id,
-                    organization_id=bid.organization_id,
-                    placed_at=bid.placed_at,
-                    steps=bid.steps,
-                    min_fill_lots=bid.min_fill_lots,
-                    all_or_none=bid.all_or_none,
-                    substitutes=counted_substitutes(
-                        bid.steps, named[bid.id], home_cap=caps[bid.grade_id], caps=caps
-                    )
-                    if bid.id in named
-                    else (),
-                )
-            )
+            books[bid.grade_id].append(BidLine(*bid[:6], _counted(bid, caps) if bid.substitutes else ()))
     return books
+
+
+def _counted(bid: LockedBid, caps: Mapping[UUID, int]) -> list[tuple[str, int]]:
+    """The substitutes that count in this round, by grade; of a bid that names some."""
+    counted = counted_substitutes(
+        json.loads(bid.steps),
+        [(UUID(grade), adjustment) for grade, adjustment in json.loads(bid.substitutes)],
+        home_cap=caps[UUID(bid.grade_id)],
+        caps=caps,
+    )
+    return [(str(grade_id), adjustment) for grade_id, adjustment in counted]
+
+
+class _Offer(NamedTuple):
+    """Lots whose share of the host has been taken for this auction."""
+
+    offering: Offering
+    lots: int
+    share_ppm: int
 
 
 def _take_supply(auctions: list[Auction], now: datetime) -> dict[UUID, list[BookAsk]]:
     """Ask every listed offering's unsold share into its auction and take that share in the same transaction.
 
-    A host with several grades gives its share to the ask with the lowest rate per host-second.
+    A host with several grades gives its share to the ask with the lowest floor per host-second. What is asked follows
+    when it is known who has something to sell in each book.
     """
     seconds = settings.DELIVERY_PERIOD_S
-    by_host: dict[UUID, list[tuple[int, Auction, Offering, int]]] = defaultdict(list)
+    by_host: dict[UUID, list[tuple[int, Auction, Offering]]] = defaultdict(list)
     for auction in auctions:
-        offerings = list(listed_offerings(auction.grade_id, now))
-        few_sellers = len({offering.host.provider.organization_id for offering in offerings}) < FEW_SELLERS
-        for offering in offerings:
-            rate = offering.spot_floor_micros_per_mtok
-            if few_sellers:
-                rate = min(rate, offering.firm_rate.micros_per_mtok)
-            by_host[offering.host_id].append(
-                (rate * dependable_lots(offering, seconds), auction, offering, rate)
-            )
-    asks: dict[UUID, list[BookAsk]] = defaultdict(list)
+        for offering in listed_offerings(auction.grade_id, now):
+            floor_per_host = offering.spot_floor_micros_per_mtok * dependable_lots(offering, seconds)
+            by_host[offering.host_id].append((floor_per_host, auction, offering))
+    offers: dict[UUID, list[_Offer]] = defaultdict(list)
     for host_id in sorted(by_host):
-        for _, auction, offering, rate in sorted(by_host[host_id], key=lambda entry: (entry[0], entry[2].id)):
+        for _, auction, offering in sorted(by_host[host_id], key=lambda entry: (entry[0], entry[2].id)):
             free_ppm = unsold_ppm(host_id, auction.period_start)
             lots = free_ppm * dependable_lots(offering, seconds) // 1_000_000
             if lots < 1:
@@ -224,25 +222,40 @@ def _take_supply(auctions: list[Auction], now: datetime) -> dict[UUID, list[Book
                     take_period_share(host_id=host_id, period_start=auction.period_start, share_ppm=share)
             except CapacityGone:
                 continue
-            ask = Ask.objects.create(
-                id=derived_id(auction.id, f"ask:{offering.id}"),
-                auction=auction,
-                offering=offering,
-                rate_micros_per_mtok=rate,
+            offers[auction.id].append(_Offer(offering, lots, share))
+    return {auction.id: _ask(auction, offers[auction.id], now) for auction in auctions}
+
+
+def _ask(auction: Auction, offers: Sequence[_Offer], now: datetime) -> list[BookAsk]:
+    """At the providers' floors; with fewer than three sellers in this book, none above its own firm list rate.
+
+    A provider whose hosts are sold out, or gave their share to another grade, competes with nobody here.
+    """
+    sellers = {offer.offering.host.provider.organization_id for offer in offers}
+    asks = []
+    for offering, lots, share_ppm in offers:
+        rate = offering.spot_floor_micros_per_mtok
+        if len(sellers) < FEW_SELLERS:
+            rate = min(rate, offering.firm_rate.micros_per_mtok)
+        ask = Ask.objects.create(
+            id=derived_id(auction.id, f"ask:{offering.id}"),
+            auction=auction,
+            offering=offering,
+            rate_micros_per_mtok=rate,
+            lots=lots,
+            share_ppm=share_ppm,
+            created_at=now,
+        )
+        asks.append(
+            BookAsk(
+                id=ask.id,
+                organization_id=offering.host.provider.organization_id,
+                offering_id=offering.id,
+                placed_at=offering.created_at,
+                rate=rate,
                 lots=lots,
-                share_ppm=share,
-                created_at=now,
             )
-            asks[auction.id].append(
-                BookAsk(
-                    id=ask.id,
-                    organization_id=offering.host.provider.organization_id,
-                    offering_id=offering.id,
-                    placed_at=offering.created_at,
-                    rate=rate,
-                    lots=lots,
-                )
-            )
+        )
     return asks
 
 

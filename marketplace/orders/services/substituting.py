@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -43,17 +42,6 @@ def named_substitutes(bid: Bid) -> list[BidSubstitute]:
     """What the bid takes besides its own grade now, by the grades' names. One query."""
     rows = bid.substitutes.filter(withdrawn_at__isnull=True).select_related("grade__family")
     return sorted(rows, key=lambda row: row.grade.family.slug)
-
-
-def substitutes_of_open_bids(grade_ids: Collection[UUID]) -> dict[UUID, list[tuple[UUID, int]]]:
-    """(grade, adjustment) by bid, of the open bids whose own grade is one of these. One query."""
-    found: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
-    rows = BidSubstitute.objects.filter(
-        bid__grade_id__in=list(grade_ids), bid__status=Bid.Status.OPEN, withdrawn_at__isnull=True
-    )
-    for bid_id, grade_id, adjustment in rows.values_list("bid_id", "grade_id", "adjustment_micros_per_mtok"):
-        found[bid_id].append((grade_id, adjustment))
-    return found
 
 
 def resolve_substitutes(
@@ -136,12 +124,13 @@ def open_award_contracts(auction: Auction, *, now: datetime) -> None:
         )
 
 
-def substitute_contracts(auction: Auction) -> dict[UUID, UUID]:
-    """The contract in the auction's grade of each bid that traded in it as a substitute."""
+def substitute_contracts(auction: Auction) -> dict[str, UUID]:
+    """The contract in the auction's grade of each bid, by its id as text, that traded in it as a substitute."""
     rows = BidSubstitute.objects.filter(
         grade_id=auction.grade_id, contract__isnull=False, bid__trades__auction=auction
     )
-    return dict(rows.values_list("bid_id", "contract_id").distinct())
+    found = rows.values_list("bid_id", "contract_id").distinct()
+    return {str(bid_id): contract_id for bid_id, contract_id in found if contract_id is not None}
 
 
 def awaits_a_result(bid: Bid) -> bool:

@@ -79,8 +79,8 @@ def what_if(*, organization_id: UUID, auction_id: UUID, change: OwnChange, now: 
     A book that was cleared together with others is cleared together with them again, once the curves of all of them
     are public; an added order takes no other grade. An order that asks for more than it did stands behind all others
     of its rate, as a revision would. Changes nothing.
-    Raises NotFound (the auction; or `bid_id`: no order of the caller in this book), NotDisclosed, TooManyQuestions or
-    InvalidInput.
+    Raises NotFound (the auction; or `bid_id`: no order of the caller in this book), NotDisclosed, TooManyQuestions,
+    CannotCount or InvalidInput.
     """
     if change.bid_id is None and change.steps is None:
         raise InvalidInput("An added order has steps.", field="steps")
