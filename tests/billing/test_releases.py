@@ -13,13 +13,14 @@ from marketplace.billing.services.settling import SettlementResult, settle_contr
 from marketplace.billing.services.statements import providers_to_state
 from marketplace.contracts.models import Contract, Entitlement
 from marketplace.orders.models import Bid
+from marketplace.orders.services.rounds import advance_auctions
 from marketplace.periods import calendar_month, settlement_period
 from pricing.models import Grade
 from providers.models import Outage
 from tests.billing.world import DUE_AFTER, HOUR, LOT, assert_books_balance, meter, money, set_tax
-from tests.cast import Party, Plant, fund, make_party
+from tests.cast import Party, Plant, fund, make_grade, make_party
 from tests.orders.test_releases import FUNDS, buy, let_go
-from tests.orders.world import PERIOD, bid_of, run_round
+from tests.orders.world import PERIOD, beat, bid_of, run_round
 
 # 10,000 lots at 0.50 per Mtok.
 FEE = 5_000_000
@@ -72,6 +73,28 @@ def test_the_proceeds_are_shared_by_lots_and_each_seller_pays_his_fee(
     assert (credit.amount_micros, credit.numerator) == (-5_700, 0)
     assert check_charges(since=now - HOUR).differences == []
     assert settle(now).settled == []
+    assert_books_balance()
+
+
+def test_proceeds_of_lots_that_a_bid_of_another_grade_took_are_shared_too(
+    contract: Contract, acme: Party, borealis: Party, hyperion: Party, plant: Plant, now: datetime
+) -> None:
+    """The award stands under a contract of its own, which is not the bid's."""
+    other = make_grade(now, slug="tiny-other", model="tiny-other")
+    let_go(contract, now)
+    bid = bid_of(borealis, now, grade="tiny-other", steps=((300_000, 60),), substitutes=(("tiny-chat", 0),))
+    for share in (0.0, 0.85, 0.92, 0.93):
+        beat(plant, now + PERIOD * share)
+        advance_auctions(now=now + PERIOD * share)
+    award = Entitlement.objects.select_related("rate", "contract").get(contract__kind="spot")
+    assert (award.contract_id != bid.contract_id, bid.grade_id) == (True, other.id)
+    meter(award.contract, award.rate, plant, 45 * LOT, award.period_start)
+    settle(now)
+    # As above: 45 lots at 200 micros, a third to the host.
+    assert money(borealis, "prepaid") == FUNDS - 9_000
+    assert money(acme, "prepaid") == FUNDS - FEE + 5_700
+    assert money(hyperion, "payable") == 2_850
+    assert check_charges(since=now - HOUR).differences == []
     assert_books_balance()
 
 

@@ -17,7 +17,7 @@ from marketplace.contracts.models import Contract, Entitlement
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
-from marketplace.orders.models import Trade
+from marketplace.orders.models import Bid, BidSubstitute, Trade
 from pricing.rating import price_of, whole_lots
 
 # By delivery period and offering, the lots that each ask of a release sold into a contract's award.
@@ -33,12 +33,17 @@ class Refund:
 
 
 def resold_in(contract: Contract, awards: Sequence[Entitlement]) -> ResoldByPeriod:
-    """What of a spot contract's awards is filled with released lots."""
+    """What of a spot contract's awards is filled with released lots.
+
+    The contract is its bid's own, or the one of a grade that the bid took for its own.
+    """
     found: ResoldByPeriod = {}
     if not awards:
         return found
+    named = BidSubstitute.objects.filter(contract=contract).values("bid_id")
     trades = Trade.objects.filter(
-        bid__contract=contract,
+        bid_id__in=Bid.objects.filter(contract=contract).values("pk").union(named),
+        auction__grade_id=contract.grade_id,
         auction__period_start__in=[award.period_start for award in awards],
         ask__release__isnull=False,
     ).values_list("auction__period_start", "ask__offering_id", "ask_id", "lots")
