@@ -15,7 +15,7 @@ _BEFORE = _BEFORE[_BEFORE.index("CREATE FUNCTION ledger_carve_holds") : _BEFORE.
 
 
 class Migration(migrations.Migration):
-    dependencies = (("ledger", "0003_batched_holds"),)
+    dependencies = (("ledger", "0005_grants"),)
     operations = (
         migrations.RunSQL(_FUNCTION, _BEFORE),
         migrations.AlterField(

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = (("contracts", "0004_supply"),)
+    dependencies = (("contracts", "0005_grants"),)
     operations = (
         migrations.AlterField(
             model_name="allocation",
