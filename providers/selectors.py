@@ -46,6 +46,11 @@ def find_host(organization_id: UUID, host_id: UUID) -> Host:
     return host
 
 
+def planned_outages_of(host: Host) -> QuerySet[Outage]:
+    """What its provider announced, the latest start first; one that was withdrawn ends where it starts."""
+    return Outage.objects.filter(host=host, kind=Outage.Kind.PLANNED).order_by("-started_at", "-pk")
+
+
 def offerings_of(organization_id: UUID) -> QuerySet[Offering]:
     """The organization's offerings, withdrawn ones too, newest first."""
     return _with_all(Offering.objects.filter(host__provider__organization_id=organization_id)).order_by("-pk")

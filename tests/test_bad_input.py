@@ -99,6 +99,11 @@ GOOD: dict[str, dict[str, Any]] = {
         "max_total_micros_per_day": 1_000_000,
         "valid_until": "2026-03-11T15:10:00Z",
     },
+    "post /api/v1/bids/cover/worst-case": {
+        "grade": "tiny-chat",
+        "rate_micros_per_mtok": 450_000,
+        "tokens_per_second": 10,
+    },
     "post /api/v1/auctions/{auction_id}/what-if": {
         "bid_id": "{bid_id}",
         "steps": [{"rate_micros_per_mtok": 450_000, "lots": 5}],

@@ -18,7 +18,7 @@ from marketplace.api.idempotency import idempotent
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.views import ApiView, PublicView
 from marketplace.errors import InvalidInput, NotFound
-from marketplace.orders import controls_api, order_api, releases_api, selectors
+from marketplace.orders import bid_rounds_api, controls_api, order_api, releases_api, selectors
 from marketplace.orders.bid_serializers import (
     BidChangeSerializer,
     BidRequestSerializer,
@@ -228,6 +228,7 @@ def _plain_prices(grade: Grade, rate: int) -> dict[str, str]:
 urlpatterns = [
     path("bids", BidsView.as_view(), name="api-bids"),
     *order_api.urlpatterns,
+    *bid_rounds_api.urlpatterns,
     *releases_api.urlpatterns,
     path("bids/<uuid:bid_id>", BidView.as_view(), name="api-bid"),
     path("auctions/<uuid:auction_id>", AuctionView.as_view(), name="api-auction"),

@@ -28,6 +28,18 @@ class BookBid:
     # (grade, adjustment): a step is worth its rate + adjustment in that grade.
     substitutes: tuple[tuple[UUID, int], ...] = ()
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> BookBid:
+        return BookBid(
+            id=UUID(data["id"]),
+            organization_id=UUID(data["organization_id"]),
+            placed_at=datetime.fromisoformat(data["placed_at"]),
+            steps=[(rate, lots) for rate, lots in data["steps"]],
+            min_fill_lots=data["min_fill_lots"],
+            all_or_none=data["all_or_none"],
+            substitutes=tuple([(UUID(grade), more) for grade, more in data.get("substitutes", ())]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class BookAsk:
@@ -98,18 +110,7 @@ class Book:
             cap=data["cap"],
             missed=data["missed"],
             halted=data.get("halted", ""),
-            bids=[
-                BookBid(
-                    id=UUID(bid["id"]),
-                    organization_id=UUID(bid["organization_id"]),
-                    placed_at=datetime.fromisoformat(bid["placed_at"]),
-                    steps=[(rate, lots) for rate, lots in bid["steps"]],
-                    min_fill_lots=bid["min_fill_lots"],
-                    all_or_none=bid["all_or_none"],
-                    substitutes=tuple([(UUID(grade), more) for grade, more in bid.get("substitutes", ())]),
-                )
-                for bid in data["bids"]
-            ],
+            bids=[BookBid.from_json(bid) for bid in data["bids"]],
             asks=[
                 BookAsk(
                     id=UUID(ask["id"]),

@@ -16,11 +16,13 @@ from marketplace.portal.views import (
     operator,
     orders,
     paper,
+    outages,
     provider,
     releases,
     signing,
     usage,
     webhooks,
+    what_if,
 )
 from marketplace.portal.views.providers import providers
 from marketplace.portal.views.tokenizers import tokenizers
@@ -45,6 +47,7 @@ urlpatterns = [
     path("buyer/bid", buying.bids, name="buyer-bid"),
     path("buyer/bid/worst-case", buying.worst_case, name="buyer-bid-worst-case"),
     path("buyer/bids/<uuid:bid_id>", orders.bid, name="buyer-bid-change"),
+    path("buyer/auctions/<uuid:auction_id>/what-if", what_if.ask, name="buyer-what-if"),
     path("buyer/cover", orders.cover, name="buyer-cover"),
     path("buyer/cover/worst-case", orders.cover_worst_case, name="buyer-cover-worst-case"),
     path("buyer/bids/<uuid:bid_id>/cancel", buying.cancel, name="buyer-bid-cancel"),
@@ -71,6 +74,12 @@ urlpatterns = [
     path("provider/hosts/new", provider.new_host, name="provider-host-new"),
     path("provider/hosts/<uuid:host_id>", provider.host, name="provider-host"),
     path("provider/hosts/<uuid:host_id>/enrolment-code", provider.enrolment_code, name="provider-host-code"),
+    path("provider/hosts/<uuid:host_id>/outages", outages.announce, name="provider-host-outages"),
+    path(
+        "provider/hosts/<uuid:host_id>/outages/<uuid:outage_id>/withdraw",
+        outages.withdraw,
+        name="provider-host-outage-withdraw",
+    ),
     path("provider/offerings/<uuid:offering_id>", provider.prices, name="provider-offering"),
     path(
         "provider/offerings/<uuid:offering_id>/status",

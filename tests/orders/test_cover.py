@@ -80,3 +80,57 @@ def test_the_most_that_can_be_covered_is_the_markets_largest_bid() -> None:
     assert cover_terms(**{**ASKED, "tokens_per_second": most}).steps[0][1] == 10**9
     with pytest.raises(InvalidInput):
         cover_terms(**{**ASKED, "tokens_per_second": most + 1})
+
+
+def preview(party: Party, now: datetime, **changes: Any) -> Any:
+    asked = {name: value for name, value in ASKED.items() if name != "client_id"}
+    with time_machine.travel(now, tick=False):
+        return party.api.post("/api/v1/bids/cover/worst-case", {**asked, **changes}, format="json")
+
+
+def test_a_dry_run_says_what_a_cover_would_hold_and_places_nothing(
+    acme: Party, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10_000, now)
+    # 15 a second for 300 s are 4.5 lots, so 5.
+    exact = {"rate_micros_per_mtok": 2_000_000, "tokens_per_second": 15}
+    dearer = {**exact, "rate_micros_per_mtok": 2_000_001}
+    answer = preview(acme, now, **exact)
+    assert answer.status_code == 200, answer.content
+    assert answer.json() == {
+        "steps": [{"rate_micros_per_mtok": 2_000_000, "lots": 5}],
+        "worst_case_micros": 10_000,
+        "available_micros": 10_000,
+        "is_covered": True,
+    }
+    over = preview(acme, now, **dearer).json()
+    assert (over["worst_case_micros"], over["is_covered"]) == (10_001, False)
+    assert not Bid.objects.exists()
+    assert held(acme) == 0
+    refused = cover(acme, now, **dearer)
+    assert (refused.status_code, refused.json()["code"]) == (402, "insufficient_funds")
+    assert cover(acme, now, **exact).json()["held_micros"] == 10_000
+    assert preview(acme, now, **exact).json()["available_micros"] == 0
+
+
+def test_a_dry_run_counts_the_tax(acme: Party, plant: Plant, now: datetime) -> None:
+    acme.organization.tax_ppm = 190_000
+    acme.organization.save(update_fields=["tax_ppm"])
+    # 1,350 x 1.19 = 1,606.5, rounded up.
+    assert preview(acme, now).json()["worst_case_micros"] == 1_607
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "field"),
+    [
+        ({"grade": "nothing"}, 404, "grade"),
+        ({"rate_micros_per_mtok": 5_000_001}, 422, "rate_micros_per_mtok"),
+        ({"tokens_per_second": 10**11}, 422, "tokens_per_second"),
+        ({"client_id": "x"}, 422, "client_id"),
+    ],
+)
+def test_a_dry_run_refuses_what_placing_would(
+    acme: Party, plant: Plant, now: datetime, changes: dict[str, Any], status: int, field: str
+) -> None:
+    answer = preview(acme, now, **changes)
+    assert (answer.status_code, answer.json()["field"]) == (status, field)

@@ -13,9 +13,13 @@ from pytest_django import Settings
 
 from marketplace import clock
 from marketplace.contracts.models import Contract
+from marketplace.orders.models import Auction
+from marketplace.periods import delivery_period
+from marketplace.portal import figures
 from pricing.models import Grade
 from tests.cast import PASSWORD, Party, fund, make_grade, make_party, make_plant
 from tests.conftest import TestDatabase
+from tests.orders.world import bid_of, run_round
 from tests.portal.server import PortalServer, serve
 
 CHROMIUM = shutil.which("chromium")
@@ -44,7 +48,16 @@ def market(committed_db: TestDatabase, settings: Settings) -> tuple[Party, Party
 
 @pytest.fixture
 def server(market: object, committed_db: TestDatabase, tmp_path: Path) -> Iterator[PortalServer]:
-    with serve(committed_db.environment, tmp_path) as running:
+    # Streams that end soon, so that the server stops at once at the end; the browser opens them again.
+    with serve({**committed_db.environment, "MARKET_STREAM_S": "3"}, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def server_without_streams(
+    market: object, committed_db: TestDatabase, tmp_path: Path
+) -> Iterator[PortalServer]:
+    with serve({**committed_db.environment, "MARKET_STREAMS_MAX": "0"}, tmp_path) as running:
         yield running
 
 
@@ -105,6 +118,66 @@ def test_a_buyer_signs_in_buys_bids_and_finds_both(
     expect(page.get_by_role("link", name="Sign in", exact=True)).to_be_visible()
     assert complaints == [], "the security policy or a script complained"
     assert Contract.objects.filter(organization_id=acme.id, kind="committed").count() == 1
+
+
+def publish_a_round(acme: Party, hyperion: Party, grade: Grade) -> Auction:
+    """The next round, moved through at times to come: acme takes 200 of what another host asks at 0.20."""
+    now = clock.now()
+    plant = make_plant(hyperion, grade, now, name="beta")
+    bid_of(acme, now, steps=((450_000, 200),))
+    return run_round(plant, delivery_period(now).end)
+
+
+@pytest.mark.parametrize("path", ["/", "/market/tiny-chat"])
+def test_a_published_price_appears_without_a_reload_and_is_said(
+    browser: Browser, server: PortalServer, market: tuple[Party, Party, Grade], path: str
+) -> None:
+    acme, hyperion, grade = market
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{server.url}{path}")
+    expect(page.locator("#live-state")).to_contain_text("Live")
+    # What the page reads anew now and then never arrives: what changes it is the stream.
+    page.route("**/*", lambda route: None if "hx-request" in route.request.headers else route.continue_())
+    page.evaluate("window.isTheSamePage = true")
+    board = page.locator("[data-grade=tiny-chat]")
+    expect(board.locator(".price")).to_contain_text("0.60")
+    expect(page.locator("#live-said")).to_have_text("")
+    auction = publish_a_round(acme, hyperion, grade)
+    assert (auction.clearing_rate_micros_per_mtok, auction.quantity_lots) == (200_000, 200)
+    expect(board.locator(".price")).to_have_text("0.20 USD per Mtok")
+    expect(board.locator("[data-live=basis]")).to_contain_text("last clearing rate")
+    expect(board.locator("[data-live=basis] time")).to_have_text(figures.day_time(auction.period_start))
+    said = page.get_by_role("status")
+    expect(said).to_have_text(f"Tiny chat: 0.20 USD per Mtok, for {figures.day_time(auction.period_start)}")
+    assert page.evaluate("window.isTheSamePage")
+    # The rest of the board follows, once it may.
+    page.unroute("**/*")
+    expect(board).to_contain_text("200 lots", timeout=20_000)
+    expect(board.locator(".price")).to_have_text("0.20 USD per Mtok")
+    assert page.evaluate("window.isTheSamePage")
+    assert complaints == []
+    page.close()
+
+
+def test_without_a_free_stream_or_script_the_page_still_shows_prices(
+    browser: Browser, server_without_streams: PortalServer, market: tuple[Party, Party, Grade]
+) -> None:
+    acme, hyperion, grade = market
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server_without_streams.url)
+    expect(page.locator("#live-state")).to_have_text("Prices are read anew every 10 seconds.")
+    publish_a_round(acme, hyperion, grade)
+    expect(page.locator("[data-grade=tiny-chat] .price")).to_have_text("0.20 USD per Mtok", timeout=20_000)
+    assert errors == []
+    plain = browser.new_context(java_script_enabled=False).new_page()
+    plain.goto(server_without_streams.url)
+    expect(plain.locator("[data-grade=tiny-chat] .price")).to_have_text("0.20 USD per Mtok")
+    expect(plain.locator("#live-state")).to_be_hidden()
 
 
 def test_the_keyboard_reaches_everything_and_focus_can_be_seen(

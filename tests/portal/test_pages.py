@@ -14,6 +14,7 @@ from pytest_django import DjangoAssertNumQueries
 from marketplace.accounts.models import Membership
 from marketplace.accounts.services import SYSTEM, add_member
 from marketplace.ids import uuid7
+from marketplace.orders.selectors import published_auctions
 from marketplace.portal.urls import urlpatterns
 from tests.cast import Party
 from tests.portal.conftest import SignIn
@@ -39,6 +40,8 @@ ACTIONS = {
     "buyer-key-revoke",
     "buyer-invoice-pay",
     "provider-host-code",
+    "provider-host-outages",
+    "provider-host-outage-withdraw",
     "provider-offering-status",
     "provider-discrepancy-accept",
     "operator-ledger-check",
@@ -71,6 +74,8 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
         "discrepancy_id": day.discrepancy.id,
         # Only its button takes an id, and a viewer's door is closed before it is looked up.
         "review_id": uuid7(),
+        "outage_id": uuid7(),
+        "auction_id": published_auctions([day.grade.id])[0].id,
     }
     found = {}
     for pattern in urlpatterns:
@@ -116,6 +121,8 @@ def test_pages_of_the_three_roles_and_nobody_elses(
     secrets += [acme.organization.name, hyperion.organization.name, "alpha"]
     for name, path in addresses(day).items():
         foreign = any(character.isdigit() for character in path) or name.startswith("operator")
+        # An auction is everybody's, and what one could have bid in it.
+        foreign = foreign and name != "buyer-what-if"
         for answer in (intruder.get(path), intruder.post(path, {"move": "pause"})):
             if foreign:
                 assert answer.status_code in (404, 405), (name, answer.status_code)

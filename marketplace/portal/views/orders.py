@@ -15,6 +15,7 @@ from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.errors import DomainError
 from marketplace.ids import uuid7
+from marketplace.orders.bid_rounds import BidRound, rounds_of
 from marketplace.orders.models import Bid
 from marketplace.orders.selectors import find_bid, revisions_of
 from marketplace.orders.services.bids import terms_of, worst_case_with_tax
@@ -25,6 +26,8 @@ from marketplace.portal.access import SeatedRequest, actor_of, page
 from marketplace.portal.forms import CoverForm, ReviseForm
 from marketplace.portal.views.buying import grade_choices, holding
 from pricing.units import decimal_string
+
+RECENT_ROUNDS = 12
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -63,6 +66,9 @@ def bid(request: SeatedRequest, bid_id: UUID) -> HttpResponse:
         "form": form,
         "changeable": found.status == Bid.Status.OPEN and request.seat.may_change,
         "receipts": revisions_of(organization_id, bid_id)[:50],
+        "rounds": [
+            BidRound(auction, bid_id) for auction in rounds_of(organization_id, bid_id)[:RECENT_ROUNDS]
+        ],
         "currency": found.grade.currency,
     }
     return render(request, "portal/bid.html", context, status=422 if form.is_bound else 200)

@@ -30,6 +30,7 @@ from marketplace.portal import figures
 from marketplace.portal.access import SeatedRequest, actor_of, page
 from marketplace.portal.charts import Chart, Column, Segment, column_chart, share_bar
 from marketplace.portal.forms import HostForm, PricesForm
+from marketplace.portal.market_forms import OutageForm, outage_form
 from marketplace.portal.paging import page_of
 from pricing.selectors import prices_per_bucket
 from pricing.units import PPM, decimal_string
@@ -42,6 +43,7 @@ from providers.selectors import (
     latest_benches,
     offerings_of,
     period_capacities,
+    planned_outages_of,
     reconciliation_ppm_of,
 )
 from providers.services import (
@@ -123,12 +125,24 @@ def new_host(request: SeatedRequest) -> HttpResponse:
 @require_safe
 @page(OrganizationRole.PROVIDER)
 def host(request: SeatedRequest, host_id: UUID) -> HttpResponse:
+    return host_page(request, host_id, outage_form(clock.now()))
+
+
+def host_page(request: SeatedRequest, host_id: UUID, form: OutageForm) -> HttpResponse:
+    """One host; `form` announces an outage of it, and says what was wrong with one that was refused."""
     now, organization_id = clock.now(), request.seat.organization.id
     found = find_host(organization_id, host_id)
     period = delivery_period(now)
     [card] = _cards(organization_id, [found], period)
-    context = {"card": card, "period": period, "now": now, "portal_url": settings.PORTAL_URL}
-    return render(request, "portal/host.html", context)
+    context = {
+        "card": card,
+        "period": period,
+        "now": now,
+        "portal_url": settings.PORTAL_URL,
+        "form": form,
+        "outages": page_of(planned_outages_of(found), request, by="started_at"),
+    }
+    return render(request, "portal/host.html", context, status=422 if form.is_bound else 200)
 
 
 @require_POST
