@@ -109,6 +109,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "steps": [{"rate_micros_per_mtok": 450_000, "lots": 5}],
         "min_fill_lots": 0,
         "all_or_none": False,
+        "substitutes": [{"grade": "tiny-other", "adjustment_micros_per_mtok": -1}],
     },
     "post /api/v1/hosts": {"name": "gamma", "region": "eu", "site": "s"},
     "patch /api/v1/hosts/{host_id}": {"status": "paused"},

@@ -104,6 +104,13 @@ def published_auction(auction_id: UUID) -> Auction:
     return found
 
 
+def tradable_auctions(auction: Auction) -> list[Auction]:
+    """The published auctions of other grades for the same delivery period, but those of halted markets, by slug."""
+    rows = Auction.objects.filter(period_start=auction.period_start, status__in=PUBLISHED, halted="")
+    others = rows.exclude(grade_id=auction.grade_id).select_related("grade__family").defer("book")
+    return list(others.order_by("grade__family__slug", "grade__version"))
+
+
 def own_orders(auction: Auction, organization_id: UUID) -> list[BookBid]:
     """The organization's bids as they were sealed in this book and those cleared together with it, by their ids."""
     with connection.cursor() as cursor:

@@ -34,14 +34,16 @@ from marketplace.orders.bid_serializers import (
     BidWithReceiptSerializer,
     ReceiptSerializer,
     StepSerializer,
+    SubstituteSerializer,
     changed_bid,
     step_pairs,
+    substitute_pairs,
 )
 from marketplace.orders.receipts import RECEIPT, key_id_of
 from marketplace.orders.services.covering import cover_terms, place_cover
 from marketplace.orders.services.recording import market_public_key
 from marketplace.orders.services.what_if import OwnChange, what_if
-from marketplace.orders.terms import MAX_STEPS
+from marketplace.orders.terms import MAX_STEPS, MAX_SUBSTITUTES
 
 
 class MarketKeySerializer(serializers.Serializer[Any]):
@@ -115,10 +117,15 @@ class WhatIfRequestSerializer(StrictSerializer):
     steps = serializers.ListField(child=StepSerializer(), min_length=1, max_length=MAX_STEPS, required=False)
     min_fill_lots = LotsField(min_value=0, required=False)
     all_or_none = StrictBooleanField(required=False)
+    substitutes = serializers.ListField(
+        child=SubstituteSerializer(), max_length=MAX_SUBSTITUTES, required=False
+    )
 
     def change(self, data: dict[str, Any]) -> OwnChange:
         if "steps" in data:
             data = {**data, "steps": step_pairs(data["steps"])}
+        if "substitutes" in data:
+            data = {**data, "substitutes": substitute_pairs(data["substitutes"])}
         return OwnChange(**data)
 
 
@@ -128,14 +135,24 @@ class OwnFillSerializer(serializers.Serializer[Any]):
     cost_micros = serializers.IntegerField(help_text="lots x price, without tax")
 
 
+class OtherFillSerializer(serializers.Serializer[Any]):
+    grade = serializers.CharField()
+    clearing_rate_micros_per_mtok = serializers.IntegerField()
+    bid_id = serializers.UUIDField(allow_null=True, help_text="null for the order that was added")
+    lots = serializers.IntegerField()
+    cost_micros = serializers.IntegerField()
+
+
 class OutcomeSerializer(serializers.Serializer[Any]):
-    """Price and volume of the whole auction; lots, cost and fills of your own orders alone."""
+    """Price and volume of the whole auction; lots, cost and fills of your own orders alone. `other_fills` are what they
+    got in the grades cleared together with this one, and in none of its sums."""
 
     clearing_rate_micros_per_mtok = serializers.IntegerField(allow_null=True)
     quantity_lots = serializers.IntegerField()
     lots = serializers.IntegerField()
     cost_micros = serializers.IntegerField()
     fills = OwnFillSerializer(many=True)
+    other_fills = OtherFillSerializer(many=True)
 
 
 class WhatIfSerializer(serializers.Serializer[Any]):

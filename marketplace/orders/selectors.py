@@ -107,7 +107,8 @@ def disclosure_of(auction: Auction, now: datetime) -> Disclosure | None:
 def joined_with(auction: Auction) -> list[Auction]:
     """The other auctions that this one was cleared together with, in the order of their ids. None for most."""
     others = [auction_id for auction_id in auction.joined if auction_id != str(auction.pk)]
-    return list(Auction.objects.filter(pk__in=others).order_by("pk")) if others else []
+    rows = Auction.objects.filter(pk__in=others).select_related("grade__family").order_by("pk")
+    return list(rows) if others else []
 
 
 def steps_taken(book: Mapping[str, Any], auction: Auction) -> list[tuple[int, int]]:

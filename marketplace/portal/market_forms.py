@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django import forms
 
@@ -25,10 +27,7 @@ class WhatIfForm(BidForm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        for name in [
-            *_OF_A_BID,
-            *(name for name in self.fields if name.startswith(("substitute_", "adjustment_"))),
-        ]:
+        for name in _OF_A_BID:
             del self.fields[name]
 
     @property
@@ -39,11 +38,12 @@ class WhatIfForm(BidForm):
             steps=tuple(self.steps),
             min_fill_lots=data["min_fill_lots"] or 0,
             all_or_none=data["all_or_none"],
+            substitutes=tuple(self.substitutes),
         )
 
 
-def as_sealed(order: BookBid) -> dict[str, Any]:
-    """The order as its form shows it."""
+def as_sealed(order: BookBid, grades: Mapping[UUID, str]) -> dict[str, Any]:
+    """The order as its form shows it; `grades` are the slugs of those it may take."""
     typed: dict[str, Any] = {
         "bid_id": order.id,
         "min_fill_lots": order.min_fill_lots or "",
@@ -52,6 +52,10 @@ def as_sealed(order: BookBid) -> dict[str, Any]:
     for number, (rate, lots) in enumerate(order.steps):
         typed[f"rate_{number}"] = decimal_string(rate, 6)
         typed[f"lots_{number}"] = lots
+    named = [(grades[grade_id], more) for grade_id, more in order.substitutes if grade_id in grades]
+    for number, (grade, more) in enumerate(named):
+        typed[f"substitute_{number}"] = grade
+        typed[f"adjustment_{number}"] = ("-" if more < 0 else "") + decimal_string(abs(more), 6)
     return typed
 
 

@@ -414,6 +414,15 @@ def test_a_what_if_clears_the_joined_books_again_for_ones_own_orders(
         "lots": 158,
         "cost_micros": 47_400,
         "fills": [{"bid_id": str(flexible.id), "lots": 158, "cost_micros": 47_400}],
+        "other_fills": [
+            {
+                "grade": "tiny-chat",
+                "clearing_rate_micros_per_mtok": 350_000,
+                "bid_id": str(flexible.id),
+                "lots": 42,
+                "cost_micros": 14_700,
+            }
+        ],
     }
     # The 42 lots fit beside the other's 200 in the bid's own grade.
     assert (answer["after"]["quantity_lots"], answer["after"]["fills"]) == (0, [])

@@ -62,6 +62,7 @@ def test_an_own_order_changed_moves_price_fills_and_cost(
             "lots": 150,
             "cost_micros": 60_000,
             "fills": [{"bid_id": own, "lots": 150, "cost_micros": 60_000}],
+            "other_fills": [],
         },
         "after": {
             "clearing_rate_micros_per_mtok": 200_000,
@@ -69,6 +70,7 @@ def test_an_own_order_changed_moves_price_fills_and_cost(
             "lots": 20,
             "cost_micros": 4_000,
             "fills": [{"bid_id": own, "lots": 20, "cost_micros": 4_000}],
+            "other_fills": [],
         },
     }
 

@@ -16,7 +16,8 @@ from django.test import Client
 from marketplace.orders.models import Auction, Bid
 from marketplace.orders.services.clearing import replay_auction
 from marketplace.orders.services.what_if import MOST_PER_WINDOW
-from tests.cast import Party, Plant, fund
+from tests.cast import Party, Plant, fund, make_grade, make_plant
+from tests.orders.test_substitutes import crowd, run
 from tests.orders.world import PERIOD, bid_of, run_round
 from tests.portal.conftest import SignIn
 
@@ -175,3 +176,44 @@ def test_an_unpublished_auction_has_no_such_page_and_a_viewer_no_form(
     Auction.objects.filter(pk=auction.pk).update(status=Auction.Status.CLEARED)
     assert sign_in(acme).get(page_of(auction)).status_code == 404
     assert sign_in(acme).post(page_of(auction), CHANGED).status_code == 404
+
+
+def test_other_grades_are_named_and_what_they_gave_is_told(
+    acme: Party,
+    mallory: Party,
+    hyperion: Party,
+    plant: Plant,
+    now: datetime,
+    sign_in: SignIn,
+) -> None:
+    cache.clear()
+    other = make_grade(now, slug="tiny-other", model="tiny-other")
+    plants = [plant, make_plant(hyperion, other, now, name="h2", spot_floor=300_000)]
+    for party in (acme, mallory):
+        fund(party, 10_000_000, now)
+    bid, _ = crowd(acme, mallory, now)
+    home = run(plants, now)["tiny-chat"]
+    with time_machine.travel(now + PERIOD + timedelta(days=1), tick=False):
+        buyer = sign_in(acme)
+        shown = buyer.get(page_of(home, bid)).content.decode()
+        assert '<option value="tiny-other" selected>' in shown
+        assert 'value="-0.05"' in shown
+        as_it_stood = {
+            "bid_id": str(bid.id),
+            "rate_0": "0.5",
+            "lots_0": "200",
+            "substitute_0": "tiny-other",
+            "adjustment_0": "-0.05",
+        }
+        same = buyer.post(page_of(home, bid), as_it_stood)
+        assert rows_of(same)["Lots of this order"] == ("42", "42")
+        assert same.content.decode().count("158 lots of") == 2
+        dropped = buyer.post(page_of(home, bid), {**as_it_stood, "substitute_0": "", "adjustment_0": ""})
+        assert rows_of(dropped)["Lots of this order"] == ("42", "200")
+        assert dropped.content.decode().count("158 lots of") == 1
+        wrong = buyer.post(page_of(home, bid), {**as_it_stood, "adjustment_0": "-0.5"})
+        assert wrong.status_code == 422
+        assert "id_adjustment_0_error" in wrong.content.decode()
+        whole = buyer.post(page_of(home, bid), {**as_it_stood, "all_or_none": "on"})
+        assert whole.status_code == 422
+        assert "id_all_or_none_error" in whole.content.decode()

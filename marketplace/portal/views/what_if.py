@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.errors import DomainError
-from marketplace.orders.bid_rounds import own_orders, published_auction
+from marketplace.orders.bid_rounds import own_orders, published_auction, tradable_auctions
 from marketplace.orders.book import BookBid
 from marketplace.orders.services.what_if import Outcome, WhatIf, what_if
 from marketplace.portal.access import SeatedRequest, page
@@ -38,9 +38,13 @@ def ask(request: SeatedRequest, auction_id: UUID) -> HttpResponse:
     orders = {order.id: order for order in own_orders(auction, organization_id)}
     wanted = request.GET.get("bid", "")
     chosen = next((order for order in orders.values() if str(order.id) == wanted), None)
+    tradable = [*([auction] if auction.joined else []), *tradable_auctions(auction)]
+    slugs = {each.grade_id: each.grade.family.slug for each in tradable}
     form = WhatIfForm(
-        request.POST if request.method == "POST" else None, initial=as_sealed(chosen) if chosen else {}
+        request.POST if request.method == "POST" else None,
+        initial=as_sealed(chosen, slugs) if chosen else {},
     )
+    form.offer_grades([(each.grade.family.slug, each.grade.family.title) for each in tradable])
     answer = None
     if request.method == "POST" and form.is_valid():
         try:
