@@ -25,7 +25,8 @@ from marketplace.orders.controls_selectors import cap_of, figures_of, state_of
 from marketplace.orders.models import Ask, Auction, Bid, CapReview, MarketControl, MarketControlChange, Trade
 from marketplace.orders.services import controls as services
 from marketplace.orders.services.bids import MarketClosed, cancel_bid
-from marketplace.orders.services.clearing import BookChanged, clear_auction, replay_auction
+from marketplace.orders.services.clearing import BookChanged, clear_auction
+from marketplace.orders.services.replaying import replay_auction
 from marketplace.orders.services.rounds import advance_auctions, close_due_auctions
 from pricing.book import FIRST_RULE, Clearing
 from pricing.clearing_reference import EnginesDisagree

@@ -11,7 +11,7 @@ from django.db import connection
 from marketplace.ledger.selectors import check_ledger
 from marketplace.orders.models import Auction, Bid, Trade
 from marketplace.orders.selectors import published_auctions
-from marketplace.orders.services.clearing import replay_auction
+from marketplace.orders.services.replaying import replay_auction
 from marketplace.orders.services.rounds import advance_auctions, open_auctions
 from tests.cast import Party, Plant, fund, make_grade
 from tests.conftest import TestDatabase

@@ -16,7 +16,7 @@ from marketplace.ledger.selectors import balance, check_ledger
 from marketplace.ledger.services import InsufficientFunds
 from marketplace.orders.models import Ask, Auction, Bid, Trade
 from marketplace.orders.services.bids import BidTerms, MarketClosed, cancel_bid, place_bid
-from marketplace.orders.services.clearing import replay_auction
+from marketplace.orders.services.replaying import replay_auction
 from marketplace.orders.services.rounds import advance_auctions
 from providers.models import HostPeriod
 from tests.cast import Party, Plant, fund

@@ -26,8 +26,9 @@ from marketplace.ledger.services import InsufficientFunds
 from marketplace.orders.models import Auction, Bid, BidSubstitute, MarketControl, Trade
 from marketplace.orders.selectors import disclosure_of
 from marketplace.orders.services.bids import MarketClosed, cancel_bid
-from marketplace.orders.services.clearing import BookChanged, clear_auction, publish_auction, replay_auction
+from marketplace.orders.services.clearing import BookChanged, clear_auction, publish_auction
 from marketplace.orders.services.controls import halt_market
+from marketplace.orders.services.replaying import replay_auction
 from marketplace.orders.services.rounds import advance_auctions
 from pricing.book import RULE_VERSION
 from pricing.coupling_book import COUPLED_RULE_VERSION

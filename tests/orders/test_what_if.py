@@ -12,7 +12,7 @@ from django.core.cache import cache
 from pytest_django import Settings
 
 from marketplace.orders.models import Auction, Bid
-from marketplace.orders.services.clearing import replay_auction
+from marketplace.orders.services.replaying import replay_auction
 from marketplace.orders.services.what_if import MOST_PER_WINDOW
 from tests.cast import Party, Plant, fund
 from tests.orders.world import PERIOD, bid_of, run_round

@@ -10,7 +10,7 @@ import time_machine
 from django.core.cache import cache
 
 from marketplace.orders.models import Auction, Bid
-from marketplace.orders.services.clearing import replay_auction
+from marketplace.orders.services.replaying import replay_auction
 from pricing.models import Grade
 from tests.cast import Party, Plant, fund, make_grade, make_plant
 from tests.orders.test_substitutes import crowd, run

@@ -14,7 +14,7 @@ from django.core.cache import cache
 from django.test import Client
 
 from marketplace.orders.models import Auction, Bid
-from marketplace.orders.services.clearing import replay_auction
+from marketplace.orders.services.replaying import replay_auction
 from marketplace.orders.services.what_if import MOST_PER_WINDOW
 from tests.cast import Party, Plant, fund, make_grade, make_plant
 from tests.orders.test_substitutes import crowd, run

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -397,35 +397,3 @@ def _set_period_rate(auction: Auction, now: datetime) -> None:
         ),
         now=now,
     )
-
-
-def replay_auction(*, auction_id: UUID) -> dict[str, Any]:
-    """Recompute a past auction from its stored book, and those it was cleared together with, and compare the digests.
-
-    Changes nothing. A joined result is also proved once more (`pricing.coupling_checks`); raises EnginesDisagree.
-    """
-    auction = Auction.objects.filter(pk=auction_id).first()
-    if auction is None or auction.book is None:
-        raise NotFound("There is no such auction with a sealed book.")
-    book = SealedBook(auction.book)
-    if not auction.joined or auction.rule_version != COUPLED_RULE_VERSION:
-        result_digest, sound = book.result_digest(book.clear()), True
-    else:
-        members = list(Auction.objects.filter(pk__in=auction.joined).order_by("pk"))
-        books = [SealedBook(member.book or {}) for member in members]
-        sound = len(members) == len(auction.joined) and all(
-            each.digest() == member.book_digest for member, each in zip(members, books, strict=True)
-        )
-        joined = JoinedBook(books)
-        joined_result = joined.clear()
-        joined.confirm(joined_result)
-        result_digest = joined.result_digest(joined_result)
-    digests = {"book_digest": book.digest(), "result_digest": result_digest}
-    return {
-        "auction_id": str(auction.id),
-        **digests,
-        "joined": auction.joined,
-        "matches": sound
-        and digests["book_digest"] == auction.book_digest
-        and digests["result_digest"] == auction.result_digest,
-    }

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError
 
 from marketplace.errors import DomainError
-from marketplace.orders.services.clearing import replay_auction
+from marketplace.orders.services.replaying import replay_auction
 
 
 class Command(BaseCommand):
