@@ -193,6 +193,7 @@ class UsageEvent(models.Model):
     finish = models.CharField(max_length=16)
     bytes_in = models.BigIntegerField()
     bytes_out = models.BigIntegerField()
+    # From admission to the first chunk with output: time to first token. A role alone is no output.
     first_byte_ms = models.IntegerField(null=True)
     duration_ms = models.IntegerField(null=True)
 

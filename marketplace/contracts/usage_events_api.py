@@ -73,7 +73,11 @@ class UsageEventOut(serializers.Serializer[Any]):
     finish = serializers.CharField(source="event.finish")
     bytes_in = serializers.IntegerField(source="event.bytes_in")
     bytes_out = serializers.IntegerField(source="event.bytes_out")
-    first_byte_ms = serializers.IntegerField(source="event.first_byte_ms", allow_null=True)
+    first_byte_ms = serializers.IntegerField(
+        source="event.first_byte_ms",
+        allow_null=True,
+        help_text="from admission to the first chunk with output: time to first token",
+    )
     duration_ms = serializers.IntegerField(source="event.duration_ms", allow_null=True)
 
     def get_contract_id(self, seen: Seen) -> UUID | None:

@@ -34,7 +34,10 @@ class Attempt:
     amount_numerator: int
     response: aiohttp.ClientResponse
     first: bytes
-    first_byte_ms: int
+    # From admission to the first chunk with output; None while there was none. A role alone is no output.
+    first_byte_ms: int | None = None
+    # How long the buyer kept us waiting before he took what there was for him.
+    reader_s: float = 0.0
     no_more: bool = False
 
 

@@ -23,6 +23,10 @@ FIRST_OUTPUT_TOKENS: Final = 1_024
 EXTEND_OUTPUT_TOKENS: Final = 1_024
 # Ask for more while this many tokens are still held, so that a chunk of several tokens does not overshoot.
 LOOKAHEAD_TOKENS: Final = 64
+# Held up by its buyer for longer than this, and than this share of the time after the first output, a stream's pace is
+# not the host's: its event is flagged `reader_slow` and no service level is measured of it.
+READER_SLOW_S: Final = 0.05
+READER_SLOW_SHARE: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,8 +187,6 @@ class Delivery:
         if not first:
             response.close()
             raise HostFailed("empty answer")
-        seconds = time.monotonic() - self._started
-        metrics.FIRST_BYTE_SECONDS.observe(seconds)
         return Attempt(
             number=number,
             hold_id=hold_id,
@@ -204,7 +202,6 @@ class Delivery:
             amount_numerator=opened.amount_numerator,
             response=response,
             first=first,
-            first_byte_ms=round(seconds * 1000),
         )
 
     def _body(self, limit: int) -> bytes:
@@ -295,10 +292,15 @@ class Delivery:
                     if size > MAX_ANSWER_BYTES:
                         raise HostFailed("answer too large")
                     out, ended = self._take_checked(chunk, parser, meter, answer)
+                    if attempt.first_byte_ms is None and meter.generated_chunks:
+                        # Several engines begin with a chunk that only names the role, before they have computed anything.
+                        self._note_first_output(attempt)
                     if out:
                         if not self._exchange.started:
                             await self._start_stream(attempt)
+                        ready = time.monotonic()
                         await self._exchange.write(out, more=True)
+                        attempt.reader_s += time.monotonic() - ready
                     for _ in iter(meter.recount.count_some, False):
                         await asyncio.sleep(0)
                     if ended or meter.finish is not None:
@@ -363,6 +365,11 @@ class Delivery:
                     answer.collect(choice)
         return b"".join(out), False
 
+    def _note_first_output(self, attempt: Attempt) -> None:
+        seconds = time.monotonic() - self._started
+        attempt.first_byte_ms = round(seconds * 1000)
+        metrics.FIRST_OUTPUT_SECONDS.observe(seconds)
+
     async def _cut(self, attempt: Attempt, answer: Answer) -> None:
         if self._asked.stream:
             if not self._exchange.started:
@@ -380,6 +387,7 @@ class Delivery:
         await self._exchange.write(b"data: " + error.encoded() + b"\n\n", more=False)
 
     async def _serve_embeddings(self, attempt: Attempt) -> None:
+        self._note_first_output(attempt)
         parts, size = [attempt.first], len(attempt.first)
         try:
             async with asyncio.timeout(self._time_left(attempt.grade)):

@@ -13,9 +13,9 @@ ADMISSION_SECONDS = Histogram(
     "From the request's end to its dispatch: key, body, hold",
     buckets=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.05, 0.2, 1),
 )
-FIRST_BYTE_SECONDS = Histogram(
+FIRST_OUTPUT_SECONDS = Histogram(
     "gen_ai_server_time_to_first_token_seconds",
-    "From the request's end to the host's first byte",
+    "From the request's end to the host's first chunk with output",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 CAPTURE_SECONDS = Histogram(

@@ -18,7 +18,12 @@ from psycopg_pool import PoolTimeout
 from marketplace.contracts.holds import Opened
 from marketplace.gateway import metrics
 from marketplace.gateway.attempts import Attempt, Means
-from marketplace.gateway.config import EXTEND_OUTPUT_TOKENS, LOOKAHEAD_TOKENS
+from marketplace.gateway.config import (
+    EXTEND_OUTPUT_TOKENS,
+    LOOKAHEAD_TOKENS,
+    READER_SLOW_S,
+    READER_SLOW_SHARE,
+)
 from marketplace.gateway.counting import count_input_tokens
 from marketplace.gateway.exchange import Exchange
 from marketplace.gateway.parsing import Asked
@@ -86,6 +91,8 @@ class Settling:
     async def _end_hold(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
         meter = attempt.meter
         meter.flags |= flags
+        if self._held_up(attempt):
+            meter.flags.add(Flag.READER_SLOW)
         if meter.generated_chunks == 0 and finish in (Finish.ERROR, Finish.TIMEOUT):
             await self.fail(attempt.hold_id, attempt.opened, cause="failed_attempt")
             return False
@@ -107,6 +114,13 @@ class Settling:
         for bucket, count in meter.counts().items():
             metrics.TOKENS.labels(bucket.value).inc(count)
         return captured
+
+    def _held_up(self, attempt: Attempt) -> bool:
+        """Whether the buyer read so slowly that the time per output token says nothing of the host."""
+        if attempt.first_byte_ms is None:
+            return False
+        carried = time.monotonic() - self._started - attempt.first_byte_ms / 1000
+        return attempt.reader_s > max(READER_SLOW_S, carried * READER_SLOW_SHARE)
 
     async def _cover_or_cap(self, attempt: Attempt) -> None:
         excess = attempt.meter.numerator() - attempt.amount_numerator

@@ -13,7 +13,7 @@ import uuid_utils.compat
 from metering.usage import Finish, Flag, UsageEvent, unproved_usage
 from pricing.normalising import Unprovable, adapt, collect_usage
 from pricing.units import Bucket
-from providers.wire import DONE, DeliveryKey, SseParser
+from providers.wire import DONE, DeliveryKey, SseParser, carries_output
 
 _FINISH = re.compile(rb'"finish_reason":\s*"([a-z_]+)"')
 _FINISHES = {
@@ -61,7 +61,7 @@ class AttemptMeter:
         self._bytes_out = 0
         self._monotonic = monotonic
         self._started = monotonic()
-        self._first_byte: float | None = None
+        self._first_output: float | None = None
         self._parser = SseParser()
         self._first_usage: bytes | None = None
         self._last_usage: deque[bytes] = deque(maxlen=_LAST_PAYLOADS)
@@ -70,12 +70,14 @@ class AttemptMeter:
 
     def feed_stream(self, chunk: bytes) -> bool:
         """Notes a chunk of an event stream; True when it completes the end mark. Raises SseTooLong."""
-        self._note_bytes(chunk)
+        self._bytes_out += len(chunk)
         ended = False
         for payload in self._parser.feed(chunk):
             if payload == DONE:
                 ended = True
                 continue
+            if self._first_output is None and _brings_output(payload):
+                self._first_output = self._monotonic()
             if any(field in payload for field in _USAGE_FIELDS):
                 self._note_usage(payload)
             if self._finish is None:
@@ -88,7 +90,9 @@ class AttemptMeter:
 
     def feed_answer(self, body: bytes) -> None:
         """Notes a whole answer (not streamed)."""
-        self._note_bytes(body)
+        self._bytes_out += len(body)
+        if self._first_output is None:
+            self._first_output = self._monotonic()
         self._note_usage(body)
         found = _FINISH.search(body)
         if found:
@@ -115,7 +119,7 @@ class AttemptMeter:
             finish=finish or self._finish or Finish.NONE,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
-            first_byte_ms=self._milliseconds(self._first_byte),
+            first_byte_ms=self._milliseconds(self._first_output),
             duration_ms=self._milliseconds(self._monotonic()) or 0,
             unproved=unproved,
         )
@@ -131,11 +135,6 @@ class AttemptMeter:
         time_ms = round(self._key.occurred_at.timestamp() * 1000) + elapsed_ms
         event_id: UUID = uuid_utils.compat.uuid7(nanoseconds=max(0, time_ms) * 1_000_000)
         return event_id
-
-    def _note_bytes(self, data: bytes) -> None:
-        if self._first_byte is None:
-            self._first_byte = self._monotonic()
-        self._bytes_out += len(data)
 
     def _milliseconds(self, moment: float | None) -> int | None:
         return None if moment is None else round((moment - self._started) * 1000)
@@ -173,3 +172,11 @@ class AttemptMeter:
             if isinstance(answer, dict):
                 raw = collect_usage(self._usage_source, raw, answer)
         return raw
+
+
+def _brings_output(payload: bytes) -> bool:
+    """Whether a chunk has output. Decoded until the first one only: what follows passes undecoded."""
+    try:
+        return carries_output(msgspec.json.decode(payload))
+    except (msgspec.DecodeError, RecursionError):
+        return False

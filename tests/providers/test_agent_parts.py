@@ -200,6 +200,16 @@ def test_a_stream_without_counts_is_estimated_and_said_so() -> None:
     assert event.flags == (Flag.ESTIMATED,)
 
 
+def test_time_to_first_token_ends_at_output_and_not_at_a_role() -> None:
+    moments = iter([0.0, 0.25, 0.4])  # Its start, the first text, the end: a role is not even timed.
+    stream = AttemptMeter(
+        key=delivery_key(), usage_source="vllm", bytes_in=10, monotonic=lambda: next(moments, 0.4)
+    )
+    stream.feed_stream(b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n')
+    stream.feed_stream(b'data: not JSON\n\ndata: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+    assert stream.event().first_byte_ms == 250
+
+
 def test_usage_that_contradicts_itself_claims_nothing() -> None:
     answer = meter("openai_chat")
     answer.feed_answer(b'{"usage":{"prompt_tokens":5,"completion_tokens":5,"total_tokens":99}}')
