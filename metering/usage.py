@@ -78,8 +78,8 @@ class Finish(StrEnum):
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One attempt's metered facts. `grade_id` is the grade version's id; `occurred_at` is admission.
 
-    `first_byte_ms` is the time from admission to the first chunk with output (text, reasoning or a tool call), or to the
-    first byte of an answer that is no stream; null where none came. A chunk with nothing but a role does not end it.
+    `first_byte_ms` is the time from admission to the first chunk with output (text, reasoning or a tool call), or to
+    the first byte of an answer that is no stream; null where none came. A chunk that only names a role does not end it.
 
     In `buckets`, a missing or null bucket was not reported; zero is a report. `api_key_id` is null from
     agents. An event with `unproved` claims no bucket: it is quarantined with the engine's own figures.

@@ -25,7 +25,10 @@ from marketplace.api.serializers import (
 from marketplace.api.views import ApiView, PublicView
 from marketplace.errors import NotFound
 from pricing import selectors
+from pricing.level_serializers import ServiceLevelIn, ServiceLevelOut
 from pricing.models import CalibrationClass, Grade, TokenizerCalibration
+from pricing.promising import MAX_LEVELS
+from pricing.service_levels import LevelTerms
 from pricing.services import (
     MAX_CONTEXT_TOKENS,
     MAX_KAPPA_PPM,
@@ -117,6 +120,9 @@ class GradeOut(serializers.ModelSerializer[Grade]):
     )
     calibration = GradeCalibrationOut(allow_null=True)
     buckets = serializers.SerializerMethodField()
+    service_levels = serializers.SerializerMethodField(
+        help_text="what it promises of speed, with the credit where a settlement period breaks it"
+    )
 
     class Meta:
         model = Grade
@@ -142,6 +148,7 @@ class GradeOut(serializers.ModelSerializer[Grade]):
             "valid_from",
             "valid_until",
             "buckets",
+            "service_levels",
         )
 
     def get_reference_rate_per_mtok(self, grade: Grade) -> str:
@@ -160,6 +167,10 @@ class GradeOut(serializers.ModelSerializer[Grade]):
             }
             for bucket, row in selectors.by_bucket(grade.buckets.all()).items()
         ]
+
+    @extend_schema_field(ServiceLevelOut(many=True))
+    def get_service_levels(self, grade: Grade) -> Any:
+        return ServiceLevelOut(selectors.levels_of(grade), many=True).data
 
 
 def _per_bucket(name: str, most: int) -> type[StrictSerializer]:
@@ -200,6 +211,9 @@ class GradeIn(StrictSerializer):
     template_overhead_tokens = StrictIntegerField(min_value=0, max_value=MAX_CONTEXT_TOKENS)
     spot_minimum_take_ppm = PpmField()
     reference_rate_micros_per_mtok = MicrosPerMtokField(max_value=MAX_RATE_MICROS_PER_MTOK)
+    service_levels = serializers.ListField(
+        child=ServiceLevelIn(), required=False, default=list, max_length=MAX_LEVELS
+    )
 
 
 class GradesOut(serializers.Serializer[Any]):
@@ -235,6 +249,7 @@ class GradesView(ApiView):
         data = self.parse(GradeIn)
         for field in ("weights_ppm", "kappa_ppm"):
             data[field] = {Bucket(bucket): value for bucket, value in data[field].items()}
+        data["service_levels"] = [LevelTerms(**terms) for terms in data["service_levels"]]
         grade = publish_grade(**data, now=clock.now(), actor=self.actor, organization_id=self.organization_id)
         return Response(GradeOut(_find(grade.pk)).data, status=201)
 

@@ -189,6 +189,50 @@ class GradeBucket(models.Model):
         ]
 
 
+class ServiceLevel(models.Model):
+    """What a grade version promises of speed, and what the buyer gets back of a settlement period that breaks it.
+
+    `pricing.service_levels` says how it is measured. Append-only; a version published without levels has none.
+    """
+
+    class Metric(models.TextChoices):
+        FIRST_TOKEN = "first_token"  # noqa: S105
+        OUTPUT_TOKEN = "output_token"  # noqa: S105
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="service_levels")
+    metric = models.CharField(max_length=16, choices=Metric.choices)
+    percentile = models.PositiveSmallIntegerField()
+    # Microseconds: to the first output, or per output token after it.
+    limit_us = models.BigIntegerField()
+    # Of the buyer's gross, in parts per million.
+    credit_ppm = models.BigIntegerField()
+    # Fewer requests of a contract and offering in a settlement period say nothing.
+    minimum_requests = models.BigIntegerField()
+    # Longer requests are not measured; null: all are.
+    max_input_tokens = models.BigIntegerField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["grade", "metric", "percentile"], name="pricing_servicelevel_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(metric__in=["first_token", "output_token"]), name="pricing_servicelevel_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(percentile__gte=1)
+                & Q(percentile__lte=99)
+                & Q(limit_us__gt=0)
+                & Q(credit_ppm__gt=0)
+                & Q(credit_ppm__lte=1_000_000)
+                & Q(minimum_requests__gt=0)
+                & (Q(max_input_tokens__isnull=True) | Q(max_input_tokens__gt=0)),
+                name="pricing_servicelevel_in_range",
+            ),
+        ]
+
+
 class Rate(models.Model):
     """A unit price that usage can be charged at; immutable, so a rate id pins what a request costs.
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from pricing.models import Grade, GradeBucket, Rate, TokenizerCalibration
+from pricing.models import Grade, GradeBucket, Rate, ServiceLevel, TokenizerCalibration
 from pricing.rating import PlainPrice, plain_prices
 from pricing.units import Bucket
 
@@ -18,7 +18,7 @@ def grades_in_force(at: datetime) -> QuerySet[Grade]:
     return (
         Grade.objects.filter(valid_during__contains=at)
         .select_related("family", "calibration")
-        .prefetch_related("buckets")
+        .prefetch_related("buckets", "service_levels")
         .order_by("family__slug")
     )
 
@@ -36,7 +36,7 @@ def find_grade(grade_id: UUID) -> Grade | None:
     """One grade version, in force or not, with family and buckets."""
     return (
         Grade.objects.select_related("family", "calibration")
-        .prefetch_related("buckets")
+        .prefetch_related("buckets", "service_levels")
         .filter(pk=grade_id)
         .first()
     )
@@ -87,3 +87,9 @@ def calibrations_in_force() -> QuerySet[TokenizerCalibration]:
         .distinct("tokenizer")
         .prefetch_related("classes")
     )
+
+
+def levels_of(grade: Grade) -> list[ServiceLevel]:
+    """What a grade version promises of speed: by metric and percentile."""
+    # Sorted here: ordering in the database would undo a prefetch.
+    return sorted(grade.service_levels.all(), key=lambda level: (level.metric, level.percentile))

@@ -18,7 +18,9 @@ from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from pricing.calibrating import MAX_WEIGHT, ClassCounts, kappa_of, spread_of
 from pricing.models import CalibrationClass, Grade, GradeBucket, GradeFamily, Rate, TokenizerCalibration
+from pricing.promising import MICROSECONDS, check_levels, record_levels
 from pricing.rating import TEXT_INPUT_BUCKETS, TEXT_OUTPUT_BUCKETS, standard_ppm
+from pricing.service_levels import LevelTerms
 from pricing.units import CURRENCY_EXPONENTS, PPM, Bucket
 
 # Micros per Mtok: a million currency units for a million standard tokens is beyond any price, and a rate at this
@@ -82,14 +84,15 @@ def publish_grade(
     reference_rate_micros_per_mtok: int,
     now: datetime,
     calibration_id: UUID | None = None,
+    service_levels: Sequence[LevelTerms] = (),
     actor: Actor = SYSTEM,
     organization_id: UUID | None = None,
 ) -> Grade:
     """Put a grade, or a new version of it, in force from `now` on; the version before ends at `now`.
 
     A bucket is priced when it has a weight; a missing kappa is 1.0. With `calibration_id`, a measurement of this very
-    tokenizer, the text buckets have its kappa and `kappa_ppm` names none of them. Contracts on older versions keep
-    theirs.
+    tokenizer, the text buckets have its kappa and `kappa_ppm` names none of them. Without `service_levels` the version
+    has none, whatever the one before had. Contracts on older versions keep theirs.
     `organization_id` is the operator's, for the audit trail. Raises InvalidInput naming the field, or Conflict: the
     slug stands for another good, the model name is taken, or a version begins at this moment or later.
     """
@@ -114,6 +117,7 @@ def publish_grade(
         "reference_rate_micros_per_mtok", reference_rate_micros_per_mtok, 1, MAX_RATE_MICROS_PER_MTOK
     )
     _check_buckets(weights_ppm, kappa_ppm)
+    check_levels(service_levels, most_us=max_request_s * MICROSECONDS, most_input_tokens=context_tokens)
     if calibration_id is not None:
         kappa_ppm = {
             **kappa_ppm,
@@ -148,6 +152,7 @@ def publish_grade(
         )
         for bucket, weight_ppm in sorted(weights_ppm.items())
     )
+    record_levels(grade.pk, service_levels)
     record_audit(
         organization_id=organization_id,
         actor=actor,

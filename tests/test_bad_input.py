@@ -145,6 +145,16 @@ GOOD: dict[str, dict[str, Any]] = {
         "template_overhead_tokens": 64,
         "spot_minimum_take_ppm": 0,
         "reference_rate_micros_per_mtok": 1,
+        "service_levels": [
+            {
+                "metric": "first_token",
+                "percentile": 95,
+                "limit_us": 500_000,
+                "credit_ppm": 100_000,
+                "minimum_requests": 20,
+                "max_input_tokens": 1024,
+            }
+        ],
     },
     # More than any one kind asks for: a field is looked at before what the kind needs.
     "post /api/v1/usage/corrections": {

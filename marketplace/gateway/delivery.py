@@ -293,7 +293,7 @@ class Delivery:
                         raise HostFailed("answer too large")
                     out, ended = self._take_checked(chunk, parser, meter, answer)
                     if attempt.first_byte_ms is None and meter.generated_chunks:
-                        # Several engines begin with a chunk that only names the role, before they have computed anything.
+                        # Several engines begin with a chunk that only names the role, before they computed anything.
                         self._note_first_output(attempt)
                     if out:
                         if not self._exchange.started:
