@@ -87,6 +87,7 @@ DOORS = {
     "api/v1/balance": EACH,
     "api/v1/contracts": EACH,
     "api/v1/delivery-outcomes": EACH,
+    "api/v1/service-periods": EACH,
     "api/v1/usage": EACH,
     "api/v1/usage/kappa": EACH,
     "api/v1/usage/events": EACH,
@@ -428,6 +429,8 @@ def test_an_api_key_that_may_read_changes_nothing(house: House, route: str) -> N
         ("charges?invoice_line_id={line_id}", 200),
         ("delivery-outcomes?contract_id={contract_id}", 200),
         ("delivery-outcomes?offering_id={offering_id}", 200),
+        ("service-periods?contract_id={contract_id}", 200),
+        ("service-periods?offering_id={offering_id}", 200),
     ],
 )
 def test_filters_with_other_peoples_ids_find_nothing(

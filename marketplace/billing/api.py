@@ -37,6 +37,7 @@ from marketplace.billing.selectors import (
     with_estimates,
     withheld_of_charge,
 )
+from marketplace.billing.service_periods_api import ServicePeriodsView
 from marketplace.billing.services.top_ups import top_up
 from marketplace.errors import NotFound
 from marketplace.ledger.models import AccountKind
@@ -278,6 +279,7 @@ urlpatterns = [
     path("earnings", EarningsView.as_view()),
     path("payouts", PayoutsView.as_view()),
     path("delivery-outcomes", DeliveryOutcomesView.as_view()),
+    path("service-periods", ServicePeriodsView.as_view()),
     path("discrepancies", DiscrepanciesView.as_view()),
     path("discrepancies/<uuid:discrepancy_id>", DiscrepancyView.as_view()),
     path("discrepancies/<uuid:discrepancy_id>/accept", DiscrepancyAcceptView.as_view()),

@@ -17,6 +17,7 @@ from marketplace.billing.selectors import digest_of, metered_usage
 from marketplace.billing.services.committed_months import locked_contract
 from marketplace.billing.services.failing import have_news
 from marketplace.billing.services.period_lines import lines_of_run, lock_sources
+from marketplace.billing.services.service_crediting import credit_lines, measure_service
 from marketplace.periods import Period
 from pricing.rating import price_of
 
@@ -85,10 +86,12 @@ def _lines_lacking(contract_id: UUID, settlement_start: datetime) -> list[Line] 
     metered = metered_usage(contract.id, last.settlement_start, last.settlement_end)
     if last.usage_digest != digest_of(metered) or sources.unsettled_awards:
         return None
-    if have_news(sources.outcomes(metered), contract):
+    outcomes = sources.outcomes(metered)
+    if have_news(outcomes, contract):
         return None
     one_more = Settlement(contract=contract, settlement_start=last.settlement_start, run=last.run + 1)
     lines = lines_of_run(one_more, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
+    lines += credit_lines(sources, metered, measure_service(sources, metered, outcomes))
     return [
         line
         for line in lines

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -154,6 +154,11 @@ def remedy_line(terms: Terms, remedies: Mapping[UUID, int]) -> Line:
     """What providers owe the buyer for what they failed, by offering, in micros: a credit, free of the market's fee."""
     shares = {offering: Share(0, -amount, 0) for offering, amount in sorted(remedies.items()) if amount}
     return _line("remedy", terms, 0, -sum(remedies.values()), shares)
+
+
+def service_credit_line(terms: Terms, owed: Mapping[UUID, int]) -> Line:
+    """What providers owe the buyer for how slowly they delivered: as a remedy, free of the market's fee."""
+    return replace(remedy_line(terms, owed), kind="service_credit")
 
 
 def delivery_shares(

@@ -29,6 +29,8 @@ from marketplace.billing.processor_models import (
     ProcessorPayer,
     ProcessorReport,
 )
+from marketplace.billing.service_models import ServiceFigure as ServiceFigure
+from marketplace.billing.service_models import ServicePeriod as ServicePeriod
 from marketplace.contracts.models import Contract
 from marketplace.ids import uuid7
 from marketplace.orders.models import Ask
@@ -138,9 +140,9 @@ class Settlement(models.Model):
 
 class Charge(models.Model):
     """A rated line of a buyer: exact numerator x rate, rounded once. Append-only; `amount_micros` may be negative
-    on adjustments, remedies and releases only. Usage covered by a committed fee is charged at 0 micros per Mtok
-    (docs/rounding.md). A remedy bills no volume: what failed stands in the `DeliveryOutcome`. Nor does a release: it is
-    what a committed buyer got for volume that was resold, less the fee, as a credit."""
+    on adjustments, remedies, releases and service credits only. Usage covered by a committed fee is charged at 0 micros
+    per Mtok (docs/rounding.md). A remedy bills no volume: what failed stands in the `DeliveryOutcome`, what was too slow in
+    the `ServicePeriod`. Nor does a release: it is what a committed buyer got for volume that was resold, less the fee."""
 
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
@@ -166,7 +168,7 @@ class Charge(models.Model):
             models.CheckConstraint(
                 condition=(Q(amount_micros__gte=0) & Q(numerator__gte=0) & Q(estimated_numerator__gte=0))
                 | Q(kind="adjustment")
-                | Q(kind__in=["remedy", "release"], numerator=0, estimated_numerator=0),
+                | Q(kind__in=["remedy", "release", "service_credit"], numerator=0, estimated_numerator=0),
                 name="billing_charge_not_negative",
             ),
             models.CheckConstraint(

@@ -111,9 +111,10 @@ WITH usage AS (
     WHERE settlement_start >= %(since)s AND settlement_start < %(until)s
     ORDER BY contract_id, settlement_start, run DESC
 ), last_outcome AS ({LAST_OUTCOME}), unsettled AS (
-    SELECT usage.contract_id, usage.settlement_start
-    FROM usage LEFT JOIN latest USING (contract_id, settlement_start)
-    WHERE latest.usage_digest IS DISTINCT FROM usage.digest
+    -- Usage that was voided to the last event has no roll-up left, and is settled again all the same.
+    SELECT contract_id, settlement_start
+    FROM usage FULL JOIN latest USING (contract_id, settlement_start)
+    WHERE latest.usage_digest IS DISTINCT FROM coalesce(usage.digest, 0)
     UNION
     SELECT latest.contract_id, latest.settlement_start
     FROM latest

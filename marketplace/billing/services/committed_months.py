@@ -25,6 +25,7 @@ from marketplace.billing.services.posting import (
     provider_organizations,
     record_lines,
 )
+from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment
 from marketplace.contracts.services import mark_entitlement_settled, mark_month_paid, suspend_contract
 from marketplace.ids import derived_id
@@ -247,6 +248,7 @@ def _delivered_before(contract: Contract, month: Entitlement) -> dict[UUID, Shar
             charge__period_start__gte=month.period_start,
             charge__period_start__lt=month.period_end,
         )
+        .exclude(charge__kind=ChargeKind.SERVICE_CREDIT)
         .values("offering_id")
         .annotate(numerator_sum=Sum("numerator"), gross_sum=Sum("gross_micros"), fee_sum=Sum("fee_micros"))
     )
@@ -265,8 +267,9 @@ def _left_of(month: Entitlement) -> int:
             charge__period_start__gte=month.period_start,
             charge__period_start__lt=month.period_end,
         )
-        # What a provider gives back for resold lots that failed goes to the buyer's balance, not into the fee.
-        .exclude(charge__kind=ChargeKind.REMEDY)
+        # What a provider gives back for resold lots that failed, or for slowness, goes to the buyer's balance, not into
+        # the fee.
+        .exclude(charge__kind__in=OWED_BY_PROVIDER)
         .aggregate(total=Sum("gross_micros"))["total"]
         or 0
     )

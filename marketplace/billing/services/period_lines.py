@@ -228,9 +228,17 @@ def _award_lines(
 
 
 def _recorded(sources: Sources) -> list[Line]:
-    charges = Charge.objects.filter(
-        settlement__contract=sources.contract, settlement__settlement_start=sources.period.start
-    ).prefetch_related("earnings")
+    charges = charges_of_period(sources.contract, sources.period).exclude(kind=ChargeKind.SERVICE_CREDIT)
+    return lines_of_charges(charges)
+
+
+def charges_of_period(contract: Contract, period: Period) -> QuerySet[Charge]:
+    """What earlier runs of the period have charged."""
+    return Charge.objects.filter(settlement__contract=contract, settlement__settlement_start=period.start)
+
+
+def lines_of_charges(charges: QuerySet[Charge]) -> list[Line]:
+    """Recorded charges as the lines they were made of."""
     return [
         Line(
             kind=charge.kind,
@@ -249,7 +257,7 @@ def _recorded(sources: Sources) -> list[Line]:
             },
             estimated_numerator=charge.estimated_numerator,
         )
-        for charge in charges
+        for charge in charges.prefetch_related("earnings")
     ]
 
 

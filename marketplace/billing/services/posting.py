@@ -16,7 +16,12 @@ from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey, Share
 from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
 from marketplace.billing.services.taxes import levy_shares
-from marketplace.billing.services.waterfall import FROM_OPERATOR, TO_OPERATOR, repaid_first
+from marketplace.billing.services.waterfall import (
+    FROM_OPERATOR,
+    OWED_BY_PROVIDER,
+    TO_OPERATOR,
+    repaid_first,
+)
 from marketplace.contracts.models import Contract, ContractKind, Payment
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, LedgerAccount
@@ -35,6 +40,7 @@ _CODES: Final = {
     ChargeKind.COMMITTED_FEE: "delivery",
     ChargeKind.ADJUSTMENT: "adjustment",
     ChargeKind.REMEDY: "remedy",
+    ChargeKind.SERVICE_CREDIT: "service_credit",
 }
 
 
@@ -44,6 +50,7 @@ class Books:
 
     contract_id: UUID
     source: UUID
+    buyer: UUID
     fees: UUID
     operator: UUID
     currency: str
@@ -51,9 +58,15 @@ class Books:
 
     def paid_by_market(self) -> Books:
         """The same, but for the market in the buyer's place."""
-        return replace(self, source=self.operator)
+        return replace(self, source=self.operator, buyer=self.operator)
+
+    def source_of(self, line: Line) -> UUID:
+        """A service credit is the buyer's own money, also where what he paid ahead pays the usage."""
+        return self.buyer if line.kind == ChargeKind.SERVICE_CREDIT else self.source
 
     def code_of(self, line: Line) -> str:
+        if line.kind == ChargeKind.SERVICE_CREDIT:
+            return _CODES[ChargeKind.SERVICE_CREDIT]
         return self.code or _CODES[ChargeKind(line.kind)]
 
 
@@ -87,9 +100,11 @@ def books_of(contract: Contract, *, now: datetime, to_balance: bool = False) -> 
     """
     operator_id = operator_organization().id
     ahead = contract.kind == ContractKind.COMMITTED and not pays_in_arrears(contract) and not to_balance
+    buyer = buyer_account(contract, now=now)
     return Books(
         contract_id=contract.id,
-        source=deferred_account(contract, now=now) if ahead else buyer_account(contract, now=now),
+        source=deferred_account(contract, now=now) if ahead else buyer,
+        buyer=buyer,
         fees=account_id(
             organization_id=operator_id, kind=AccountKind.FEES, currency=contract.currency, now=now
         ),
@@ -128,7 +143,7 @@ def move_lines(
     parent: UUID, lines: Sequence[Line], books: Books, *, holds: Mapping[LineKey, UUID], now: datetime
 ) -> None:
     """Post the grosses and fees of `lines`; `holds` says which open hold pays a line, by the line's key."""
-    move([Movement(parent, line, books, holds.get(line.key)) for line in lines], now=now)
+    move([Movement(parent, line, books, hold_of(line, holds)) for line in lines], now=now)
 
 
 def move(movements: Sequence[Movement], *, now: datetime) -> None:
@@ -157,7 +172,7 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
                         transfers.append(
                             NewTransfer(
                                 id=derived_id(earning, name),
-                                debit_id=books.source,
+                                debit_id=books.source_of(line),
                                 credit_id=credit,
                                 amount_micros=amount,
                                 code=books.code_of(line),
@@ -363,6 +378,11 @@ def provider_organizations(offering_ids: set[UUID]) -> dict[UUID, UUID]:
     return dict(rows)
 
 
+def hold_of(line: Line, holds: Mapping[LineKey, UUID]) -> UUID | None:
+    """No hold was taken for a service credit that shrinks: it comes back out of the balance."""
+    return None if line.kind == ChargeKind.SERVICE_CREDIT else holds.get(line.key)
+
+
 def _fee(earning: UUID, payable: UUID, share: Share, books: Books) -> NewTransfer:
     debit, credit = (payable, books.fees) if share.fee_micros > 0 else (books.fees, payable)
     return NewTransfer(
@@ -397,9 +417,9 @@ def _refunds(
                 NewTransfer(
                     id=derived_id(earning, code),
                     debit_id=debit,
-                    credit_id=books.source,
+                    credit_id=books.source_of(line),
                     amount_micros=amount,
-                    code="remedy" if line.kind == ChargeKind.REMEDY else "adjustment",
+                    code=line.kind if line.kind in OWED_BY_PROVIDER else "adjustment",
                     reference_id=earning,
                 )
                 for code, debit, amount in parts

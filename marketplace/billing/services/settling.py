@@ -19,7 +19,7 @@ from django.db import transaction
 
 from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey
-from marketplace.billing.models import Charge, ChargeKind, Settlement
+from marketplace.billing.models import Charge, Settlement
 from marketplace.billing.selectors import (
     RECONCILED_WITHIN,
     Due,
@@ -50,11 +50,19 @@ from marketplace.billing.services.posting import (
     books_of,
     dispute_hold_id,
     hold_disputed,
+    hold_of,
     hold_tax,
     move,
     record_lines,
 )
 from marketplace.billing.services.reselling import credit_resellers, record_refunds, refunds_of
+from marketplace.billing.services.service_crediting import (
+    OfferingService,
+    credit_lines,
+    measure_service,
+    record_service,
+)
+from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.services import mark_entitlement_settled, record_failed
 from marketplace.errors import DomainError
 from marketplace.jobs import claim_job, finish_job
@@ -191,7 +199,9 @@ def settle_contract(
         )
         if earlier is not None:
             _free_disputed(earlier, now=now)
-        charges = _run(settlement, sources, metered, outcomes, now=now)
+        service = measure_service(sources, metered, outcomes)
+        charges = _run(settlement, sources, metered, outcomes, service, now=now)
+        record_service(settlement, service, contract, now=now)
         _keep_outcomes(settlement, sources, outcomes, now=now)
         amount = sum(charge.amount_micros for charge in charges)
         settled = SettledContract(contract.id, period.start, run, len(charges), amount)
@@ -207,16 +217,18 @@ def _run(
     sources: Sources,
     metered: list[Metered],
     outcomes: Sequence[AwardOutcome],
+    service: Sequence[OfferingService],
     *,
     now: datetime,
 ) -> list[Charge]:
     lines = lines_of_run(settlement, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
+    lines += credit_lines(sources, metered, service)
     holds = sources.holds_for(lines)
     _check_within_accrual(sources, lines, holds)
     _draw_grants(sources, lines, holds, now=now)
     books = books_of(sources.contract, now=now)
     refunds = refunds_of(settlement, outcomes, sources.resold, now=now) if sources.resold else []
-    movements = [Movement(settlement.id, line, books, holds.get(line.key)) for line in lines]
+    movements = [Movement(settlement.id, line, books, hold_of(line, holds)) for line in lines]
     move([*movements, *(refund.movement for refund in refunds)], now=now)
     record_refunds(refunds, now=now)
     if sources.resold:
@@ -241,7 +253,7 @@ def _draw_grants(
     amount = sum(
         line.amount_micros + tax_share(line.amount_micros, tax_ppm)
         for line in lines
-        if holds.get(line.key) == accrued and line.amount_micros > 0
+        if hold_of(line, holds) == accrued and line.amount_micros > 0
     )
     draw_grants(hold_id=accrued, amount_micros=amount, now=now)
 
@@ -269,7 +281,7 @@ def _free_disputed(earlier: Settlement, *, now: datetime) -> None:
 def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> None:
     """Each request was captured rounded up, so the sum rounded once cannot be above what was captured.
 
-    Of the lines that the accrual pays: awards have holds of their own, and a remedy gives back.
+    Of the lines that the accrual pays: awards have holds of their own, remedies and service credits give back.
     """
     if sources.accrual is None or not holds:
         return
@@ -277,7 +289,7 @@ def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mappin
     amount = sum(
         line.amount_micros
         for line in lines
-        if holds.get(line.key) == accrued and line.kind != ChargeKind.REMEDY
+        if holds.get(line.key) == accrued and line.kind not in OWED_BY_PROVIDER
     )
     if amount > sources.accrual.captured_micros:
         raise ChargeExceedsHold(f"charge of {amount} micros, captured {sources.accrual.captured_micros}")

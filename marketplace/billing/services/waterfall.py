@@ -13,6 +13,8 @@ from marketplace.ledger.models import Transfer
 # The parts of one earning's movement that are the market's: what it bore, and what came back to it.
 FROM_OPERATOR: Final = "gross_from_operator"
 TO_OPERATOR: Final = "gross_to_operator"
+# What a provider owes for how he delivered; it bills no volume and has no fee.
+OWED_BY_PROVIDER: Final = (ChargeKind.REMEDY, ChargeKind.SERVICE_CREDIT)
 
 
 def repaid_first(contract_id: UUID, line: Line, offering_id: UUID, share: Share) -> int:
@@ -21,7 +23,7 @@ def repaid_first(contract_id: UUID, line: Line, offering_id: UUID, share: Share)
     A remedy that shrinks, or usage that comes back after a negative adjustment, repays the market first: else a
     provider would be paid what he never bore. The fee of the share itself stays his to pay out of it.
     """
-    if line.kind not in (ChargeKind.REMEDY, ChargeKind.ADJUSTMENT):
+    if line.kind not in (*OWED_BY_PROVIDER, ChargeKind.ADJUSTMENT):
         return 0  # A first run's lines: nothing was given back before them.
     return min(
         share.gross_micros - max(0, share.fee_micros), _borne_by_market(contract_id, line, offering_id)
@@ -31,7 +33,7 @@ def repaid_first(contract_id: UUID, line: Line, offering_id: UUID, share: Share)
 def _borne_by_market(contract_id: UUID, line: Line, offering_id: UUID) -> int:
     """What the market has paid for an offering on this contract in earlier runs and not got back, in micros.
 
-    Remedies are one account, and what adjustments took back of usage another.
+    Remedies are one account, service credits another, and what adjustments took back of usage a third.
     """
     earnings = Earning.objects.filter(
         offering_id=offering_id,

@@ -16,6 +16,7 @@ from marketplace.accounts.models import OrganizationRole
 from marketplace.billing.models import TopUp
 from marketplace.billing.outcomes import outcomes_of
 from marketplace.billing.selectors import charges_of, top_ups_of
+from marketplace.billing.service_periods import service_periods_of, with_figures
 from marketplace.billing.services.top_ups import top_up
 from marketplace.contracts.models import Contract
 from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of, own_kappas
@@ -27,7 +28,7 @@ from marketplace.portal.access import SeatedRequest, actor_of, page
 from marketplace.portal.burndown import burn_down, holdings_of, usage_chart
 from marketplace.portal.forms import TopUpForm
 from marketplace.portal.paging import page_of
-from pricing.selectors import prices_per_bucket
+from pricing.selectors import levels_of, prices_per_bucket
 
 SPANS = ("day", "hour")
 MOST_CONTRACTS = 50
@@ -107,6 +108,10 @@ def contract(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
             charges_of(organization_id).filter(contract_id=found.id), request, by="period_start"
         ),
         "outcomes": outcomes_of(organization_id).filter(contract_id=found.id)[:RECENT_PERIODS],
+        "levels": levels_of(found.grade),
+        "services": with_figures(
+            service_periods_of(organization_id).filter(contract_id=found.id)[:RECENT_PERIODS]
+        ),
         "now": now,
     }
     return render(request, "portal/contract.html", context)

@@ -28,7 +28,7 @@ from marketplace.portal.charts import Chart, Point, depth_chart, line_chart
 from marketplace.portal.paging import page_of
 from pricing.models import Grade
 from pricing.rating import PlainPrice
-from pricing.selectors import by_bucket, grade_in_force, grades_in_force, prices_per_bucket
+from pricing.selectors import by_bucket, grade_in_force, grades_in_force, levels_of, prices_per_bucket
 from providers.selectors import Supply, supply_of
 
 WINDOW = timedelta(hours=24)
@@ -91,6 +91,7 @@ def grade(request: PortalRequest, slug: str) -> HttpResponse:
     context = {
         "board": board,
         "buckets": buckets,
+        "levels": levels_of(found),
         "control": public_state_of(found, now=now),
         "history": page_of(published_auctions([found.id]), request, by="period_start"),
         "now": now,

@@ -22,6 +22,7 @@ from marketplace.billing.selectors import (
     payout_blocked_reason,
     statements_of,
 )
+from marketplace.billing.service_periods import service_periods_of, with_figures
 from marketplace.errors import DomainError
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
@@ -32,7 +33,7 @@ from marketplace.portal.charts import Chart, Column, Segment, column_chart, shar
 from marketplace.portal.forms import HostForm, PricesForm
 from marketplace.portal.market_forms import OutageForm, outage_form
 from marketplace.portal.paging import page_of
-from pricing.selectors import prices_per_bucket
+from pricing.selectors import levels_of, prices_per_bucket
 from pricing.units import PPM, decimal_string
 from providers.models import Bench, Host, Offering
 from providers.selectors import (
@@ -188,7 +189,15 @@ def prices(request: SeatedRequest, offering_id: UUID) -> HttpResponse:
             messages.success(request, "The new prices hold from now on; what is sold keeps its own.")
             return redirect("provider-home")
     plain = prices_per_bucket(offering.grade, offering.list_rate)
-    context = {"offering": offering, "form": form, "prices": plain, "currency": offering.grade.currency}
+    measured = service_periods_of(request.seat.organization.id).filter(offering_id=offering.id)
+    context = {
+        "offering": offering,
+        "form": form,
+        "prices": plain,
+        "currency": offering.grade.currency,
+        "levels": levels_of(offering.grade),
+        "services": with_figures(measured[:RECENT]),
+    }
     return render(request, "portal/offering.html", context, status=422 if form.is_bound else 200)
 
 
