@@ -273,8 +273,8 @@ class Raw(str):
     __slots__ = ()
 
 
-# A bid without other grades is a good one.
-MAY_BE_EMPTY = {"substitutes"}
+# A bid without other grades is a good one, and so is a grade without service levels.
+MAY_BE_EMPTY = {"service_levels", "substitutes"}
 
 
 def bad_values(shape: dict[str, Any]) -> Iterator[Any]:

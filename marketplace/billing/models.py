@@ -139,10 +139,13 @@ class Settlement(models.Model):
 
 
 class Charge(models.Model):
-    """A rated line of a buyer: exact numerator x rate, rounded once. Append-only; `amount_micros` may be negative
-    on adjustments, remedies, releases and service credits only. Usage covered by a committed fee is charged at 0 micros
-    per Mtok (docs/rounding.md). A remedy bills no volume: what failed stands in the `DeliveryOutcome`, what was too slow in
-    the `ServicePeriod`. Nor does a release: it is what a committed buyer got for volume that was resold, less the fee."""
+    """A rated line of a buyer: exact numerator x rate, rounded once. Append-only.
+
+    `amount_micros` may be negative on adjustments, remedies, releases and service credits only. Usage covered by a
+    committed fee is charged at 0 micros per Mtok (docs/rounding.md). A remedy and a service credit bill no volume: what
+    failed stands in the `DeliveryOutcome`, what was too slow in the `ServicePeriod`. Nor does a release: it is what a
+    committed buyer got for volume that was resold, less the fee.
+    """
 
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
