@@ -10,7 +10,7 @@ from marketplace.accounts.append_only import append_only
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0002_one_operator_audit_append_only"),
-        ("billing", "0003_failures"),
+        ("billing", "0007_processor_operations"),
         ("contracts", "0002_hold_functions"),
         ("pricing", "0003_service_levels"),
         ("providers", "0003_outages"),
@@ -58,7 +58,7 @@ class Migration(migrations.Migration):
                     ("kind", "adjustment"),
                     models.Q(
                         ("estimated_numerator", 0),
-                        ("kind__in", ["remedy", "service_credit"]),
+                        ("kind__in", ["remedy", "release", "service_credit"]),
                         ("numerator", 0),
                     ),
                     _connector="OR",
