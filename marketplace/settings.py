@@ -371,6 +371,13 @@ if DUNNING_UNCOLLECTIBLE_DAYS <= DUNNING_SUSPEND_DAYS:
 DOCUMENT_FONTS_DIR = str(env.str("DOCUMENT_FONTS_DIR", default=""))
 if DOCUMENT_FONTS_DIR and not Path(DOCUMENT_FONTS_DIR).is_dir():
     raise ImproperlyConfigured(f"DOCUMENT_FONTS_DIR must be a folder, not {DOCUMENT_FONTS_DIR!r}")
+# What a provider deposits to sell firm: this share of 30 days' value of what he has sold.
+PROVIDER_BOND_PPM = _integer("PROVIDER_BOND_PPM", 100_000, least=0, most=1_000_000)
+# Earnings are paid out this long after their statement, less a share of its gross that is kept for so many days more.
+PAYOUT_HOLDING_S = _integer("PAYOUT_HOLDING_S", 7 * 86_400, least=0, most=90 * 86_400)
+PAYOUT_RETENTION_PPM = _integer("PAYOUT_RETENTION_PPM", 50_000, least=0, most=1_000_000)
+PAYOUT_RETENTION_DAYS = _integer("PAYOUT_RETENTION_DAYS", 30, least=0, most=365)
+PAYOUT_MINIMUM_MICROS = _integer("PAYOUT_MINIMUM_MICROS", 1_000_000, least=0, most=10**12)
 # Countries between which a business with a tax number accounts for the tax itself (rules with reverse charge).
 TAX_UNION_COUNTRIES: list[str] = env.list("TAX_UNION_COUNTRIES", default=[])
 if any(len(country) != 2 or not country.isupper() for country in TAX_UNION_COUNTRIES):

@@ -36,6 +36,7 @@ from providers.hosting import create_host, ensure_provider, pause_host, resume_h
 from providers.listing import list_offering, pause_offering, resume_offering, withdraw_offering
 from providers.outages import down_in_periods, record_attempt_outages
 from providers.planned_outages import HoursSold, announce_outage, withdraw_outage
+from providers.profiles import lock_provider, lock_providers, set_payout_destination, set_self_billing_consent
 from providers.reads import read_registers
 
 __all__ = [
@@ -61,6 +62,8 @@ __all__ = [
     "lift_derating",
     "list_offering",
     "lock_overcommitted",
+    "lock_provider",
+    "lock_providers",
     "lose_share",
     "note_engine_share",
     "open_capacity",
@@ -77,6 +80,8 @@ __all__ = [
     "resume_host",
     "resume_offering",
     "set_carry_over",
+    "set_payout_destination",
+    "set_self_billing_consent",
     "take_firm_share",
     "take_period_share",
     "verify_enrolment_signature",

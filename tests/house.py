@@ -21,8 +21,10 @@ from rest_framework.test import APIClient
 
 from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
+from marketplace.billing.services.bonds import deposit_bond
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.discounts import give_discount
+from marketplace.billing.services.payout_destinations import request_destination
 from marketplace.billing.services.taxes import add_tax_rule
 from marketplace.contracts.services import derate_host, open_hold
 from marketplace.ids import uuid7
@@ -265,7 +267,7 @@ def make_house(database: TestDatabase) -> House:
 
 
 def _documents(acme: Party, day: Day) -> dict[str, UUID]:
-    """A credit note of acme's, and what the operator made of taxes and discounts."""
+    """A credit note of acme's, what the operator made of taxes and discounts, and hyperion's bond and destination."""
     note = issue_credit_note(
         invoice_id=day.invoice.id,
         amounts_micros=None,
@@ -287,7 +289,22 @@ def _documents(acme: Party, day: Day) -> dict[str, UUID]:
     discount = give_discount(
         organization_id=acme.id, title="Welcome", rate_ppm=1, valid_from=NOW, now=NOW, actor=SYSTEM
     )
-    return {"note_id": note.id, "rule_id": rule.id, "discount_id": discount.id}
+    change = request_destination(
+        organization_id=day.plant.host.provider.organization_id,
+        destination="DE-other",
+        operation_id=uuid7(NOW),
+        now=NOW,
+        actor=SYSTEM,
+    )
+    deposit_bond(
+        organization_id=change.organization_id,
+        amount_micros=1_000_000,
+        source="processor",
+        operation_id=uuid7(NOW),
+        now=NOW,
+        actor=SYSTEM,
+    )
+    return {"change_id": change.id, "note_id": note.id, "rule_id": rule.id, "discount_id": discount.id}
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,9 @@ GOOD: dict[str, dict[str, Any]] = {
         "status": "disabled",
     },
     "post /api/v1/top-ups": {"amount_micros": 1_000_000},
+    "post /api/v1/bond/deposits": {"amount_micros": 1_000_000, "source": "processor"},
+    "post /api/v1/bond/withdrawals": {"amount_micros": 10_000},
+    "post /api/v1/payout-destination": {"destination": "DE-89-3704"},
     "post /api/v1/quotes": {
         "grade": "tiny-chat",
         "firm_lots": 2,
@@ -244,6 +247,8 @@ ELSEWHERE = {
     "post /api/v1/usage/batches/{batch_id}/revive",
     "post /api/v1/grants/{grant_id}/revoke",
     "post /api/v1/discounts/{discount_id}/end",
+    "post /api/v1/payout-destination/changes/{change_id}/cancel",
+    "put /api/v1/self-billing-consent",
 }
 OPERATORS = {
     "post /api/v1/grants",
@@ -263,7 +268,13 @@ OPERATORS = {
     "post /api/v1/tax-rules/{rule_id}/end",
     "post /api/v1/discounts",
 }
-SELLERS = ("/api/v1/hosts", "/api/v1/offerings", "/api/v1/discrepancies")
+SELLERS = (
+    "/api/v1/hosts",
+    "/api/v1/offerings",
+    "/api/v1/discrepancies",
+    "/api/v1/bond",
+    "/api/v1/payout-destination",
+)
 HUGE = "x" * 1_000_000
 
 

@@ -21,7 +21,16 @@ from tests.house import House, routes
 
 EXAMPLES = 8
 CHECKS: list[Any] = [not_a_server_error, content_type_conformance, response_schema_conformance]
-SELLING = ("/api/v1/hosts", "/api/v1/offerings", "/api/v1/statements", "/api/v1/earnings", "/api/v1/payouts")
+SELLING = (
+    "/api/v1/hosts",
+    "/api/v1/offerings",
+    "/api/v1/statements",
+    "/api/v1/earnings",
+    "/api/v1/payouts",
+    "/api/v1/bond",
+    "/api/v1/payout-status",
+    "/api/v1/payout-destination",
+)
 # Signed batches, which no schema can make up; tests of metering attack them.
 NDJSON = ("POST /api/v1/usage",)
 METHODS = ("get", "post", "put", "patch", "delete")

@@ -30,6 +30,7 @@ from marketplace.billing.documents_api import urlpatterns as document_urls
 from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
 from marketplace.billing.outcomes_api import DeliveryOutcomesView
+from marketplace.billing.payouts_api import urlpatterns as payout_urls
 from marketplace.billing.selectors import (
     estimates_left,
     events_of_charge,
@@ -287,4 +288,5 @@ urlpatterns = [
     path("recount-baselines", RecountBaselinesView.as_view()),
     path("exports/focus", FocusView.as_view()),
     *document_urls,
+    *payout_urls,
 ]

@@ -19,6 +19,12 @@ from marketplace.billing.document_models import (
     InvoiceTax,
     TaxRule,
 )
+from marketplace.billing.payout_models import (
+    BondDeposit,
+    BondWithdrawal,
+    DestinationNotice,
+    PayoutDestinationChange,
+)
 from marketplace.billing.processor_models import (
     DisputeShare,
     PaymentDispute,
@@ -38,12 +44,15 @@ from pricing.models import Grade, Rate
 from providers.models import Offering
 
 __all__ = [
+    "BondDeposit",
+    "BondWithdrawal",
     "Charge",
     "ChargeKind",
     "CreditNote",
     "CreditNoteLine",
     "CreditNoteTax",
     "DeliveryOutcome",
+    "DestinationNotice",
     "Discount",
     "DisputeShare",
     "DocumentNumber",
@@ -59,6 +68,7 @@ __all__ = [
     "InvoiceTax",
     "PaymentDispute",
     "Payout",
+    "PayoutDestinationChange",
     "ProcessorAccount",
     "ProcessorEvent",
     "ProcessorGate",
@@ -431,6 +441,21 @@ class Statement(models.Model):
     gross_micros = models.BigIntegerField()
     fee_micros = models.BigIntegerField()
     net_micros = models.BigIntegerField()
+    # From when the net may be paid out, less what is retained of it until later; null: from its issue.
+    payable_at = models.DateTimeField(null=True)
+    retained_micros = models.BigIntegerField(default=0)
+    retained_until = models.DateTimeField(null=True)
+    released_micros = models.BigIntegerField(default=0)
+    # The payable account since the last statement, as it grew and shrank; null while there was no such account.
+    last_transfer_number = models.BigIntegerField(null=True)
+    brought_forward_micros = models.BigIntegerField(default=0)
+    posted_earned_micros = models.BigIntegerField(default=0)
+    posted_fee_micros = models.BigIntegerField(default=0)
+    posted_given_back_micros = models.BigIntegerField(default=0)
+    posted_bond_micros = models.BigIntegerField(default=0)
+    posted_dispute_micros = models.BigIntegerField(default=0)
+    posted_payout_micros = models.BigIntegerField(default=0)
+    carried_forward_micros = models.BigIntegerField(default=0)
     created_at = models.DateTimeField()
 
     class Meta:
@@ -440,6 +465,27 @@ class Statement(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(net_micros=F("gross_micros") - F("fee_micros")), name="billing_statement_adds_up"
+            ),
+            models.CheckConstraint(
+                condition=Q(retained_micros=0)
+                | (
+                    Q(retained_micros__gt=0)
+                    & Q(retained_micros__lte=F("net_micros"))
+                    & Q(retained_until__gt=F("payable_at"))
+                ),
+                name="billing_statement_retained_within_net",
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    carried_forward_micros=F("brought_forward_micros")
+                    + F("posted_earned_micros")
+                    + F("posted_fee_micros")
+                    + F("posted_given_back_micros")
+                    + F("posted_bond_micros")
+                    + F("posted_dispute_micros")
+                    + F("posted_payout_micros")
+                ),
+                name="billing_statement_account_closes",
             ),
         ]
 
@@ -472,7 +518,7 @@ class StatementLineEarning(models.Model):
 
 
 class Payout(models.Model):
-    """Money sent to a provider."""
+    """Money sent to a provider. Without a statement it is what was released of a retention, or left of a minimum."""
 
     class Status(models.TextChoices):
         PENDING = "pending"
@@ -481,8 +527,11 @@ class Payout(models.Model):
 
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
-    statement = models.OneToOneField(Statement, on_delete=models.PROTECT, related_name="payout")
+    statement = models.OneToOneField(Statement, on_delete=models.PROTECT, null=True, related_name="payout")
+    # Where it went: frozen when it was begun.
+    destination = models.CharField(max_length=200, blank=True, default="", db_default="")
     amount_micros = models.BigIntegerField()
+    # What of the provider's balance was kept back when it was begun.
     retained_micros = models.BigIntegerField(default=0)
     currency = models.CharField(max_length=3)
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.PENDING)

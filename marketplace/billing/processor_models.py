@@ -42,6 +42,7 @@ class ProcessorOperation(models.Model):
     class Purpose(models.TextChoices):
         TOP_UP = "top_up"
         INVOICE = "invoice"
+        BOND = "bond"
         NONE = ""
 
     id = models.UUIDField(primary_key=True, editable=False)

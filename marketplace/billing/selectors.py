@@ -23,13 +23,12 @@ from marketplace.billing.models import (
     Statement,
     TopUp,
 )
-from marketplace.billing.processor_selectors import account_block, dispute_block
+from marketplace.billing.payout_status import standing_reasons
 from marketplace.billing.replacements import LAST_OUTCOME, REPLACED_OTHERWISE
 from marketplace.contracts.models import Hold
 from marketplace.errors import NotFound
 from metering.models import DisputedUsage, MeterKind, UsageEvent, UsageRollup
 from metering.selectors import agents_pending_before, pending_before
-from providers.models import Provider
 
 # How long money waits for the meters of a period to be compared, at most.
 RECONCILED_WITHIN: Final = timedelta(minutes=10)
@@ -298,15 +297,9 @@ def events_of_charge(charge: Charge) -> QuerySet[UsageEvent]:
 
 
 def payout_blocked_reason(organization_id: UUID) -> str | None:
-    """Why a provider's balance stays in payable; None when it can be paid out."""
-    provider = Provider.objects.filter(organization_id=organization_id).first()
-    if provider is None:
-        return "the organization has no provider profile"
-    if provider.self_billing_consent_at is None:
-        return "the provider has not consented to self-billing"
-    if not provider.payout_destination and settings.PAYMENT_PROCESSOR == "sandbox":
-        return "the provider has named no payout destination"
-    return account_block(organization_id) or dispute_block(organization_id)
+    """Why a provider's balance stays in payable, the first of the reasons; None when it can be paid out."""
+    reasons = standing_reasons(organization_id)
+    return reasons[0].text if reasons else None
 
 
 def earnings_total(organization_id: UUID, start: datetime, end: datetime) -> dict[str, int]:

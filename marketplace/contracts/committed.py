@@ -12,6 +12,7 @@ from django.db import transaction
 
 from marketplace.accounts.models import Organization
 from marketplace.accounts.services import Actor, check_may_buy, record_audit
+from marketplace.contracts.bonds import require_bonds
 from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment, Quote
 from marketplace.contracts.quoting import QuoteExpired, hours_of
 from marketplace.errors import Conflict, NotFound
@@ -37,8 +38,8 @@ def accept_quote(
 ) -> Contract:
     """Turn a quote into a contract: take its capacity in every hour of the term and hold the first month's price.
 
-    Nothing is changed when it raises: NotFound, QuoteExpired, Conflict (accepted already), CapacityGone or
-    InsufficientFunds. The same operation again gives the same contract.
+    Nothing is changed when it raises: NotFound, QuoteExpired, Conflict (accepted already), CapacityGone,
+    BondNotCovered or InsufficientFunds. The same operation again gives the same contract.
     """
     contract_id = derived_id(operation_id, "contract")
     quote = (
@@ -86,6 +87,7 @@ def accept_quote(
         created_at=now,
     )
     _allocate(contract, quote, ends_at)
+    require_bonds(contract, now=now)
     _make_month(contract, contract_month(quote.starts_at, 0), now, hold=True)
     Quote.objects.filter(pk=quote.pk).update(status=Quote.Status.ACCEPTED)
     record_audit(

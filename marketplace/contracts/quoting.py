@@ -13,6 +13,7 @@ from django.db import transaction
 from django.db.models import Max
 
 from marketplace.accounts.models import Organization, OrganizationRole
+from marketplace.contracts.bonds import room_for_firm
 from marketplace.contracts.models import OveragePolicy, Payment, Quote
 from marketplace.errors import DomainError, Forbidden, InvalidInput, NotFound
 from marketplace.periods import contract_month, delivery_period
@@ -135,6 +136,7 @@ def fill_firm(
     """Who would supply `firm_lots` per delivery period over the whole term, cheapest firm rate first.
 
     A host that lists several grades sells its share once: what the hours of the term have sold already is taken off.
+    Nobody supplies more than his bond covers.
     Raises NotOffered, telling how much there is.
     """
     offerings = sorted(
@@ -143,11 +145,16 @@ def fill_firm(
     )
     sold = _firm_sold_ppm([offering.host_id for offering in offerings], starts_at, ends_at)
     sellable = PPM - settings.OPERATING_MARGIN_PPM
+    room = room_for_firm(offerings, now=now)
     shares: list[Share] = []
     left = firm_lots
     for offering in offerings:
         free_lots = _free_lots(offering, sellable - sold.get(offering.host_id, 0))
         lots = min(left, free_lots)
+        rate, seller = offering.firm_rate.micros_per_mtok, offering.host.provider.organization_id
+        if room is not None:
+            lots = min(lots, room[seller] // rate)
+            room[seller] -= max(0, lots) * rate
         if lots > 0:
             shares.append(Share(offering.id, lots, offering.firm_rate.micros_per_mtok))
             left -= lots

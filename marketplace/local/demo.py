@@ -15,6 +15,7 @@ from django.db import transaction
 
 from marketplace.accounts.models import Membership, Organization
 from marketplace.accounts.services import SYSTEM, add_member, create_api_key, create_organization, create_user
+from marketplace.billing.services.bonds import deposit_bond
 from marketplace.billing.services.top_ups import top_up
 from marketplace.ids import uuid7
 from marketplace.local.environment import write_private
@@ -156,6 +157,15 @@ def _make_cast(now: datetime) -> dict[str, Any]:
     top_up(
         organization_id=UUID(kept["buyer"]["organization_id"]),
         amount_micros=TOP_UP_MICROS,
+        operation_id=uuid7(),
+        now=now,
+        actor=SYSTEM,
+    )
+    # So that its hosts may sell firm.
+    deposit_bond(
+        organization_id=provider_id,
+        amount_micros=TOP_UP_MICROS,
+        source="processor",
         operation_id=uuid7(),
         now=now,
         actor=SYSTEM,

@@ -17,6 +17,7 @@ from marketplace.portal.views import (
     orders,
     outages,
     paper,
+    payouts,
     provider,
     releases,
     signing,
@@ -89,6 +90,7 @@ urlpatterns = [
     path("provider/usage", usage.provider, name="provider-usage"),
     path("provider/focus", usage.provider_focus, name="provider-focus"),
     path("provider/earnings", provider.earnings, name="provider-earnings"),
+    path("provider/payouts", payouts.payouts, name="provider-payouts"),
     path("provider/statements/<uuid:statement_id>", provider.statement, name="provider-statement"),
     path("provider/discrepancies", disputes.of_provider, name="provider-discrepancies"),
     path(

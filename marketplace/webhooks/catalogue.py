@@ -13,6 +13,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "contract.ended": "a contract has ended",
     "invoice.issued": "an invoice is final and has its number",
     "invoice.paid": "an invoice is paid in full",
+    "payout_destination.changed": "a new place for payouts was asked for, applied or cancelled",
     "payout.paid": "earnings were paid out",
     "statement.issued": "a statement is final and has its number",
     "top_up.succeeded": "money was added to the balance",

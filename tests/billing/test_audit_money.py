@@ -32,6 +32,7 @@ from tests.billing.world import (
     accrue,
     assert_books_balance,
     award,
+    identify,
     meter,
     money,
     on_demand,
@@ -165,6 +166,7 @@ def test_a_refund_that_the_provider_cannot_cover_comes_from_the_operator(
     acme: Party, hyperion: Party, operator: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
     fund(acme, FUNDS, now)
+    identify(hyperion)
     Provider.objects.filter(organization_id=hyperion.id).update(
         self_billing_consent_at=now, payout_destination="iban-1"
     )
@@ -242,6 +244,7 @@ def test_documents_and_payouts_are_in_whole_units_of_the_currency(
     plant = make_plant(
         hyperion, grade, now, list_rate=61_230_567, firm_rate=50_000_000, spot_floor=20_000_000
     )
+    identify(hyperion)
     Provider.objects.filter(organization_id=hyperion.id).update(
         self_billing_consent_at=now, payout_destination="iban-1"
     )
@@ -274,6 +277,7 @@ def test_a_payout_waits_for_consent_and_destination_and_is_sent_once(
     meter(contract, rate, plant, 100 * LOT, now)
     settle_hour(now)
     issue_statements(month_start=MARCH, now=APRIL_2)
+    identify(hyperion)
     profile = Provider.objects.filter(organization_id=hyperion.id)
     profile.update(self_billing_consent_at=None, payout_destination="iban-1")
     assert pay_out_statements(now=APRIL_2) == []

@@ -31,6 +31,7 @@ from tests.billing.world import (
     accrue,
     assert_books_balance,
     award,
+    identify,
     meter,
     money,
     on_demand,
@@ -168,6 +169,7 @@ def test_a_statement_mirrors_the_earnings_and_pays_out_whole_cents(
     assert statement.number == "TS-2026-000001"
     assert issue_statements(month_start=MARCH, now=APRIL_2) == []
     assert pay_out_statements(now=APRIL_2) == []
+    identify(hyperion)
     Provider.objects.filter(organization_id=hyperion.id).update(
         self_billing_consent_at=now, payout_destination="iban:test"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from marketplace.accounts.models import Organization
 from marketplace.billing.models import (
     DisputeShare,
     PaymentDispute,
@@ -83,6 +84,9 @@ def market(committed_db: TestDatabase, now: datetime, monkeypatch: pytest.Monkey
         hyperion = make_party("Hyperion", ["provider"], now)
         ensure_provider(organization_id=hyperion.id, display_name="Hyperion", now=now)
         Provider.objects.update(self_billing_consent_at=now)
+        Organization.objects.filter(pk=hyperion.id).update(
+            legal_name="Hyperion Ltd", address="1 Main Street", tax_number="DE123"
+        )
         yield Selling(base.sim, base.now, base.operator, base.acme, hyperion)
 
 

@@ -149,6 +149,7 @@ def content_of_statement(statement: Statement, lines: Sequence[StatementLine]) -
             ("Statement number", statement.number),
             ("Issued", _day(statement.created_at)),
             ("Month", f"{statement.period_start:%B %Y}"),
+            *_payable(statement, money),
         ],
         columns=("Description", "Standard tokens", f"Gross, {statement.currency}"),
         rows=[
@@ -164,10 +165,42 @@ def content_of_statement(statement: Statement, lines: Sequence[StatementLine]) -
             ("Gross", money(statement.gross_micros), ""),
             ("Market fee", money(-statement.fee_micros), ""),
             ("Net", money(statement.net_micros), "due"),
+            *_account(statement, money),
         ],
         notes=[consent],
         at=statement.created_at,
     )
+
+
+def _account(statement: Statement, money: _Money) -> list[tuple[str, str, str]]:
+    """The provider's balance since the last statement; statements of before it was kept print as they did."""
+    if statement.last_transfer_number is None:
+        return []
+    rows = (
+        ("Balance brought forward", statement.brought_forward_micros),
+        ("Earned", statement.posted_earned_micros),
+        ("Market fee", statement.posted_fee_micros),
+        ("Remedies and corrections", statement.posted_given_back_micros),
+        ("To and from the bond", statement.posted_bond_micros),
+        ("Disputed payments", statement.posted_dispute_micros),
+        ("Paid out", statement.posted_payout_micros),
+    )
+    return [
+        *((label, money(amount), "") for label, amount in rows),
+        ("Balance carried forward", money(statement.carried_forward_micros), "due"),
+    ]
+
+
+def _payable(statement: Statement, money: _Money) -> list[tuple[str, str]]:
+    if statement.payable_at is None:
+        return []
+    facts = [("Paid out from", _day(statement.payable_at))]
+    if statement.retained_micros and statement.retained_until is not None:
+        until = _day(statement.retained_until)
+        facts.append(("Of it retained", f"{money(statement.retained_micros)} until {until}"))
+    if statement.released_micros:
+        facts.append(("Released of earlier months", money(statement.released_micros)))
+    return facts
 
 
 def _document(

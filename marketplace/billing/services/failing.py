@@ -16,14 +16,17 @@ from uuid import UUID
 from django.db import connection
 from django.db.models import Sum
 
-from marketplace.billing.models import DeliveryOutcome, Earning, Settlement
+from marketplace.billing.models import ChargeKind, DeliveryOutcome, Earning, Settlement
 from marketplace.billing.outcomes import latest_outcomes
 from marketplace.billing.selectors import Metered
 from marketplace.billing.services.locks import lock_until_commit
 from marketplace.billing.services.posting import provider_organizations
+from marketplace.billing.services.waterfall import paid_by_bond
 from marketplace.contracts.models import Allocation, Contract, Entitlement, PeriodRate
 from marketplace.contracts.services import curtailed_parts
 from marketplace.ids import derived_id
+from marketplace.ledger.models import AccountKind
+from marketplace.ledger.selectors import available_by_organization
 from metering.failing import delivered_by_side
 from pricing.failures import (
     Benched,
@@ -325,9 +328,10 @@ def _read_remedy_terms(evidence: FailureEvidence, contract: Contract, awards: Se
 
 
 def _room(provider: UUID, grade: UUID, contract: Contract, since: datetime, until: datetime) -> int:
-    """A month's gross of the grade, as far as it is settled, less the remedies in it; without the awards at hand.
+    """A month's settled gross of the grade, plus his bond, less the remedies; without the awards at hand.
 
-    A remedy is a negative gross, so one sum has both. A provider's bond will be added here, when providers have one.
+    A remedy is a negative gross, so one sum has both. Of the bond counts what it is now and what it has paid of them:
+    else a remedy would lower the cap twice.
     """
     earnings = Earning.objects.filter(
         organization_id=provider,
@@ -336,4 +340,6 @@ def _room(provider: UUID, grade: UUID, contract: Contract, since: datetime, unti
         period_start__gte=until - CAP_SPAN,
         period_start__lt=until,
     ).exclude(charge__contract=contract, period_start__gte=since)
-    return int(earnings.aggregate(gross=Sum("gross_micros"))["gross"] or 0)
+    gross = int(earnings.aggregate(gross=Sum("gross_micros"))["gross"] or 0)
+    held = available_by_organization([provider], kind=AccountKind.BOND, currency=contract.currency)
+    return gross + held[provider] + paid_by_bond(provider, earnings.filter(charge__kind=ChargeKind.REMEDY))

@@ -48,9 +48,9 @@ def record_dispute(*, state: DisputeState, now: datetime) -> PaymentDispute | No
 def _open(payment: ProcessorOperation, state: DisputeState, *, now: datetime) -> PaymentDispute:
     dispute_id = derived_id(payment.id, f"dispute:{state.reference}")
     unspent = 0
-    if payment.purpose == ProcessorOperation.Purpose.TOP_UP:
+    if payment.purpose in (ProcessorOperation.Purpose.TOP_UP, ProcessorOperation.Purpose.BOND):
         unspent = balance(
-            organization_id=payment.organization_id, kind=AccountKind.PREPAID, currency=state.currency
+            organization_id=payment.organization_id, kind=_own_kind(payment), currency=state.currency
         ).available_micros
     own = min(state.amount_micros, max(0, unspent))
     try:
@@ -73,11 +73,16 @@ def _open(payment: ProcessorOperation, state: DisputeState, *, now: datetime) ->
     return dispute
 
 
+def _own_kind(payment: ProcessorOperation) -> AccountKind:
+    """Where the payment went, and comes from first when it is taken back: a bond, or the prepaid balance."""
+    return AccountKind.BOND if payment.purpose == ProcessorOperation.Purpose.BOND else AccountKind.PREPAID
+
+
 def _post_taken(
     payment: ProcessorOperation, dispute_id: UUID, amount_micros: int, own_micros: int, *, now: datetime
 ) -> None:
     prepaid = account_id(
-        organization_id=payment.organization_id, kind=AccountKind.PREPAID, currency=payment.currency, now=now
+        organization_id=payment.organization_id, kind=_own_kind(payment), currency=payment.currency, now=now
     )
     parts = (
         ("from_balance", prepaid, own_micros),
@@ -156,7 +161,10 @@ def _close(dispute: PaymentDispute, status: str, *, now: datetime) -> None:
     operator = market_account(AccountKind.OPERATOR, currency, now)
     processor = market_account(AccountKind.PROCESSOR, currency, now)
     prepaid = account_id(
-        organization_id=locked.payment.organization_id, kind=AccountKind.PREPAID, currency=currency, now=now
+        organization_id=locked.payment.organization_id,
+        kind=_own_kind(locked.payment),
+        currency=currency,
+        now=now,
     )
     moves = [
         ("won_balance", processor, prepaid, locked.from_balance_micros),

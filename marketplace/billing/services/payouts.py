@@ -1,4 +1,4 @@
-"""Money sent to providers, after their statement, where consent and destination are given.
+"""Money sent to providers: what was stated, after the holding time, less what is retained.
 
 A payout leaves in parts, each moved out of one payment of a buyer whom the statement is about (so that a payment that
 is taken back later can be followed), the rest out of what lies free at the processor.
@@ -6,81 +6,109 @@ is taken back later can be followed), the rest out of what lies free at the proc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import F, Q, Sum
 
 from marketplace.billing.documents import whole_minor_units
 from marketplace.billing.models import Payout, ProcessorOperation, Statement, StatementLineEarning
+from marketplace.billing.payout_status import PayoutStatus, payout_status
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
 from marketplace.billing.processors.registry import payment_processor, processor_named
 from marketplace.billing.selectors import payout_blocked_reason
-from marketplace.billing.services.locks import lock_until_commit
+from marketplace.billing.services.bonds import retain_for_bond
 from marketplace.billing.services.operations import request_operation, run_operation
 from marketplace.billing.services.payment_disputes import recover_owed
+from marketplace.billing.services.payout_destinations import apply_due_destination, apply_due_destinations
 from marketplace.billing.services.processor_effects import payout_hold_id
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
-from marketplace.ledger.selectors import balance
-from marketplace.ledger.services import account_id, open_hold
+from marketplace.ledger.selectors import available_by_organization
+from marketplace.ledger.services import InsufficientFunds, account_id, open_hold
+from providers.models import Provider
 
 Status = ProcessorOperation.Status
 _OPEN = (Status.REQUESTED, Status.SENT, Status.UNKNOWN)
 
 
 def pay_out_statements(*, now: datetime) -> list[Payout]:
-    """Begin the payouts of statements that have none, and bring every pending one as far as it goes."""
-    payable = Statement.objects.filter(
-        payout__isnull=True, net_micros__gt=0, organization__provider__self_billing_consent_at__isnull=False
-    )
-    for statement_id in list(payable.order_by("id").values_list("id", flat=True)):
-        begin_payout(statement_id=statement_id, now=now)
+    """Begin the payouts that are due, and bring every pending one as far as it goes."""
+    apply_due_destinations(now=now)
+    providers = Provider.objects.order_by("id").values_list("organization_id", flat=True)
+    owed = available_by_organization(providers, kind=AccountKind.PAYABLE, currency=settings.MARKET_CURRENCY)
+    for organization_id in [owner for owner, amount in owed.items() if amount > 0]:
+        begin_payout(organization_id=organization_id, now=now)
     pending = Payout.objects.filter(status=Payout.Status.PENDING).order_by("id").values_list("id", flat=True)
     done = [finish_payout(payout_id=payout_id, now=now) for payout_id in list(pending)]
     send_to_banks(now=now)
     return done
 
 
-def begin_payout(*, statement_id: UUID, now: datetime) -> Payout | None:
-    """Set a statement's net aside on the payable account, in whole minor units; the rest stays there.
+def begin_payout(*, organization_id: UUID, now: datetime) -> Payout | None:
+    """Set what is ready of a provider's balance aside on the payable account, in whole minor units; the rest stays.
 
-    None where payouts are blocked (`payout_blocked_reason` says why), where there is nothing to send, or where it
-    was begun before. What the provider owes for disputed payments is taken first.
+    What he owes for disputed payments is taken first, then what his bond lacks. None where something stands against
+    it (`payout_status` says what). With a new statement a payout begins as soon as that is payable, without one at
+    most once in a UTC day. Two runs at once wait for each other at the lock of the profile.
     """
-    statement = Statement.objects.get(pk=statement_id)
-    recover_owed(organization_id=statement.organization_id, now=now)
+    recover_owed(organization_id=organization_id, now=now)
     with transaction.atomic():
-        lock_until_commit(derived_id(statement_id, "payout"))
-        if Payout.objects.filter(statement=statement).exists() or payout_blocked_reason(
-            statement.organization_id
-        ):
+        provider = apply_due_destination(organization_id=organization_id, now=now)
+        retain_for_bond(organization_id=organization_id, now=now)
+        status = payout_status(organization_id, now=now)
+        if status.reasons:
             return None
-        available = balance(
-            organization_id=statement.organization_id, kind=AccountKind.PAYABLE, currency=statement.currency
-        ).available_micros
-        amount = whole_minor_units(max(0, min(statement.net_micros, available)), statement.currency)
-        if amount == 0:
+        statements = _unpaid_statements(organization_id, now=now)
+        payout_id = derived_id(
+            statements[-1].id if statements else organization_id,
+            "payout" if statements else f"payout:{now.astimezone(UTC).date().isoformat()}",
+        )
+        if Payout.objects.filter(pk=payout_id).exists():
             return None
-        return _request(statement, amount, now=now)
+        try:
+            with transaction.atomic():
+                return _request(payout_id, provider, statements, status, now=now)
+        except InsufficientFunds:
+            return None  # A remedy took it in the same moment; the next run sees what is left.
 
 
-def _request(statement: Statement, amount_micros: int, *, now: datetime) -> Payout:
+def _unpaid_statements(organization_id: UUID, *, now: datetime) -> list[Statement]:
+    """Payable statements after the last one that was paid out, oldest first."""
+    statements = Statement.objects.filter(organization_id=organization_id)
+    paid = statements.filter(payout__isnull=False).order_by("-period_start").first()
+    if paid is not None:
+        statements = statements.filter(period_start__gt=paid.period_start)
+    payable = statements.filter(Q(payable_at__isnull=True) | Q(payable_at__lte=now), net_micros__gt=0)
+    return list(payable.order_by("period_start"))
+
+
+def _request(
+    payout_id: UUID,
+    provider: Provider,
+    statements: Sequence[Statement],
+    status: PayoutStatus,
+    *,
+    now: datetime,
+) -> Payout:
     payout = Payout.objects.create(
-        id=derived_id(statement.id, "payout"),
-        organization_id=statement.organization_id,
-        statement=statement,
-        amount_micros=amount_micros,
-        currency=statement.currency,
+        id=payout_id,
+        organization_id=provider.organization_id,
+        statement=statements[-1] if statements else None,
+        destination=provider.payout_destination,
+        amount_micros=status.ready_micros,
+        retained_micros=status.retained_micros,
+        currency=settings.MARKET_CURRENCY,
         processor=payment_processor().name,
         created_at=now,
     )
     payable = account_id(
         organization_id=payout.organization_id, kind=AccountKind.PAYABLE, currency=payout.currency, now=now
     )
-    for number, (payment, part_micros) in enumerate(_parts(statement, payout)):
+    for number, (payment, part_micros) in enumerate(_parts(statements, payout)):
         request_operation(
             kind=OperationKind.TRANSFER,
             fact_id=derived_id(payout.id, f"part:{number}"),
@@ -99,7 +127,7 @@ def _request(statement: Statement, amount_micros: int, *, now: datetime) -> Payo
     open_hold(
         id=payout_hold_id(payout.id),
         account_id=payable,
-        amount_micros=amount_micros,
+        amount_micros=payout.amount_micros,
         code="payout",
         reference_id=payout.id,
         now=now,
@@ -107,11 +135,13 @@ def _request(statement: Statement, amount_micros: int, *, now: datetime) -> Payo
     return payout
 
 
-def _parts(statement: Statement, payout: Payout) -> Iterator[tuple[ProcessorOperation | None, int]]:
+def _parts(
+    statements: Sequence[Statement], payout: Payout
+) -> Iterator[tuple[ProcessorOperation | None, int]]:
     """Which payments a payout is taken from: each buyer's own, oldest first, at most what he brought to it."""
     left = payout.amount_micros
     buyers = (
-        StatementLineEarning.objects.filter(line__statement=statement)
+        StatementLineEarning.objects.filter(line__statement__in=list(statements))
         .values("earning__charge__organization")
         .annotate(net=Sum(F("earning__gross_micros") - F("earning__fee_micros")))
         .order_by("earning__charge__organization")
@@ -147,10 +177,8 @@ def finish_payout(*, payout_id: UUID, now: datetime) -> Payout:
     parts = ProcessorOperation.objects.filter(
         subject_id=payout_id, kind=OperationKind.TRANSFER, status__in=_OPEN
     ).order_by("id")
-    if (
-        payout_blocked_reason(Payout.objects.values_list("organization_id", flat=True).get(pk=payout_id))
-        is None
-    ):
+    organization_id = Payout.objects.values_list("organization_id", flat=True).get(pk=payout_id)
+    if payout_blocked_reason(organization_id) is None:
         for operation_id in list(parts.values_list("id", flat=True)):
             run_operation(operation_id=operation_id, now=now)
     return Payout.objects.get(pk=payout_id)

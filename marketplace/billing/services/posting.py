@@ -17,9 +17,14 @@ from marketplace.billing.lines import Line, LineKey, Share
 from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
 from marketplace.billing.services.taxes import levy_shares
 from marketplace.billing.services.waterfall import (
+    FROM_BOND,
     FROM_OPERATOR,
     OWED_BY_PROVIDER,
+    TO_BOND,
     TO_OPERATOR,
+    bond_account,
+    bonds_for,
+    parts_of_refund,
     repaid_first,
 )
 from marketplace.contracts.models import Contract, ContractKind, Payment
@@ -149,7 +154,7 @@ def move_lines(
 def move(movements: Sequence[Movement], *, now: datetime) -> None:
     """Post the grosses and fees of lines, of whichever books, in one call of the ledger.
 
-    What is given back, and a remedy, comes from the seller's account and, where that is empty, from the operator.
+    What is given back, and a remedy, comes from the seller's account, then from his bond, then from the operator.
     Raises InsufficientFunds.
     """
     sellers = sellers_of({key for one in movements for key in one.line.shares})
@@ -163,10 +168,17 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
         for offering, share in sorted(line.shares.items()):
             earning, payable = earning_id(charge, offering), accounts[offering]
             if share.gross_micros > 0:
-                back = repaid_first(books.contract_id, line, offering, share)
+                to_market, to_bond = repaid_first(books.contract_id, line, offering, share)
+                back = to_market + to_bond
+                bond = (
+                    bond_account(sellers[offering].organization_id, books.currency, now=now)
+                    if to_bond
+                    else payable
+                )
                 for name, credit, amount in (
                     ("gross", payable, share.gross_micros - back),
-                    (TO_OPERATOR, books.operator, back),
+                    (TO_OPERATOR, books.operator, to_market),
+                    (TO_BOND, bond, to_bond),
                 ):
                     if amount:
                         transfers.append(
@@ -192,7 +204,9 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
         account: max(0, amount - earned[account] - _available(account))
         for account, amount in given_back.items()
     }
-    transfers += _refunds(movements, accounts, shortfall)
+    owners = {accounts[key]: one.organization_id for key, one in sellers.items() if one.ask_id is None}
+    bonds = bonds_for(shortfall, owners, movements[0].books.currency, now=now) if movements else {}
+    transfers += _refunds(movements, accounts, shortfall, bonds)
     if transfers:
         post_transfers(transfers, now=now)
 
@@ -396,9 +410,13 @@ def _fee(earning: UUID, payable: UUID, share: Share, books: Books) -> NewTransfe
 
 
 def _refunds(
-    movements: Sequence[Movement], accounts: Mapping[UUID, UUID], shortfall: dict[UUID, int]
+    movements: Sequence[Movement],
+    accounts: Mapping[UUID, UUID],
+    shortfall: dict[UUID, int],
+    bonds: Mapping[UUID, tuple[UUID, int]],
 ) -> list[NewTransfer]:
     refunds: list[NewTransfer] = []
+    left = dict(bonds)
     for movement in movements:
         line, books = movement.line, movement.books
         charge = charge_id(movement.parent, line)
@@ -408,10 +426,16 @@ def _refunds(
             account, earning = accounts[offering], earning_id(charge, offering)
             uncovered = min(-share.gross_micros, shortfall[account])
             shortfall[account] -= uncovered
-            # The waterfall: what the provider has to come, then the market. His bond will stand between them.
+            # The waterfall: what the provider has to come, his bond, then the market.
+            bond, lies_there = left.get(account, (account, 0))
+            own, by_bond, by_market = parts_of_refund(
+                -share.gross_micros, uncovered_micros=uncovered, bond_micros=lies_there
+            )
+            left[account] = (bond, lies_there - by_bond)
             parts = (
-                ("gross", account, -share.gross_micros - uncovered),
-                (FROM_OPERATOR, books.operator, uncovered),
+                ("gross", account, own),
+                (FROM_BOND, bond, by_bond),
+                (FROM_OPERATOR, books.operator, by_market),
             )
             refunds += [
                 NewTransfer(

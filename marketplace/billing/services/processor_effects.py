@@ -15,6 +15,7 @@ from django.db.models import F
 
 from marketplace.accounts.selectors import operator_organization
 from marketplace.billing.models import (
+    BondDeposit,
     DisputeShare,
     PaymentDispute,
     Payout,
@@ -118,6 +119,9 @@ def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) 
         TopUp.objects.filter(pk=operation.subject_id).exclude(status=TopUp.Status.SUCCEEDED).update(
             status=status, processor_reference=operation.object_id, action_url=operation.action_url
         )
+    elif operation.purpose == Purpose.BOND:
+        _bond(operation, now)
+        return
     if operation.status != Status.SUCCEEDED:
         return
     of_top_up = operation.purpose == Purpose.TOP_UP
@@ -133,6 +137,35 @@ def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) 
         credit_id=credit,
         amount_micros=operation.amount_micros,
         code="top_up" if of_top_up else "invoice_payment",
+        reference_id=operation.subject_id,
+    )
+    post_transfers([transfer], now=now)
+
+
+def _bond(operation: ProcessorOperation, now: datetime) -> None:
+    """A provider's deposit has come in, or has not."""
+    deposit = BondDeposit.objects.filter(pk=operation.subject_id).exclude(status=BondDeposit.Status.SUCCEEDED)
+    deposit.update(
+        status={
+            Status.SUCCEEDED: BondDeposit.Status.SUCCEEDED,
+            Status.FAILED: BondDeposit.Status.FAILED,
+        }.get(Status(operation.status), BondDeposit.Status.PENDING),
+        processor_reference=operation.object_id,
+        action_url=operation.action_url,
+    )
+    if operation.status != Status.SUCCEEDED:
+        return
+    transfer = NewTransfer(
+        id=derived_id(operation.subject_id, "transfer"),
+        debit_id=market_account(AccountKind.PROCESSOR, operation.currency, now),
+        credit_id=account_id(
+            organization_id=operation.organization_id,
+            kind=AccountKind.BOND,
+            currency=operation.currency,
+            now=now,
+        ),
+        amount_micros=operation.amount_micros,
+        code="bond_deposit",
         reference_id=operation.subject_id,
     )
     post_transfers([transfer], now=now)

@@ -18,6 +18,7 @@ from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.locks import lock_until_commit
 from marketplace.billing.services.numbers import next_number
 from marketplace.billing.services.parties import party
+from marketplace.billing.services.statement_accounts import fill_account
 from marketplace.errors import InvalidInput
 from marketplace.ids import derived_id
 from marketplace.periods import Period, calendar_month
@@ -99,6 +100,7 @@ def issue_statement(*, organization_id: UUID, month: Period, now: datetime) -> S
         net_micros=gross - fee,
         created_at=now,
     )
+    fill_account(statement, now=now)
     lines, links = _lines(statement, earnings)
     statement.content_sha256 = digest_of_content(content_of_statement(statement, lines))
     statement.save(force_insert=True)

@@ -32,7 +32,7 @@ def top_up(
     between two transactions; what dies in between is finished by the sweeper, or by the same call again. Raises
     NotFound, Forbidden, InvalidInput (field amount_micros), Conflict.
     """
-    _check_amount(amount_micros)
+    check_amount(amount_micros)
     pending = _begin(
         top_up_id=derived_id(operation_id, "top_up"),
         organization_id=organization_id,
@@ -47,7 +47,8 @@ def top_up(
     return TopUp.objects.get(pk=pending.id)
 
 
-def _check_amount(amount_micros: int) -> None:
+def check_amount(amount_micros: int) -> None:
+    """Whole minor units, from one of them to the most at a time. Raises InvalidInput (amount_micros)."""
     currency = settings.MARKET_CURRENCY
     minor = micros_per_minor_unit(currency)
     if amount_micros < minor:

@@ -1,37 +1,99 @@
-"""Who bears what is given back: the provider, as far as he has money; then the market. And who gets it back later."""
+"""Who bears what is given back: the provider, as far as he has money; his bond; then the market.
+
+And who gets it back later: in the opposite order.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Final
 from uuid import UUID
+
+from django.db.models import QuerySet, Sum
 
 from marketplace.billing.lines import Line, Share
 from marketplace.billing.models import ChargeKind, Earning
 from marketplace.ids import derived_id
-from marketplace.ledger.models import Transfer
+from marketplace.ledger.models import AccountKind, LedgerAccount, Transfer
+from marketplace.ledger.selectors import available_by_organization
+from marketplace.ledger.services import account_id
 
-# The parts of one earning's movement that are the market's: what it bore, and what came back to it.
+# The parts of one earning's movement that are not the payable account's: what bond and market bore, and what came back.
+FROM_BOND: Final = "gross_from_bond"
+TO_BOND: Final = "gross_to_bond"
 FROM_OPERATOR: Final = "gross_from_operator"
 TO_OPERATOR: Final = "gross_to_operator"
 # What a provider owes for how he delivered; it bills no volume and has no fee.
 OWED_BY_PROVIDER: Final = (ChargeKind.REMEDY, ChargeKind.SERVICE_CREDIT)
 
 
-def repaid_first(contract_id: UUID, line: Line, offering_id: UUID, share: Share) -> int:
-    """What of a positive share goes back to the market, which bore an earlier one of the same kind, in micros.
+def repaid_first(contract_id: UUID, line: Line, offering_id: UUID, share: Share) -> tuple[int, int]:
+    """What of a positive share goes back to the market and to the bond, which bore an earlier one of the same kind.
 
-    A remedy that shrinks, or usage that comes back after a negative adjustment, repays the market first: else a
-    provider would be paid what he never bore. The fee of the share itself stays his to pay out of it.
+    In micros; the market comes first. A remedy that shrinks, or usage that comes back after a negative adjustment,
+    repays them before the provider: else he would be paid what he never bore. The fee of the share itself stays his
+    to pay out of it.
     """
     if line.kind not in (*OWED_BY_PROVIDER, ChargeKind.ADJUSTMENT):
-        return 0  # A first run's lines: nothing was given back before them.
-    return min(
-        share.gross_micros - max(0, share.fee_micros), _borne_by_market(contract_id, line, offering_id)
-    )
+        return 0, 0  # A first run's lines: nothing was given back before them.
+    by_bond, by_market = _borne(contract_id, line, offering_id)
+    net = share.gross_micros - max(0, share.fee_micros)
+    _, to_bond, to_market = parts_of_repayment(net, by_bond_micros=by_bond, by_market_micros=by_market)
+    return to_market, to_bond
 
 
-def _borne_by_market(contract_id: UUID, line: Line, offering_id: UUID) -> int:
-    """What the market has paid for an offering on this contract in earlier runs and not got back, in micros.
+def bond_account(organization_id: UUID, currency: str, *, now: datetime) -> UUID:
+    return account_id(organization_id=organization_id, kind=AccountKind.BOND, currency=currency, now=now)
+
+
+def bonds_for(
+    shortfall: Mapping[UUID, int], owners: Mapping[UUID, UUID], currency: str, *, now: datetime
+) -> dict[UUID, tuple[UUID, int]]:
+    """By payable account that falls short: the bond behind it and what lies there. Buyers who resell have none."""
+    short = {
+        account: owners[account] for account, amount in shortfall.items() if amount and account in owners
+    }
+    held = available_by_organization(short.values(), kind=AccountKind.BOND, currency=currency)
+    return {
+        account: (bond_account(owner, currency, now=now), held[owner])
+        for account, owner in sorted(short.items())
+        if held[owner] > 0
+    }
+
+
+def parts_of_refund(amount_micros: int, *, uncovered_micros: int, bond_micros: int) -> tuple[int, int, int]:
+    """What payable, bond and market bear of it: `uncovered` is not on the payable account, `bond` is in the bond.
+
+    The three sum to the amount.
+    """
+    by_bond = min(uncovered_micros, bond_micros)
+    return amount_micros - uncovered_micros, by_bond, uncovered_micros - by_bond
+
+
+def parts_of_repayment(
+    amount_micros: int, *, by_bond_micros: int, by_market_micros: int
+) -> tuple[int, int, int]:
+    """What of it goes to payable, bond and market, which bore so much before: the market first.
+
+    The three sum to the amount.
+    """
+    to_market = min(amount_micros, by_market_micros)
+    to_bond = min(amount_micros - to_market, by_bond_micros)
+    return amount_micros - to_market - to_bond, to_bond, to_market
+
+
+def paid_by_bond(organization_id: UUID, earnings: QuerySet[Earning]) -> int:
+    """What a provider's bond has paid of these earnings and not got back, in micros."""
+    bonds = LedgerAccount.objects.filter(organization_id=organization_id, kind=AccountKind.BOND)
+    of_these = Transfer.objects.filter(reference_id__in=earnings.values("id"))
+    taken = of_these.filter(debit_account__in=bonds).aggregate(sum=Sum("amount_micros"))["sum"] or 0
+    returned = of_these.filter(credit_account__in=bonds).aggregate(sum=Sum("amount_micros"))["sum"] or 0
+    return int(taken - returned)
+
+
+def _borne(contract_id: UUID, line: Line, offering_id: UUID) -> tuple[int, int]:
+    """What bond and market have paid for an offering on this contract in earlier runs and not got back, in micros.
 
     Remedies are one account, service credits another, and what adjustments took back of usage a third.
     """
@@ -41,8 +103,13 @@ def _borne_by_market(contract_id: UUID, line: Line, offering_id: UUID) -> int:
         charge__rate_id=line.rate_id,
         charge__period_start=line.period_start,
         charge__contract_id=contract_id,
-    ).values_list("id", flat=True)
-    signs = {derived_id(earning, FROM_OPERATOR): 1 for earning in earnings}
-    signs |= {derived_id(earning, TO_OPERATOR): -1 for earning in earnings}
+    )
+    ids = list(earnings.values_list("id", flat=True))
+    return _left(ids, FROM_BOND, TO_BOND), _left(ids, FROM_OPERATOR, TO_OPERATOR)
+
+
+def _left(earnings: Iterable[UUID], taken: str, returned: str) -> int:
+    signs = {derived_id(earning, taken): 1 for earning in earnings}
+    signs |= {derived_id(earning, returned): -1 for earning in earnings}
     moved = Transfer.objects.filter(id__in=list(signs)).values_list("id", "amount_micros")
     return sum(signs[transfer] * amount for transfer, amount in moved)
