@@ -45,6 +45,9 @@ class BondOut(serializers.Serializer[Any]):
     required_micros = serializers.IntegerField()
     held_micros = serializers.IntegerField()
     free_micros = serializers.IntegerField(help_text="what may be withdrawn")
+    room_micros = serializers.IntegerField(
+        allow_null=True, help_text="how much more firm value (of 30 days) it covers; null: no bond is asked"
+    )
     missing_micros = serializers.IntegerField(help_text="what is kept of earnings until it is covered")
 
 
@@ -153,6 +156,7 @@ class BondView(_ProviderView):
             "required_micros": bond.required_micros,
             "held_micros": bond.held_micros,
             "free_micros": bond.free_micros,
+            "room_micros": bond.room_micros,
             "missing_micros": bond.missing_micros,
         }
         return Response(BondOut(figures).data)

@@ -42,12 +42,16 @@ class BondNotCovered(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Bond:
-    """In micros. `firm_value` is 30 days of what is sold firm; `bound` is what may not be withdrawn now."""
+    """In micros. `firm_value` is 30 days of what is sold firm; `bound` is what may not be withdrawn now.
+
+    `room` is how much more of such value the bond covers; None where no bond is asked.
+    """
 
     firm_value_micros: int
     required_micros: int
     bound_micros: int
     held_micros: int
+    room_micros: int | None
 
     @property
     def free_micros(self) -> int:
@@ -63,14 +67,18 @@ def bond_of(organization_id: UUID, *, now: datetime) -> Bond:
     """A provider's bond as it stands."""
     [lots_rate] = firm_lots_times_rate([organization_id], now=now).values()
     [still] = firm_lots_times_rate([organization_id], now=now - SETTLING, ended_too=True).values()
-    held = available_by_organization(
+    [held] = available_by_organization(
         [organization_id], kind=AccountKind.BOND, currency=settings.MARKET_CURRENCY
-    )
+    ).values()
+    covered = covered_lots_times_rate(held)
     return Bond(
         firm_value_micros=firm_value_micros(lots_rate),
         required_micros=required_micros(lots_rate),
         bound_micros=required_micros(still),
-        held_micros=held[organization_id],
+        held_micros=held,
+        room_micros=None
+        if covered is None
+        else max(0, covered - lots_rate) * _numerators() // NUMERATOR_PER_MTOK,
     )
 
 

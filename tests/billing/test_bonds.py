@@ -92,6 +92,8 @@ def test_nobody_sells_firm_beyond_what_his_bond_covers(
     with pytest.raises(NotOffered, match="0 lots are"):
         commit(world, now, firm_lots=1, volume_lots=1)
     deposit(hyperion, BOND - CENT, now)
+    # Ten times 12.95, down to whole firm lots x rate: 14,988,425 of them, at 8.64 micros each.
+    assert bond_of(hyperion.id, now=now).room_micros == 129_499_992
     with pytest.raises(NotOffered, match="29 lots are"):
         commit(world, now, firm_lots=30, volume_lots=1)
     deposit(hyperion, CENT, now)
@@ -100,7 +102,7 @@ def test_nobody_sells_firm_beyond_what_his_bond_covers(
     commit(world, now, firm_lots=30, volume_lots=1)
     bond = bond_of(hyperion.id, now=now)
     assert (bond.firm_value_micros, bond.required_micros, bond.held_micros) == (VALUE, BOND, BOND)
-    assert (bond.free_micros, bond.missing_micros) == (0, 0)
+    assert (bond.free_micros, bond.missing_micros, bond.room_micros) == (0, 0, 0)
     with pytest.raises(NotOffered, match="0 lots are"):
         commit(world, now, firm_lots=1, volume_lots=1)
 

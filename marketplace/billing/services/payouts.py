@@ -15,7 +15,13 @@ from django.db import transaction
 from django.db.models import F, Q, Sum
 
 from marketplace.billing.documents import whole_minor_units
-from marketplace.billing.models import Payout, ProcessorOperation, Statement, StatementLineEarning
+from marketplace.billing.models import (
+    Payout,
+    ProcessorAccount,
+    ProcessorOperation,
+    Statement,
+    StatementLineEarning,
+)
 from marketplace.billing.payout_status import PayoutStatus, payout_status
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
 from marketplace.billing.processors.registry import payment_processor, processor_named
@@ -98,7 +104,7 @@ def _request(
         id=payout_id,
         organization_id=provider.organization_id,
         statement=statements[-1] if statements else None,
-        destination=provider.payout_destination,
+        destination=_destination_of(provider),
         amount_micros=status.ready_micros,
         retained_micros=status.retained_micros,
         currency=settings.MARKET_CURRENCY,
@@ -133,6 +139,16 @@ def _request(
         now=now,
     )
     return payout
+
+
+def _destination_of(provider: Provider) -> str:
+    """The bank reference, or the provider's account at the processor, which keeps the bank's."""
+    if not payment_processor().needs_card:
+        return provider.payout_destination
+    accounts = ProcessorAccount.objects.filter(
+        organization_id=provider.organization_id, processor=payment_processor().name
+    )
+    return accounts.values_list("account_id", flat=True).first() or ""
 
 
 def _parts(
