@@ -13,7 +13,7 @@ _KEPT = ("billing_bonddeposit", "billing_payoutdestinationchange")
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0003_legal_identity"),
-        ("billing", "0007_processor_operations"),
+        ("billing", "0008_service_credits"),
     ]
 
     operations = [
