@@ -186,12 +186,20 @@ class InvoicePayment(models.Model):
     amount_micros = models.BigIntegerField()
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.PENDING)
     processor_reference = models.CharField(max_length=120, blank=True)
+    # While it waits for the buyer: the processor's page, or 3-D Secure of his bank.
+    action_url = models.CharField(max_length=2000, blank=True, default="")
     failure = models.CharField(max_length=300, blank=True)
+    # What the buyer's bank has taken back of it: due again.
+    reversed_micros = models.BigIntegerField(default=0)
     created_at = models.DateTimeField()
 
     class Meta:
         constraints = [
             models.CheckConstraint(condition=Q(amount_micros__gt=0), name="billing_invoicepayment_positive"),
+            models.CheckConstraint(
+                condition=Q(reversed_micros__gte=0, reversed_micros__lte=F("amount_micros")),
+                name="billing_invoicepayment_reversed_within_amount",
+            ),
             # A buyer who clicks twice pays once: a second payment waits for the first one's end.
             models.UniqueConstraint(
                 fields=["invoice"], condition=Q(status="pending"), name="billing_invoicepayment_one_pending"

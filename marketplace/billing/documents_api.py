@@ -16,7 +16,7 @@ from rest_framework.response import Response
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.accounts.scopes import Scope
-from marketplace.api.idempotency import idempotent
+from marketplace.api.idempotency import idempotent, idempotent_in_phases
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
     MicrosField,
@@ -48,7 +48,7 @@ from marketplace.billing.serializers import InvoiceSerializer
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.discounts import end_discount, give_discount
 from marketplace.billing.services.invoicing import reissue_invoice
-from marketplace.billing.services.paying import pay_invoice
+from marketplace.billing.services.paying import pay_invoice, payments_of
 from marketplace.billing.services.taxes import add_tax_rule, end_tax_rule, tax_rules
 from marketplace.errors import InvalidInput
 
@@ -70,7 +70,9 @@ class InvoicePaymentOut(serializers.ModelSerializer[InvoicePayment]):
             "amount_micros",
             "status",
             "processor_reference",
+            "action_url",
             "failure",
+            "reversed_micros",
             "created_at",
         )
 
@@ -256,12 +258,21 @@ class CreditNoteView(_BuyerView):
 
 
 class InvoicePaymentsView(_BuyerView):
-    scopes: ClassVar = {"POST": Scope.TRADE}
+    scopes: ClassVar = {"GET": Scope.READ, "POST": Scope.TRADE}
+    pagination_class = CursorPagination
+
+    @extend_schema(operation_id="invoices_payments_list", responses=InvoicePaymentOut(many=True))
+    def get(self, request: Request, invoice_id: UUID) -> Response:
+        """What was tried to pay an invoice; `action_url` is where the buyer goes on while one waits for him."""
+        return self.page(payments_of(self.organization_id, invoice_id), InvoicePaymentOut)
 
     @extend_schema(operation_id="invoices_pay", request=PaymentIn, responses={201: InvoicePaymentOut})
-    @idempotent
+    @idempotent_in_phases
     def post(self, request: Request, invoice_id: UUID) -> Response:
-        """Pay all that is outstanding, from the balance or through the processor. Needs an Idempotency-Key."""
+        """Pay all that is outstanding, from the balance or through the processor. Needs an Idempotency-Key.
+
+        While the payment is pending, `action_url` says where the buyer goes on: the processor's page, or his bank's.
+        """
         made = pay_invoice(
             organization_id=self.organization_id,
             invoice_id=invoice_id,

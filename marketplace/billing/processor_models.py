@@ -130,6 +130,8 @@ class ProcessorPayer(models.Model):
     card_brand = models.CharField(max_length=32, blank=True)
     card_last4 = models.CharField(max_length=4, blank=True)
     card_expires = models.CharField(max_length=7, blank=True)
+    # Whether invoices are charged to the card when they are issued and as dunning goes on.
+    collect_automatically = models.BooleanField(default=True)
     created_at = models.DateTimeField()
 
     class Meta:
@@ -194,7 +196,8 @@ class ProcessorEvent(models.Model):
 
 
 class PaymentDispute(models.Model):
-    """A payment that the buyer's bank took back. `from_balance_micros` came from what he had not spent yet."""
+    """A payment that the buyer's bank took back. `from_balance_micros` came from what he had not spent yet,
+    `reopened_micros` is due again on the invoice that the payment had paid."""
 
     class Status(models.TextChoices):
         OPEN = "open"
@@ -206,6 +209,7 @@ class PaymentDispute(models.Model):
     object_id = models.CharField(max_length=120, unique=True)
     amount_micros = models.BigIntegerField()
     from_balance_micros = models.BigIntegerField()
+    reopened_micros = models.BigIntegerField(default=0)
     currency = models.CharField(max_length=3)
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.OPEN)
     created_at = models.DateTimeField()
@@ -214,8 +218,10 @@ class PaymentDispute(models.Model):
     class Meta:
         constraints = [
             models.CheckConstraint(
-                condition=Q(from_balance_micros__gte=0) & Q(from_balance_micros__lte=F("amount_micros")),
-                name="billing_paymentdispute_from_balance_within_amount",
+                condition=Q(from_balance_micros__gte=0)
+                & Q(reopened_micros__gte=0)
+                & Q(amount_micros__gte=F("from_balance_micros") + F("reopened_micros")),
+                name="billing_paymentdispute_parts_within_amount",
             ),
             models.CheckConstraint(
                 condition=Q(amount_micros__gt=0), name="billing_paymentdispute_amount_positive"

@@ -13,6 +13,7 @@ from django.db import transaction
 from marketplace.accounts.models import Organization
 from marketplace.accounts.services import Actor, check_may_buy, record_audit
 from marketplace.contracts.bonds import require_bonds
+from marketplace.contracts.events import tell_of_contracts
 from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment, Quote
 from marketplace.contracts.quoting import QuoteExpired, hours_of
 from marketplace.errors import Conflict, NotFound
@@ -99,6 +100,7 @@ def accept_quote(
         detail={"quote_id": str(quote.id), "firm_lots": quote.firm_lots, "volume_lots": quote.volume_lots},
         now=now,
     )
+    tell_of_contracts([contract.id], status=Contract.Status.ACTIVE, reason="accepted", now=now)
     return contract
 
 
@@ -115,17 +117,19 @@ def mark_month_paid(*, entitlement_id: UUID, now: datetime) -> None:
         unpaid = Entitlement.objects.filter(
             contract_id=contract_id, period_start__lte=now, period_end__gt=now, paid_at__isnull=True
         )
-        if not unpaid.exists():
-            Contract.objects.filter(pk=contract_id, status=Contract.Status.SUSPENDED).update(
-                status=Contract.Status.ACTIVE
-            )
+        if not unpaid.exists() and Contract.objects.filter(
+            pk=contract_id, status=Contract.Status.SUSPENDED
+        ).update(status=Contract.Status.ACTIVE):
+            tell_of_contracts([contract_id], status=Contract.Status.ACTIVE, reason="paid", now=now)
 
 
+@transaction.atomic
 def suspend_contract(*, contract_id: UUID, now: datetime) -> None:
     """A month could not be paid: nothing is delivered on it until it is. Doing it again changes nothing."""
-    Contract.objects.filter(
+    if Contract.objects.filter(
         pk=contract_id, kind=ContractKind.COMMITTED, status=Contract.Status.ACTIVE
-    ).update(status=Contract.Status.SUSPENDED)
+    ).update(status=Contract.Status.SUSPENDED):
+        tell_of_contracts([contract_id], status=Contract.Status.SUSPENDED, reason="month_unpaid", now=now)
 
 
 def mark_entitlement_settled(*, entitlement_id: UUID, now: datetime) -> None:
@@ -146,14 +150,19 @@ def advance_contracts(*, now: datetime) -> int:
     for contract in running.order_by("pk"):
         assert contract.ends_at is not None
         if contract.ends_at <= now:
-            done += (
-                Contract.objects.filter(pk=contract.pk)
-                .exclude(status=Contract.Status.ENDED)
-                .update(status=Contract.Status.ENDED)
-            )
+            done += _end(contract.pk, now)
             continue
         done += _make_due_months(contract, horizon, now)
     return done
+
+
+@transaction.atomic
+def _end(contract_id: UUID, now: datetime) -> int:
+    running = Contract.objects.filter(pk=contract_id).exclude(status=Contract.Status.ENDED)
+    ended = running.update(status=Contract.Status.ENDED)
+    if ended:
+        tell_of_contracts([contract_id], status=Contract.Status.ENDED, reason="term_over", now=now)
+    return ended
 
 
 def month_price_micros(volume_lots: int, rate_micros_per_mtok: int) -> int:

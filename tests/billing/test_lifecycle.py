@@ -18,16 +18,15 @@ from marketplace.billing.models import (
     CreditNoteLine,
     Invoice,
     InvoiceLineTax,
-    InvoicePayment,
     InvoiceStatusChange,
+    ProcessorOperation,
 )
-from marketplace.billing.processors.base import Outcome, OutcomeStatus
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.discounts import give_discount
 from marketplace.billing.services.documents_due import issue_due_documents
 from marketplace.billing.services.invoicing import issue_invoices, reissue_invoice
 from marketplace.billing.services.lifecycle import outstanding
-from marketplace.billing.services.paying import NothingDue, pay_invoice, record_outcome
+from marketplace.billing.services.paying import NothingDue, pay_invoice
 from marketplace.billing.services.settling import settle_period
 from marketplace.billing.services.taxes import add_tax_rule, end_tax_rule, refresh_holding_rates
 from marketplace.contracts.models import Accrual
@@ -255,31 +254,23 @@ def test_what_is_due_is_paid_from_the_balance_once(
     assert_books_balance()
 
 
-def test_the_processor_collects_and_what_it_leaves_open_needs_action(
-    acme: Party, grade: Grade, plant: Plant, now: datetime
+def test_the_processor_collects_what_is_due_once(
+    acme: Party, operator: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
     invoice = in_arrears(acme, grade, plant, now)
-    waiting = InvoicePayment.objects.create(
-        id=uuid4(),
-        invoice=invoice,
-        organization_id=acme.id,
-        source="processor",
-        amount_micros=2_400_000,
-        created_at=APRIL_2,
-    )
-    asked = Outcome(OutcomeStatus.PENDING, "r", "3-D Secure")
-    record_outcome(payment_id=waiting.id, outcome=asked, now=APRIL_2)
-    invoice.refresh_from_db()
-    assert invoice.status == "action_required"
+    before = money(operator, "processor")
     terms = {"organization_id": acme.id, "invoice_id": invoice.id, "now": APRIL_2, "actor": SYSTEM}
-    with pytest.raises(Conflict, match="under way"):
+    operation = uuid4()
+    for _ in range(2):
+        paid = pay_invoice(source="processor", operation_id=operation, **terms)  # type: ignore[arg-type]
+        assert (paid.status, paid.amount_micros) == ("succeeded", 2_400_000)
+    asked = ProcessorOperation.objects.get(subject_id=paid.id)
+    assert (asked.purpose, asked.fact_id, asked.amount_micros) == ("invoice", paid.id, 2_400_000)
+    assert money(operator, "processor") - before == 2_400_000
+    assert money(acme, "receivable") == 0
+    with pytest.raises(NothingDue):
         pay_invoice(source="processor", operation_id=uuid4(), **terms)  # type: ignore[arg-type]
-    record_outcome(payment_id=waiting.id, outcome=Outcome(OutcomeStatus.FAILED, "r", "declined"), now=APRIL_2)
-    invoice.refresh_from_db()
-    assert invoice.status == "finalised"
-    paid = pay_invoice(source="processor", operation_id=uuid4(), **terms)  # type: ignore[arg-type]
-    assert paid.status == "succeeded"
-    assert [to for _, to in steps(invoice)][-3:] == ["action_required", "finalised", "paid"]
+    assert steps(invoice)[-1] == ("finalised", "paid")
     assert_books_balance()
 
 

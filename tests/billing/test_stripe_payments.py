@@ -13,7 +13,6 @@ from django.db import connection
 
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.models import ProcessorGate, ProcessorOperation, ProcessorPayer, TopUp
-from marketplace.billing.services.collecting import collect_invoice
 from marketplace.billing.services.operations import STALE, run_operation
 from marketplace.billing.services.refunds import refund_top_up
 from marketplace.errors import Conflict, InvalidInput
@@ -80,51 +79,6 @@ def test_a_declined_card_ends_the_intent_so_that_it_cannot_be_paid_later(market:
     assert [one["status"] for one in market.objects("payment_intent")] == ["canceled"]
     market.settle()
     assert market.prepaid() == 0
-
-
-def test_an_invoice_that_needs_3d_secure_asks_once_and_is_paid_at_the_link(market: StripeMarket) -> None:
-    market.save_card("pm_card_authenticationRequired")
-    invoice: Any = {
-        "invoice_id": uuid7(),
-        "organization_id": market.acme.id,
-        "amount_micros": 25 * UNIT,
-        "currency": "USD",
-        "now": market.now,
-    }
-    asked = collect_invoice(**invoice)
-    assert asked.status == ProcessorOperation.Status.ACTION_REQUIRED
-    assert asked.action_url.startswith("https://hooks.stripe.test/")
-    calls = len(market.sim.calls(CHARGES))
-    for _ in range(3):  # no storm of retries
-        assert collect_invoice(**invoice).id == asked.id
-        market.sweep()
-        market.settle()
-    assert len(market.sim.calls(CHARGES)) == calls
-    market.sim.world.authenticate(asked.object_id)
-    market.settle()
-    assert collect_invoice(**invoice).status == ProcessorOperation.Status.SUCCEEDED
-    assert market.balance(market.acme, AccountKind.RECEIVABLE).posted_micros == 25 * UNIT
-    with pytest.raises(Conflict):
-        collect_invoice(**(invoice | {"amount_micros": 26 * UNIT}))
-    assert len(paid(market)) == 1
-    market.assert_books_balance()
-
-
-def test_a_failed_invoice_is_tried_again_only_when_asked(market: StripeMarket) -> None:
-    market.save_card("pm_card_chargeDeclinedInsufficientFunds")
-    invoice: Any = {
-        "invoice_id": uuid7(),
-        "organization_id": market.acme.id,
-        "amount_micros": 25 * UNIT,
-        "currency": "USD",
-        "now": market.now,
-    }
-    assert collect_invoice(**invoice).status == ProcessorOperation.Status.FAILED
-    market.sweep()
-    assert len(market.objects("payment_intent")) == 1
-    market.save_card("pm_card_visa")
-    assert collect_invoice(**invoice).status == ProcessorOperation.Status.SUCCEEDED
-    assert market.balance(market.acme, AccountKind.RECEIVABLE).posted_micros == 25 * UNIT
 
 
 @pytest.mark.parametrize("fault", ["drop", "500_after", "500", "429", "hang"])

@@ -8,48 +8,12 @@ from uuid import UUID
 from django.db import transaction
 
 from marketplace.billing.models import ProcessorOperation, ProcessorPayer
-from marketplace.billing.processor_models import COLLECTIONS, OperationKind
+from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.registry import payment_processor
-from marketplace.billing.services.locks import lock_until_commit
 from marketplace.billing.services.operations import request_operation, run_operation
-from marketplace.errors import Conflict
 from marketplace.ids import derived_id
 
 Status = ProcessorOperation.Status
-
-
-def collect_invoice(
-    *, invoice_id: UUID, organization_id: UUID, amount_micros: int, currency: str, now: datetime
-) -> ProcessorOperation:
-    """Charge what an invoice leaves to pay; the seam of invoicing and dunning. Outside of any transaction.
-
-    `amount_micros` is whole minor units above zero. The saved card is charged off-session; without one, the answer is
-    `action_required` with `action_url`, the processor's page. Where the bank wants 3-D Secure it is `action_required`
-    too. Called again while that, or a call, is under way: nothing new, the operation as it stands. Called again after
-    `failed`: a new attempt; when, is dunning's to say. `succeeded`: the receivable account has been credited once,
-    with the transfer `derived_id(invoice_id, "collected")`. Raises Conflict where it was collected with other terms.
-    """
-    with transaction.atomic():
-        lock_until_commit(derived_id(invoice_id, "collect"))
-        attempts = list(ProcessorOperation.objects.filter(subject_id=invoice_id, kind__in=COLLECTIONS))
-        live = next((one for one in attempts if one.status != Status.FAILED), None)
-        if live is not None and (live.amount_micros, live.organization_id) != (
-            amount_micros,
-            organization_id,
-        ):
-            raise Conflict("this invoice is being collected on other terms")
-        if live is None:
-            live = request_collection(
-                fact_id=derived_id(invoice_id, f"attempt:{len(attempts) + 1}"),
-                subject_id=invoice_id,
-                purpose=ProcessorOperation.Purpose.INVOICE,
-                organization_id=organization_id,
-                amount_micros=amount_micros,
-                currency=currency,
-                on_page=True,
-                now=now,
-            )
-    return run_collection(operation=live, now=now)
 
 
 def request_collection(
@@ -67,9 +31,12 @@ def request_collection(
     processor = payment_processor()
     kind = OperationKind.CHARGE
     if processor.needs_card:
-        payer = ProcessorPayer.objects.filter(
-            organization_id=organization_id, processor=processor.name
-        ).first()
+        # Locked, so that the card is not removed between this look and the charge that is promised of it.
+        payer = (
+            ProcessorPayer.objects.select_for_update(no_key=True)
+            .filter(organization_id=organization_id, processor=processor.name)
+            .first()
+        )
         if payer is None:
             request_payer(organization_id=organization_id, currency=currency, now=now)
         if on_page and not (payer and payer.payment_method_id):

@@ -25,10 +25,14 @@ from marketplace.billing.models import (
 )
 from marketplace.billing.printing.content import content_of_credit_note, digest_of_content
 from marketplace.billing.services.invoice_money import Ledger
+from marketplace.billing.services.invoice_payments import (
+    lower_limits,
+    pay_debts,
+    settle_if_nothing_is_due,
+)
 from marketplace.billing.services.lifecycle import UNISSUED, Status, outstanding
 from marketplace.billing.services.numbers import next_number
 from marketplace.billing.services.parties import party
-from marketplace.billing.services.paying import settle_if_nothing_is_due
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
@@ -227,11 +231,6 @@ def _give_back(invoice: Invoice, note: CreditNote, *, now: datetime) -> None:
             derived_id(note.id, name), debit=source, credit=prepaid, amount=amount, code="credit_note"
         )
     if note.due_micros:
-        ledger.move(
-            derived_id(note.id, "due"),
-            debit=prepaid,
-            credit=ledger.of_buyer(AccountKind.RECEIVABLE),
-            amount=note.due_micros,
-            code="credit_note",
-        )
+        pay_debts(ledger, note.id, source=prepaid, amount=note.due_micros, code="credit_note", name="due")
     ledger.post()
+    lower_limits(invoice, now=now)

@@ -10,6 +10,7 @@ from django.conf import settings
 
 from marketplace.billing.models import Invoice, Payout, Statement
 from marketplace.billing.selectors import unsettled_contracts
+from marketplace.billing.services.automatic import collect_automatically
 from marketplace.billing.services.dunning import advance_dunning
 from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace
 from marketplace.billing.services.payouts import pay_out_statements
@@ -30,7 +31,7 @@ class IssuedDocuments:
 
 
 def issue_due_documents(*, now: datetime) -> IssuedDocuments:
-    """Issue the previous month's invoices and statements and pay out; again issues nothing new.
+    """Issue the previous month's invoices and statements, charge cards, chase and pay out; again issues nothing new.
 
     A buyer's invoice waits for the settlement of his own contracts only; a statement for all, as any may pay it.
     """
@@ -56,6 +57,7 @@ def issue_due_documents(*, now: datetime) -> IssuedDocuments:
         for organization_id in () if blocked else providers:
             statement = issue_statement(organization_id=organization_id, month=month, now=now)
             documents.statements += [statement] if statement else []
+    collect_automatically(now=now)
     advance_dunning(now=now)
     documents.payouts = pay_out_statements(now=now)
     return documents

@@ -13,8 +13,9 @@ from django.db import transaction
 from marketplace.accounts.models import Organization
 from marketplace.accounts.services import SYSTEM, set_past_due
 from marketplace.billing.models import DunningStep, Invoice
+from marketplace.billing.services.invoice_payments import settle_if_nothing_is_due
 from marketplace.billing.services.lifecycle import Status, move_invoice, outstanding
-from marketplace.billing.services.paying import settle_if_nothing_is_due
+from marketplace.contracts.events import tell_of_contracts
 from marketplace.contracts.models import Contract, ContractKind
 from marketplace.ids import derived_id
 
@@ -50,7 +51,7 @@ def resume_if_paid(*, organization_id: UUID, now: datetime) -> bool:
         return False
     if not set_past_due(organization_id=organization_id, is_past_due=False, now=now, actor=SYSTEM):
         return False
-    _move_on_demand(organization_id, before=Contract.Status.SUSPENDED, after=Contract.Status.ACTIVE)
+    _move_on_demand(organization_id, before=Contract.Status.SUSPENDED, after=Contract.Status.ACTIVE, now=now)
     return True
 
 
@@ -74,12 +75,17 @@ def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
         for days in settings.DUNNING_REMINDER_DAYS
         if late >= timedelta(days=days) and (step := _record(invoice, f"reminder:{days}", now))
     ]
-    if late >= timedelta(days=settings.DUNNING_SUSPEND_DAYS) and (step := _record(invoice, SUSPENSION, now)):
-        done.append(step)
-        set_past_due(organization_id=invoice.organization_id, is_past_due=True, now=now, actor=SYSTEM)
-        _move_on_demand(
-            invoice.organization_id, before=Contract.Status.ACTIVE, after=Contract.Status.SUSPENDED
-        )
+    if late >= timedelta(days=settings.DUNNING_SUSPEND_DAYS):
+        if step := _record(invoice, SUSPENSION, now):
+            done.append(step)
+        # Not by the step alone: a payment that a bank took back makes an invoice due again that had its steps.
+        if set_past_due(organization_id=invoice.organization_id, is_past_due=True, now=now, actor=SYSTEM):
+            _move_on_demand(
+                invoice.organization_id,
+                before=Contract.Status.ACTIVE,
+                after=Contract.Status.SUSPENDED,
+                now=now,
+            )
     if late >= timedelta(days=settings.DUNNING_UNCOLLECTIBLE_DAYS):
         move_invoice(
             invoice_id=invoice.id,
@@ -107,8 +113,16 @@ def _record(invoice: Invoice, step: str, now: datetime) -> DunningStep | None:
     return made
 
 
-def _move_on_demand(organization_id: UUID, *, before: Contract.Status, after: Contract.Status) -> None:
+def _move_on_demand(
+    organization_id: UUID, *, before: Contract.Status, after: Contract.Status, now: datetime
+) -> None:
     """On-demand contracts follow the organization; new ones begin as it stands (a trigger), also in the gateway."""
-    Contract.objects.filter(
-        organization_id=organization_id, kind=ContractKind.ON_DEMAND, status=before
-    ).update(status=after)
+    moved = list(
+        Contract.objects.select_for_update(no_key=True)
+        .filter(organization_id=organization_id, kind=ContractKind.ON_DEMAND, status=before)
+        .order_by("id")
+        .values_list("id", flat=True)
+    )
+    Contract.objects.filter(pk__in=moved).update(status=after)
+    reason = "past_due" if after == Contract.Status.SUSPENDED else "paid"
+    tell_of_contracts(moved, status=after, reason=reason, now=now)

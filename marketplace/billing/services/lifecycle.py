@@ -11,11 +11,13 @@ from django.db import connection
 
 from marketplace.billing.models import CreditNote, Invoice, InvoicePayment, InvoiceStatusChange
 from marketplace.ids import uuid7
+from marketplace.webhooks.services import record_event
 
 Status = Invoice.Status
 # Documents that exist for their buyer, and those on which something may still be due.
 UNISSUED: Final = (Status.DRAFT, Status.GRACE)
 OPEN: Final = (Status.FINALISED, Status.ACTION_REQUIRED, Status.OVERDUE)
+_TOLD: Final = {Status.PAID: "invoice.paid", Status.OVERDUE: "invoice.overdue"}
 
 
 def move_invoice(
@@ -36,7 +38,7 @@ def move_invoice(
 
 
 def record_step(*, invoice_id: UUID, before: str, to: str, now: datetime, reason: str = "") -> None:
-    InvoiceStatusChange.objects.create(
+    step = InvoiceStatusChange.objects.create(
         id=uuid7(),
         invoice_id=invoice_id,
         from_status=before,
@@ -44,13 +46,36 @@ def record_step(*, invoice_id: UUID, before: str, to: str, now: datetime, reason
         reason=reason[:300],
         created_at=now,
     )
+    if (before, to) == (Status.DRAFT, Status.FINALISED):
+        _tell("invoice.issued", invoice_id, invoice_id, now)
+    elif to in _TOLD:
+        # A fact of its own each time: what a bank takes back is due, overdue and paid again.
+        _tell(_TOLD[Status(to)], invoice_id, step.id, now)
+
+
+def _tell(event_type: str, invoice_id: UUID, fact_id: UUID, now: datetime) -> None:
+    invoice = Invoice.objects.get(pk=invoice_id)
+    data = {
+        "invoice_id": str(invoice.id),
+        "number": invoice.number,
+        "currency": invoice.currency,
+        "total_micros": invoice.total_micros,
+        "outstanding_micros": outstanding(invoice),
+    }
+    record_event(
+        organization_id=invoice.organization_id, event_type=event_type, fact_id=fact_id, data=data, now=now
+    )
 
 
 def outstanding(invoice: Invoice) -> int:
-    """What is still due, in micros: the amount due less payments and what credit notes took off. Never below zero."""
+    """What is still due, in micros: the amount due less payments and what credit notes took off. Never below zero.
+
+    What a bank took back of a payment does not count as paid.
+    """
     if invoice.status in (Status.VOID, *UNISSUED):
         return 0
     paid = InvoicePayment.objects.filter(invoice=invoice, status=InvoicePayment.Status.SUCCEEDED)
     notes = CreditNote.objects.filter(invoice=invoice)
-    gone = sum(paid.values_list("amount_micros", flat=True)) + sum(notes.values_list("due_micros", flat=True))
+    kept = (amount - taken for amount, taken in paid.values_list("amount_micros", "reversed_micros"))
+    gone = sum(kept) + sum(notes.values_list("due_micros", flat=True))
     return max(0, invoice.amount_due_micros - gone)

@@ -1,7 +1,8 @@
 """A payment that the buyer's bank takes back: who bears it, in which order, and what happens when it is won.
 
-The buyer's unspent balance pays first. The rest the market bears, and takes it back from providers who were sent part
-of this payment: by a reversal, else it is owed by them, and what they owe is taken from what they earn.
+What had paid an invoice is due again on it: the buyer owes it, providers keep what they were sent. Of all else his
+unspent balance pays first. The rest the market bears, and takes it back from providers who were sent part of this
+payment: by a reversal, else it is owed by them, and what they owe is taken from what they earn.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from django.db.models import F, Sum
 from marketplace.billing.models import DisputeShare, PaymentDispute, ProcessorOperation
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
 from marketplace.billing.processors.base import DisputeState
+from marketplace.billing.services.invoice_payments import close_restored, reopen, restore
 from marketplace.billing.services.operations import request_operation, run_operation
 from marketplace.billing.services.processor_effects import market_account, owed_account
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
 from marketplace.ledger.services import InsufficientFunds, NewTransfer, account_id, post_transfers
+from marketplace.webhooks.services import record_event
 
 Status = PaymentDispute.Status
+_Part = tuple[str, UUID, int]
 
 
 def record_dispute(*, state: DisputeState, now: datetime) -> PaymentDispute | None:
@@ -47,29 +51,47 @@ def record_dispute(*, state: DisputeState, now: datetime) -> PaymentDispute | No
 
 def _open(payment: ProcessorOperation, state: DisputeState, *, now: datetime) -> PaymentDispute:
     dispute_id = derived_id(payment.id, f"dispute:{state.reference}")
-    unspent = 0
-    if payment.purpose in (ProcessorOperation.Purpose.TOP_UP, ProcessorOperation.Purpose.BOND):
-        unspent = balance(
-            organization_id=payment.organization_id, kind=_own_kind(payment), currency=state.currency
-        ).available_micros
-    own = min(state.amount_micros, max(0, unspent))
+    debts: list[_Part] = []
+    reopened = 0
+    if payment.purpose == ProcessorOperation.Purpose.INVOICE:
+        reopened, debt = reopen(payment_id=payment.subject_id, amount_micros=state.amount_micros, now=now)
+        debts.append(("reopened", debt, reopened))
+    left = state.amount_micros - reopened
+    unspent = balance(
+        organization_id=payment.organization_id, kind=_own_kind(payment), currency=state.currency
+    ).available_micros
+    own = min(left, max(0, unspent))
     try:
         with transaction.atomic():
-            _post_taken(payment, dispute_id, state.amount_micros, own, now=now)
+            _post_taken(payment, dispute_id, debts, own, left - own, now=now)
     except InsufficientFunds:
         # Spent in the same moment: the market bears all of it.
         own = 0
-        _post_taken(payment, dispute_id, state.amount_micros, own, now=now)
+        _post_taken(payment, dispute_id, debts, own, left, now=now)
     dispute = PaymentDispute.objects.create(
         id=dispute_id,
         payment=payment,
         object_id=state.reference,
         amount_micros=state.amount_micros,
         from_balance_micros=own,
+        reopened_micros=reopened,
         currency=state.currency,
         created_at=now,
     )
-    _share_out(dispute, state.amount_micros - own, now=now)
+    _share_out(dispute, left - own, now=now)
+    record_event(
+        organization_id=payment.organization_id,
+        event_type="dispute.opened",
+        fact_id=dispute_id,
+        data={
+            "dispute_id": str(dispute_id),
+            "payment_id": str(payment.subject_id),
+            "amount_micros": dispute.amount_micros,
+            "due_again_micros": reopened,
+            "currency": dispute.currency,
+        },
+        now=now,
+    )
     return dispute
 
 
@@ -79,19 +101,19 @@ def _own_kind(payment: ProcessorOperation) -> AccountKind:
 
 
 def _post_taken(
-    payment: ProcessorOperation, dispute_id: UUID, amount_micros: int, own_micros: int, *, now: datetime
+    payment: ProcessorOperation,
+    dispute_id: UUID,
+    debts: list[_Part],
+    own_micros: int,
+    market_micros: int,
+    *,
+    now: datetime,
 ) -> None:
     prepaid = account_id(
         organization_id=payment.organization_id, kind=_own_kind(payment), currency=payment.currency, now=now
     )
-    parts = (
-        ("from_balance", prepaid, own_micros),
-        (
-            "from_market",
-            market_account(AccountKind.OPERATOR, payment.currency, now),
-            amount_micros - own_micros,
-        ),
-    )
+    operator = market_account(AccountKind.OPERATOR, payment.currency, now)
+    parts = [*debts, ("from_balance", prepaid, own_micros), ("from_market", operator, market_micros)]
     transfers = [
         NewTransfer(
             id=derived_id(dispute_id, code),
@@ -166,10 +188,18 @@ def _close(dispute: PaymentDispute, status: str, *, now: datetime) -> None:
         currency=currency,
         now=now,
     )
-    moves = [
-        ("won_balance", processor, prepaid, locked.from_balance_micros),
-        ("won_market", processor, operator, locked.amount_micros - locked.from_balance_micros),
-    ]
+    own = locked.from_balance_micros
+    moves: list[tuple[str, UUID, UUID, int]] = []
+    of_invoice = locked.payment.purpose == ProcessorOperation.Purpose.INVOICE
+    if of_invoice:
+        paid, debt = restore(
+            payment_id=locked.payment.subject_id, amount_micros=locked.amount_micros, now=now
+        )
+        paid = min(paid, locked.reopened_micros)
+        moves.append(("won_debt", processor, debt, paid))
+        own += locked.reopened_micros - paid
+    borne = locked.amount_micros - locked.from_balance_micros - locked.reopened_micros
+    moves += [("won_balance", processor, prepaid, own), ("won_market", processor, operator, borne)]
     for share in locked.shares.select_for_update().order_by("id"):
         payable = account_id(
             organization_id=share.organization_id, kind=AccountKind.PAYABLE, currency=currency, now=now
@@ -197,6 +227,8 @@ def _close(dispute: PaymentDispute, status: str, *, now: datetime) -> None:
         if amount
     ]
     post_transfers(transfers, now=now)
+    if of_invoice:
+        close_restored(payment_id=locked.payment.subject_id, now=now)
 
 
 def recover_owed(*, organization_id: UUID, now: datetime) -> int:

@@ -26,6 +26,7 @@ from marketplace.billing.models import (
 )
 from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.base import Outcome
+from marketplace.billing.services.invoice_payments import settle_payment, tell_action_required
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import (
@@ -35,6 +36,7 @@ from marketplace.ledger.services import (
     post_transfers,
     set_overdraft_limit,
 )
+from marketplace.webhooks.services import record_event
 
 Status = ProcessorOperation.Status
 Purpose = ProcessorOperation.Purpose
@@ -119,27 +121,39 @@ def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) 
         TopUp.objects.filter(pk=operation.subject_id).exclude(status=TopUp.Status.SUCCEEDED).update(
             status=status, processor_reference=operation.object_id, action_url=operation.action_url
         )
+        if operation.status == Status.ACTION_REQUIRED:
+            tell_action_required(operation, {"top_up_id": str(operation.subject_id)}, now=now)
+    elif operation.purpose == Purpose.INVOICE:
+        settle_payment(operation, now=now)
     elif operation.purpose == Purpose.BOND:
         _bond(operation, now)
+    if operation.status != Status.SUCCEEDED or operation.purpose != Purpose.TOP_UP:
         return
-    if operation.status != Status.SUCCEEDED:
-        return
-    of_top_up = operation.purpose == Purpose.TOP_UP
-    credit = account_id(
-        organization_id=operation.organization_id,
-        kind=AccountKind.PREPAID if of_top_up else AccountKind.RECEIVABLE,
-        currency=operation.currency,
-        now=now,
-    )
     transfer = NewTransfer(
-        id=derived_id(operation.subject_id, "transfer" if of_top_up else "collected"),
+        id=derived_id(operation.subject_id, "transfer"),
         debit_id=market_account(AccountKind.PROCESSOR, operation.currency, now),
-        credit_id=credit,
+        credit_id=account_id(
+            organization_id=operation.organization_id,
+            kind=AccountKind.PREPAID,
+            currency=operation.currency,
+            now=now,
+        ),
         amount_micros=operation.amount_micros,
-        code="top_up" if of_top_up else "invoice_payment",
+        code="top_up",
         reference_id=operation.subject_id,
     )
     post_transfers([transfer], now=now)
+    _tell("top_up.succeeded", operation, {"top_up_id": str(operation.subject_id)}, now)
+
+
+def _tell(event_type: str, operation: ProcessorOperation, names: dict[str, str], now: datetime) -> None:
+    record_event(
+        organization_id=operation.organization_id,
+        event_type=event_type,
+        fact_id=operation.subject_id,
+        data=names | {"amount_micros": operation.amount_micros, "currency": operation.currency},
+        now=now,
+    )
 
 
 def _bond(operation: ProcessorOperation, now: datetime) -> None:
@@ -225,6 +239,18 @@ def _transfer(operation: ProcessorOperation, outcome: Outcome, now: datetime) ->
         payout.status = Payout.Status.PAID
         payout.processor_reference = operation.object_id
         payout.save(update_fields=["status", "processor_reference"])
+        record_event(
+            organization_id=payout.organization_id,
+            event_type="payout.paid",
+            fact_id=payout.id,
+            data={
+                "payout_id": str(payout.id),
+                "statement_id": str(payout.statement_id),
+                "amount_micros": payout.amount_micros,
+                "currency": payout.currency,
+            },
+            now=now,
+        )
 
 
 def _reversal(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:

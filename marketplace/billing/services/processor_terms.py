@@ -23,9 +23,11 @@ def terms_of(operation: ProcessorOperation, *, now: datetime) -> dict[str, str]:
     """Raises NotReady."""
     if not processor_named(operation.processor).needs_card:
         return {}
+    of_invoice = operation.purpose == ProcessorOperation.Purpose.INVOICE
+    page = f"{settings.PORTAL_URL}/buyer/{'invoices' if of_invoice else 'top-up'}"
     pages = {
-        "success_url": f"{settings.PORTAL_URL}/buyer/top-up",
-        "cancel_url": f"{settings.PORTAL_URL}/buyer/top-up",
+        "success_url": page,
+        "cancel_url": page,
         "description": f"Tokenyard {operation.get_purpose_display() or operation.kind}",
     }
     if operation.kind in _OF_A_PAYER:

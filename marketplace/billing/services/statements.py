@@ -22,6 +22,7 @@ from marketplace.billing.services.statement_accounts import fill_account
 from marketplace.errors import InvalidInput
 from marketplace.ids import derived_id
 from marketplace.periods import Period, calendar_month
+from marketplace.webhooks.services import record_event
 from providers.models import Provider
 
 SERIES: Final = "TS"
@@ -106,6 +107,18 @@ def issue_statement(*, organization_id: UUID, month: Period, now: datetime) -> S
     statement.save(force_insert=True)
     StatementLine.objects.bulk_create(lines)
     StatementLineEarning.objects.bulk_create(links, batch_size=5_000)
+    record_event(
+        organization_id=organization_id,
+        event_type="statement.issued",
+        fact_id=statement.id,
+        data={
+            "statement_id": str(statement.id),
+            "number": statement.number,
+            "net_micros": statement.net_micros,
+            "currency": statement.currency,
+        },
+        now=now,
+    )
     return statement
 
 

@@ -25,6 +25,7 @@ from marketplace.orders.pairing import Filled, overage_rate, pair
 from marketplace.orders.services.controls import halt_by_rule
 from marketplace.orders.services.releasing import close_releases
 from marketplace.orders.services.substituting import open_award_contracts, substitute_contracts
+from marketplace.orders.services.telling import tell_of_awards
 from marketplace.orders.services.topping_up import ROOM
 from marketplace.orders.unhurried import without_cycle_collection
 from pricing.book import Clearing, Order
@@ -350,6 +351,7 @@ def _award(auction: Auction, rate: Rate, now: datetime) -> None:
         awards.append(Award(contract_id, lots, award_hold, shares[bid_id]))
         carvings.append(Carving(award_hold, hold_id, cost))
     record_awards(awards, period_start=auction.period_start, period_end=auction.period_end, rate_id=rate.id)
+    tell_of_awards(auction, awards, rate, now=now)
     _give_back_unawarded(auction)
     carve_holds(carvings, code="award", reference_id=auction.id, now=now)
 
