@@ -22,6 +22,7 @@ from rest_framework.test import APIClient
 from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
 from marketplace.billing.services.bonds import deposit_bond
+from marketplace.billing.models import ProcessorOperation, TopUp
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.discounts import give_discount
 from marketplace.billing.services.payout_destinations import request_destination
@@ -114,6 +115,8 @@ class House:
             "endpoint_id": self.webhook.endpoint_id,
             "webhook_event_id": self.webhook.event_id,
             "organization_id": self.acme.id,
+            "operation_id": ProcessorOperation.objects.filter(organization_id=self.acme.id).latest("id").id,
+            "payment_id": TopUp.objects.filter(organization_id=self.acme.id).latest("id").id,
             "grant_id": Grant.objects.get(organization=self.acme.organization).id,
             "account_id": LedgerAccount.objects.get(organization=self.acme.organization, kind="prepaid").id,
             **self.documents,

@@ -58,6 +58,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "post /api/v1/bond/deposits": {"amount_micros": 1_000_000, "source": "processor"},
     "post /api/v1/bond/withdrawals": {"amount_micros": 10_000},
     "post /api/v1/payout-destination": {"destination": "DE-89-3704"},
+    "patch /api/v1/card": {"collect_automatically": False},
+    "post /api/v1/refunds": {
+        "payment_id": "01a1fa2c-14f7-7136-8b1d-740cbe8302f3",
+        "amount_micros": 1_000_000,
+    },
+    "post /api/v1/processor-operations/{operation_id}/give-up": {"reason": "looked, and it is not there"},
     "post /api/v1/quotes": {
         "grade": "tiny-chat",
         "firm_lots": 2,
@@ -243,6 +249,8 @@ ELSEWHERE = {
     "post /api/v1/webhook-endpoints/{endpoint_id}/test",
     "post /api/v1/webhook-events/{webhook_event_id}/replay",
     "post /api/v1/quotes/{quote_id}/accept",
+    "post /api/v1/card",
+    "post /api/v1/payout-account/link",
     "post /api/v1/usage",
     "post /api/v1/usage/batches/{batch_id}/revive",
     "post /api/v1/grants/{grant_id}/revoke",
@@ -266,6 +274,7 @@ OPERATORS = {
     "post /api/v1/invoices/{invoice_id}/credit-notes",
     "post /api/v1/tax-rules",
     "post /api/v1/tax-rules/{rule_id}/end",
+    "post /api/v1/processor-operations/{operation_id}/give-up",
     "post /api/v1/discounts",
 }
 SELLERS = (

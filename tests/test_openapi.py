@@ -22,6 +22,7 @@ from tests.house import House, routes
 EXAMPLES = 8
 CHECKS: list[Any] = [not_a_server_error, content_type_conformance, response_schema_conformance]
 SELLING = (
+    "/api/v1/payout-account",
     "/api/v1/hosts",
     "/api/v1/offerings",
     "/api/v1/statements",

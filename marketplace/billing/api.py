@@ -31,6 +31,7 @@ from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
 from marketplace.billing.outcomes_api import DeliveryOutcomesView
 from marketplace.billing.payouts_api import urlpatterns as payout_urls
+from marketplace.billing.payments_api import urlpatterns as payment_urls
 from marketplace.billing.selectors import (
     estimates_left,
     events_of_charge,
@@ -289,4 +290,5 @@ urlpatterns = [
     path("exports/focus", FocusView.as_view()),
     *document_urls,
     *payout_urls,
+    *payment_urls,
 ]

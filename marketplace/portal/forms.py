@@ -106,6 +106,12 @@ class TopUpForm(OperationForm):
     amount = DecimalField(decimals=6, label="Amount", help_text="In whole minor units, for example 25.00.")
 
 
+class RefundForm(OperationForm):
+    service_fields = {"amount_micros": "amount"}
+    resent = "This form sent another amount back before, and that stands. Send it again to send this one too."
+    amount = DecimalField(decimals=6, label="Amount", help_text="In whole minor units, for example 25.00.")
+
+
 class QuoteForm(PortalForm):
     service_fields = {"take_share_ppm": "take_share"}
     grade = forms.ChoiceField()

@@ -14,7 +14,7 @@ from django.db import connection
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.models import ProcessorGate, ProcessorOperation, ProcessorPayer, TopUp
 from marketplace.billing.services.operations import STALE, run_operation
-from marketplace.billing.services.refunds import refund_top_up
+from marketplace.billing.services.refunds import refund_payment
 from marketplace.errors import Conflict, InvalidInput
 from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
@@ -190,21 +190,21 @@ def test_refunds_never_exceed_the_payment_and_the_excess_never_reaches_stripe(ma
     made = market.top_up()
     refund: Any = {
         "organization_id": market.acme.id,
-        "top_up_id": made.id,
+        "payment_id": made.id,
         "now": market.now,
         "actor": SYSTEM,
     }
     key = uuid7()
     for _ in range(2):
-        done = refund_top_up(**refund, amount_micros=6 * UNIT, operation_id=key)
+        done = refund_payment(**refund, amount_micros=6 * UNIT, operation_id=key)
         assert done.status == ProcessorOperation.Status.SUCCEEDED
     with pytest.raises(Conflict):
-        refund_top_up(**refund, amount_micros=5 * UNIT, operation_id=key)
+        refund_payment(**refund, amount_micros=5 * UNIT, operation_id=key)
     with pytest.raises(InvalidInput) as refused:
-        refund_top_up(**refund, amount_micros=5 * UNIT, operation_id=uuid7())
+        refund_payment(**refund, amount_micros=5 * UNIT, operation_id=uuid7())
     assert refused.value.field == "amount_micros"
     assert len(market.sim.calls("POST /v1/refunds")) == 1
-    refund_top_up(**refund, amount_micros=4 * UNIT, operation_id=uuid7())
+    refund_payment(**refund, amount_micros=4 * UNIT, operation_id=uuid7())
     assert market.prepaid() == 0
     assert market.balance(market.operator, AccountKind.PROCESSOR).posted_micros == 0
     market.settle()
@@ -219,9 +219,9 @@ def test_money_that_is_spent_is_not_refunded(market: StripeMarket) -> None:
     )
     open_hold(id=uuid7(), account_id=prepaid, amount_micros=8 * UNIT, code="test", now=market.now)
     with pytest.raises(InsufficientFunds):
-        refund_top_up(
+        refund_payment(
             organization_id=market.acme.id,
-            top_up_id=made.id,
+            payment_id=made.id,
             amount_micros=3 * UNIT,
             operation_id=uuid7(),
             now=market.now,

@@ -44,7 +44,12 @@ _REOPENED: Final = """
            ) THEN
             RETURN NEW;
         END IF;"""
+# A payment that was given up may have been taken after all.
 _REVERSED: Final = """
+    IF TG_OP = 'UPDATE' AND OLD.status = 'failed' AND NEW.status = 'succeeded'
+       AND NEW.amount_micros = OLD.amount_micros AND NEW.invoice_id = OLD.invoice_id THEN
+        RETURN NEW;
+    END IF;
     IF TG_OP = 'UPDATE' AND OLD.status = 'succeeded'
        AND to_jsonb(NEW) - 'reversed_micros' = to_jsonb(OLD) - 'reversed_micros' THEN
         RETURN NEW;

@@ -139,6 +139,10 @@ class PaymentProcessor(Protocol):
         """Where the provider says who he is; good once, for minutes."""
         ...
 
+    def forget_card(self, payment_method: str) -> None:
+        """Let go of a saved card; one that is gone already is gone."""
+        ...
+
     def dispute(self, reference: str) -> DisputeState: ...
 
     def notices(self, *, since: datetime) -> Iterator[Notice]:

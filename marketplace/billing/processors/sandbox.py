@@ -45,6 +45,9 @@ class SandboxProcessor:
     def account_link(self, *, account_id: str, return_url: str, refresh_url: str) -> str:
         return return_url
 
+    def forget_card(self, payment_method: str) -> None:
+        raise AssertionError("the sandbox keeps no card")
+
     def dispute(self, reference: str) -> DisputeState:
         raise AssertionError("nobody disputes a sandbox payment")
 

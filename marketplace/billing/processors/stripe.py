@@ -265,6 +265,16 @@ class StripeProcessor:
         }
         return str(_plainly(lambda: self._client.account_links.create(params)).url)
 
+    def forget_card(self, payment_method: str) -> None:
+        try:
+            self._client.payment_methods.detach(payment_method)
+        except stripe.InvalidRequestError:
+            return  # It is attached to nobody any more.
+        except stripe.StripeError as error:
+            raise ProcessorBusy(
+                f"the payment processor did not answer: {_code(error)}", retry_after_s=5
+            ) from None
+
     def dispute(self, reference: str) -> DisputeState:
         found = _plainly(lambda: self._client.disputes.retrieve(reference))
         status = {"won": "won", "lost": "lost"}.get(found.status, "open")

@@ -11,6 +11,7 @@ from marketplace.billing.models import ProcessorOperation, ProcessorPayer
 from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.services.operations import request_operation, run_operation
+from marketplace.errors import Conflict
 from marketplace.ids import derived_id
 
 Status = ProcessorOperation.Status
@@ -79,7 +80,12 @@ def run_collection(*, operation: ProcessorOperation, now: datetime) -> Processor
 def save_card(
     *, organization_id: UUID, operation_id: UUID, currency: str, now: datetime
 ) -> ProcessorOperation:
-    """A page where the buyer leaves a card for later charges: `action_required` with `action_url`."""
+    """A page where the buyer leaves a card for later charges: `action_required` with `action_url`.
+
+    The same `operation_id` again: the same page. Raises Conflict where the processor keeps no cards (the sandbox).
+    """
+    if not payment_processor().needs_card:
+        raise Conflict("this market's payment processor keeps no cards")
     with transaction.atomic():
         request_payer(organization_id=organization_id, currency=currency, now=now)
         operation = request_operation(

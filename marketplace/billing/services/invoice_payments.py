@@ -28,7 +28,10 @@ def settle_payment(operation: ProcessorOperation, *, now: datetime) -> None:
     The caller holds the operation's row, which carries its new status.
     """
     invoice, payment = _locked(operation.subject_id)
-    if payment.status != InvoicePayment.Status.PENDING:
+    if payment.status == InvoicePayment.Status.SUCCEEDED:
+        return
+    # Money that came after all, of a payment that was given up, is received: the processor has it.
+    if payment.status == InvoicePayment.Status.FAILED and operation.status != _Operation.SUCCEEDED:
         return
     payment.processor_reference, payment.action_url = operation.object_id, operation.action_url
     if operation.status == _Operation.ACTION_REQUIRED:
@@ -52,7 +55,7 @@ def settle_payment(operation: ProcessorOperation, *, now: datetime) -> None:
             reason=operation.reason,
         )
     elif operation.status == _Operation.SUCCEEDED:
-        payment.status = InvoicePayment.Status.SUCCEEDED
+        payment.status, payment.failure = InvoicePayment.Status.SUCCEEDED, ""
         receive(invoice, payment, of_processor=True, now=now)
     payment.save(update_fields=["status", "processor_reference", "action_url", "failure"])
     if payment.status == InvoicePayment.Status.SUCCEEDED:

@@ -33,7 +33,7 @@ LEASE: Final = timedelta(seconds=60)
 KEY_LIVES: Final = timedelta(hours=23)
 # A failure that the processor repeats under its key: as long is waited for a late effect before a new key is made.
 KEY_SETTLES: Final = timedelta(seconds=60)
-_OPEN: Final = (Status.REQUESTED, Status.SENT, Status.UNKNOWN)
+OPEN: Final = (Status.REQUESTED, Status.SENT, Status.UNKNOWN)
 _RANK: Final = {
     Status.REQUESTED: 0,
     Status.SENT: 1,
@@ -128,7 +128,7 @@ def resume_operations(*, now: datetime, limit: int = 100) -> int:
     """Take up what dead processes and a busy processor left; how many were looked at."""
     wall_now = clock.wall_now()
     due = (
-        ProcessorOperation.objects.filter(status__in=_OPEN, next_attempt_at__lte=wall_now)
+        ProcessorOperation.objects.filter(status__in=OPEN, next_attempt_at__lte=wall_now)
         .filter(Q(lease_until__isnull=True) | Q(lease_until__lte=wall_now))
         .order_by("next_attempt_at")
         .values_list("id", flat=True)[:limit]
@@ -189,7 +189,7 @@ def _moves(operation: ProcessorOperation, wanted: Status) -> bool:
 def _claim(operation_id: UUID) -> ProcessorOperation | None:
     """Ours for the time of a lease, or None: ended, or somebody else is at it."""
     wall_now = clock.wall_now()
-    free = ProcessorOperation.objects.filter(pk=operation_id, status__in=_OPEN).filter(
+    free = ProcessorOperation.objects.filter(pk=operation_id, status__in=OPEN).filter(
         Q(lease_until__isnull=True) | Q(lease_until__lte=wall_now)
     )
     if not free.update(lease_until=wall_now + LEASE, attempts=F("attempts") + 1):

@@ -15,15 +15,18 @@ from marketplace.billing.processors.base import ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.services.operations import request_operation, run_operation
 from marketplace.billing.services.processor_gate import through_gate
-from marketplace.errors import InvalidInput, NotFound
+from marketplace.errors import Conflict, InvalidInput, NotFound
 
 
 def onboarding_link(*, organization_id: UUID, now: datetime) -> str:
     """Where the provider opens his account, or gives what is still due; good for minutes, so asked for each time.
 
-    Raises InvalidInput (field country) while the organization's country is unknown, NotFound, ProcessorBusy.
+    Raises InvalidInput (field country) while the organization's country is unknown, NotFound, ProcessorBusy,
+    Conflict where the processor keeps no accounts (the sandbox).
     """
     processor = payment_processor()
+    if not processor.needs_card:
+        raise Conflict("this market's payment processor asks nothing of providers")
     organization = Organization.objects.filter(pk=organization_id).first()
     if organization is None:
         raise NotFound("no such organization")
@@ -51,6 +54,13 @@ def onboarding_link(*, organization_id: UUID, now: datetime) -> str:
     return through_gate(
         processor, lambda: processor.account_link(account_id=account_name, return_url=page, refresh_url=page)
     )
+
+
+def payout_account_of(organization_id: UUID) -> ProcessorAccount | None:
+    """The provider's account at the processor in use, as it was when we last looked."""
+    return ProcessorAccount.objects.filter(
+        organization_id=organization_id, processor=payment_processor().name
+    ).first()
 
 
 def refresh_account(*, account_id: str, now: datetime) -> bool:

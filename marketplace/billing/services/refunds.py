@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.billing.models import ProcessorOperation
@@ -20,16 +20,19 @@ from marketplace.ledger.services import account_id, open_hold
 from pricing.units import format_micros, micros_per_minor_unit
 
 
-def refund_top_up(
+def refund_payment(
     *,
     organization_id: UUID,
-    top_up_id: UUID,
+    payment_id: UUID,
     amount_micros: int,
     operation_id: UUID,
     now: datetime,
     actor: Actor,
 ) -> ProcessorOperation:
-    """Send part of a top-up back. The money is held on the prepaid balance before the processor is asked.
+    """Send part of a payment back to where it came from, out of the buyer's prepaid balance.
+
+    The payment is a top-up, or a payment of an invoice by the processor: what a credit note gave back of that lies on
+    the balance. The money is held there before the processor is asked.
 
     The same `operation_id` again: the first refund as it stands. Raises NotFound, Conflict (not paid, or disputed),
     InsufficientFunds (it has been spent), InvalidInput (field amount_micros) where all refunds together would exceed
@@ -39,11 +42,11 @@ def refund_top_up(
     with transaction.atomic():
         payment = (
             ProcessorOperation.objects.select_for_update()
-            .filter(subject_id=top_up_id, organization_id=organization_id, kind__in=COLLECTIONS)
+            .filter(subject_id=payment_id, organization_id=organization_id, kind__in=COLLECTIONS)
             .first()
         )
         if payment is None:
-            raise NotFound("There is no such top-up.")
+            raise NotFound("There is no such payment.")
         known = ProcessorOperation.objects.filter(kind=OperationKind.REFUND, fact_id=fact_id).first()
         if known is None:
             refund_id = _request(payment, amount_micros, fact_id, now=now, actor=actor).id
@@ -52,6 +55,27 @@ def refund_top_up(
         else:
             refund_id = known.id
     return run_operation(operation_id=refund_id, now=now)
+
+
+def find_payment(organization_id: UUID, payment_id: UUID) -> ProcessorOperation:
+    """What the processor collected for a top-up or a payment of an invoice. Raises NotFound."""
+    found = ProcessorOperation.objects.filter(
+        subject_id=payment_id, organization_id=organization_id, kind__in=COLLECTIONS
+    ).first()
+    if found is None:
+        raise NotFound("There is no such payment.")
+    return found
+
+
+def left_of(payment: ProcessorOperation) -> int:
+    """How much of it may still be sent back, the balance allowing it."""
+    if payment.status != ProcessorOperation.Status.SUCCEEDED or payment.disputes.exists():
+        return 0
+    return payment.amount_micros - payment.refunded_micros
+
+
+def refunds_of(organization_id: UUID) -> QuerySet[ProcessorOperation]:
+    return ProcessorOperation.objects.filter(organization_id=organization_id, kind=OperationKind.REFUND)
 
 
 def _request(
@@ -64,7 +88,7 @@ def _request(
             field="amount_micros",
         )
     if payment.status != ProcessorOperation.Status.SUCCEEDED:
-        raise Conflict("only a top-up that has succeeded can be refunded")
+        raise Conflict("only a payment that has succeeded can be refunded")
     if payment.disputes.exists():
         raise Conflict("the bank has taken this payment back: it cannot be refunded as well")
     try:
@@ -77,7 +101,7 @@ def _request(
             raise
         left = format_micros(payment.amount_micros - payment.refunded_micros, payment.currency)
         raise InvalidInput(
-            f"no more than {left} {payment.currency} of this top-up is left to refund", field="amount_micros"
+            f"no more than {left} {payment.currency} of this payment is left to refund", field="amount_micros"
         ) from error
     refund = request_operation(
         kind=OperationKind.REFUND,
@@ -107,7 +131,7 @@ def _request(
         organization_id=payment.organization_id,
         actor=actor,
         action="refund.requested",
-        object_kind="top_up",
+        object_kind=payment.purpose,
         object_id=payment.subject_id,
         detail={"amount_micros": amount_micros},
         now=now,

@@ -20,6 +20,7 @@ from marketplace.billing.selectors import (
     rollups_of_charge,
     withheld_of_charge,
 )
+from marketplace.billing.services.cards import saved_card
 from marketplace.billing.services.lifecycle import outstanding
 from marketplace.portal.access import SeatedRequest, page
 from marketplace.portal.burndown import exact_amount
@@ -43,6 +44,8 @@ def invoice(request: SeatedRequest, invoice_id: UUID) -> HttpResponse:
         "invoice": found,
         "outstanding": outstanding(found),
         "notes": list(found.credit_notes.order_by("number")),
+        "payments": list(found.payments.order_by("-created_at", "-id")),
+        "card": saved_card(request.seat.organization.id),
     }
     return render(request, "portal/invoice.html", context)
 

@@ -14,6 +14,7 @@ from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.accounts.services import LEGAL_FIELDS, update_organization
 from marketplace.billing.documents_api import pdf_answer
+from marketplace.billing.models import InvoicePayment
 from marketplace.billing.printing.documents import credit_note_pdf, invoice_pdf, statement_pdf
 from marketplace.billing.selectors import find_invoice
 from marketplace.billing.services.paying import pay_invoice
@@ -60,23 +61,37 @@ def statement(request: SeatedRequest, statement_id: UUID) -> HttpResponse:
 @require_POST
 @page(OrganizationRole.BUYER)
 def pay(request: SeatedRequest, invoice_id: UUID) -> HttpResponse:
-    """What is due, from the balance. Clicked twice it is paid once: the second finds nothing due."""
+    """What is due, from the balance or by card. Clicked twice it is paid once: the second finds nothing due."""
     organization_id, now = request.seat.organization.id, clock.now()
     try:
-        pay_invoice(
+        payment = pay_invoice(
             organization_id=organization_id,
             invoice_id=invoice_id,
-            source="balance",
+            source=request.POST.get("source", InvoicePayment.Source.BALANCE),
             operation_id=derived_id(invoice_id, f"portal:{now.isoformat()}"),
             now=now,
             actor=actor_of(request),
         )
-        messages.success(request, "Paid from the balance.")
+        _tell(request, payment)
     except DomainError as error:
         if error.http_status == 404:
             raise
         messages.error(request, f"{error.detail[:1].upper()}{error.detail[1:]}.")
     return redirect("buyer-invoice", invoice_id)
+
+
+def _tell(request: SeatedRequest, payment: InvoicePayment) -> None:
+    if payment.status == InvoicePayment.Status.FAILED:
+        messages.error(request, "The card was refused; the invoice is still to be paid.")
+    elif payment.status == InvoicePayment.Status.PENDING:
+        onward = (
+            "It waits for you: go on to pay below." if payment.action_url else "The payment is under way."
+        )
+        messages.info(request, onward)
+    elif payment.source == InvoicePayment.Source.BALANCE:
+        messages.success(request, "Paid from the balance.")
+    else:
+        messages.success(request, "Paid.")
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

@@ -23,6 +23,7 @@ from marketplace.billing.selectors import (
     statements_of,
 )
 from marketplace.billing.service_periods import service_periods_of, with_figures
+from marketplace.billing.services.provider_accounts import payout_account_of
 from marketplace.errors import DomainError
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
@@ -229,6 +230,8 @@ def earnings(request: SeatedRequest) -> HttpResponse:
     context = {
         "earnings": page_of(earnings_of(organization_id), request, by="period_start"),
         "chart": _earnings_chart(organization_id, now),
+        "account": payout_account_of(organization_id),
+        "payout_blocked": payout_blocked_reason(organization_id),
         "outcomes": outcomes_of(organization_id).filter(provider_organization_id=organization_id)[:RECENT],
         "now": now,
     }
