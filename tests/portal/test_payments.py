@@ -60,6 +60,7 @@ def test_an_invoice_is_paid_by_card_and_its_link_is_shown(market: Owing, sign_in
     shown = text_of(browser, path)
     assert "Go on to pay" in shown
     assert "action required" in shown.lower()
+    assert "Pay from the balance" not in shown
     market.sim.world.authenticate(ProcessorOperation.objects.get(purpose="invoice").object_id)
     market.settle()
     shown = text_of(browser, path)

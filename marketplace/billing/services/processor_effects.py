@@ -112,7 +112,6 @@ def _card(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> Non
 
 
 def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
-    _card(operation, outcome, now)
     if operation.purpose == Purpose.TOP_UP:
         status = {
             Status.SUCCEEDED: TopUp.Status.SUCCEEDED,
@@ -127,6 +126,8 @@ def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) 
         settle_payment(operation, now=now)
     elif operation.purpose == Purpose.BOND:
         _bond(operation, now)
+    # The payer's row after the invoice's, as whoever pays an invoice locks them.
+    _card(operation, outcome, now)
     if operation.status != Status.SUCCEEDED or operation.purpose != Purpose.TOP_UP:
         return
     transfer = NewTransfer(

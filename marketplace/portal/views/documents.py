@@ -10,6 +10,7 @@ from django.views.decorators.http import require_safe
 
 from marketplace.accounts.models import OrganizationRole
 from marketplace.accounts.selectors import api_keys_of
+from marketplace.billing.models import InvoicePayment
 from marketplace.billing.selectors import (
     charges_of,
     charges_of_line,
@@ -45,6 +46,7 @@ def invoice(request: SeatedRequest, invoice_id: UUID) -> HttpResponse:
         "outstanding": outstanding(found),
         "notes": list(found.credit_notes.order_by("number")),
         "payments": list(found.payments.order_by("-created_at", "-id")),
+        "is_under_way": found.payments.filter(status=InvoicePayment.Status.PENDING).exists(),
         "card": saved_card(request.seat.organization.id),
     }
     return render(request, "portal/invoice.html", context)

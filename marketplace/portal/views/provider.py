@@ -15,6 +15,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.billing.outcomes import outcomes_of
+from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.selectors import (
     earnings_by_period,
     earnings_of,
@@ -231,6 +232,7 @@ def earnings(request: SeatedRequest) -> HttpResponse:
         "earnings": page_of(earnings_of(organization_id), request, by="period_start"),
         "chart": _earnings_chart(organization_id, now),
         "account": payout_account_of(organization_id),
+        "needs_account": payment_processor().needs_card,
         "payout_blocked": payout_blocked_reason(organization_id),
         "outcomes": outcomes_of(organization_id).filter(provider_organization_id=organization_id)[:RECENT],
         "now": now,
