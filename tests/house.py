@@ -21,8 +21,8 @@ from rest_framework.test import APIClient
 
 from marketplace.accounts.models import ApiKey, Membership
 from marketplace.accounts.services import SYSTEM, create_api_key
-from marketplace.billing.services.bonds import deposit_bond
 from marketplace.billing.models import ProcessorOperation, TopUp
+from marketplace.billing.services.bonds import deposit_bond
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.discounts import give_discount
 from marketplace.billing.services.payout_destinations import request_destination

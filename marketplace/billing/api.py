@@ -30,8 +30,8 @@ from marketplace.billing.documents_api import urlpatterns as document_urls
 from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
 from marketplace.billing.outcomes_api import DeliveryOutcomesView
-from marketplace.billing.payouts_api import urlpatterns as payout_urls
 from marketplace.billing.payments_api import urlpatterns as payment_urls
+from marketplace.billing.payouts_api import urlpatterns as payout_urls
 from marketplace.billing.selectors import (
     estimates_left,
     events_of_charge,

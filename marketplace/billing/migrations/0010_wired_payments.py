@@ -63,7 +63,7 @@ def _steps(more: str, reverse: str) -> str:
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0003_legal_identity"),
-        ("billing", "0007_processor_operations"),
+        ("billing", "0009_payout_rules"),
     ]
 
     operations = [
