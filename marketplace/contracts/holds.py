@@ -52,6 +52,8 @@ class Opened(NamedTuple):
     limit_numerator: int | None
     remaining_numerator: int | None
     reset_ms: int | None
+    # `scope/period` of the cap that refused, where the outcome is spend_cap_reached.
+    spend_cap: str | None
 
 
 class Captured(NamedTuple):
@@ -132,7 +134,7 @@ def open_hold(
 
 
 def extend_hold(*, id: UUID, delta_numerator: int, now: datetime) -> str:  # noqa: A002
-    """Grow (or shrink) an open hold: ok, contract_exhausted, insufficient_funds or closed."""
+    """Grow (or shrink) an open hold: ok, contract_exhausted, insufficient_funds, spend_cap_reached or closed."""
     with connection.cursor() as cursor:
         cursor.execute(EXTEND_SQL, (id, delta_numerator, now))
         return str(cursor.fetchone()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 
@@ -309,6 +310,8 @@ class Hold(models.Model):
     captured_numerator = models.BigIntegerField(default=0)
     amount_micros = models.BigIntegerField()
     captured_micros = models.BigIntegerField(default=0)
+    # Where it is counted against spend caps; null where it was under none.
+    spend_counter_ids = ArrayField(models.UUIDField(), null=True)
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.OPEN)
     opened_at = models.DateTimeField()
     expires_at = models.DateTimeField()
@@ -354,3 +357,5 @@ class PeriodRate(models.Model):
 # Below what they refer to.
 from marketplace.contracts.nomination_models import Nomination as Nomination  # noqa: E402
 from marketplace.contracts.nomination_models import NominationShare as NominationShare  # noqa: E402
+from marketplace.contracts.spend_models import SpendCap as SpendCap  # noqa: E402
+from marketplace.contracts.spend_models import SpendCounter as SpendCounter  # noqa: E402

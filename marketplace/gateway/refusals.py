@@ -10,6 +10,11 @@ from marketplace.gateway.errors import ApiError
 CONTRACT_HEADER: Final = "X-Tokenyard-Contract"
 _NUMERATOR_PER_TOKEN: Final = 1_000_000
 _QUOTA: Final = "insufficient_quota"
+_CAPPED: Final = {
+    "organization": "your organization",
+    "project": "this API key's project",
+    "api_key": "this API key",
+}
 
 
 def rate_limit_headers(opened: Opened) -> dict[str, str]:
@@ -43,6 +48,8 @@ def refusal_of(opened: Opened) -> ApiError:
     if outcome == "insufficient_funds":
         message = "Your balance does not cover this request. Top up your balance."
         return ApiError(402, outcome, message, kind=_QUOTA)
+    if outcome == "spend_cap_reached":
+        return ApiError(402, outcome, _cap_message(opened), kind=_QUOTA, headers=headers)
     if outcome == "rate_limited":
         message = "The contract's rate per delivery period is reached. Retry later."
         return ApiError(429, "rate_limit_exceeded", message, kind="rate_limit_error", headers=headers)
@@ -57,3 +64,13 @@ def refusal_of(opened: Opened) -> ApiError:
     assert outcome == "no_offering", f"unknown outcome {outcome!r}"
     message = "No host that serves this model is ready at the moment."
     return ApiError(503, "no_host_ready", message, kind="server_error", headers=headers)
+
+
+def _cap_message(opened: Opened) -> str:
+    assert opened.spend_cap is not None
+    scope, period = opened.spend_cap.split("/")
+    of = "UTC day" if period == "day" else "calendar month (UTC)"
+    return (
+        f"The spend cap of {_CAPPED[scope]} per {of} does not leave enough for this request. "
+        f"It resets when the {of} ends; an owner can raise it."
+    )

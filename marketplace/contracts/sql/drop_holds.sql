@@ -8,7 +8,10 @@ DROP FUNCTION contracts_open_hold(
 DROP FUNCTION contracts_open_on_demand(contracts_asked);
 -- It has a file and a migration of its own since (entitled_holds.sql).
 DROP FUNCTION IF EXISTS contracts_open_on_entitlement(contracts_asked, uuid);
-DROP FUNCTION contracts_record_hold(contracts_asked, contracts_opened, uuid, uuid);
+-- It has a parameter more since (spend_caps.sql).
+DROP FUNCTION IF EXISTS contracts_record_hold(contracts_asked, contracts_opened, uuid, uuid);
+DROP FUNCTION IF EXISTS contracts_record_hold(contracts_asked, contracts_opened, uuid, uuid, uuid[]);
+DROP FUNCTION IF EXISTS contracts_capped(contracts_opened, text, timestamptz);
 DROP FUNCTION contracts_accrue(uuid, timestamptz, bigint, timestamptz);
 DROP FUNCTION contracts_serves(text, boolean, timestamptz, timestamptz);
 DROP TYPE contracts_opened;

@@ -11,7 +11,9 @@ DECLARE
     v_level bigint;
     v_free bigint;
     v_accrual uuid;
+    v_spend uuid[];
     v_constraint text;
+    v_detail text;
 BEGIN
     SELECT en.*, c.kind, c.payment, c.grade_id, r.micros_per_mtok, g.max_request_s, org.tax_ppm
       INTO STRICT e
@@ -106,17 +108,19 @@ BEGIN
                 UPDATE contracts_nomination SET taken_numerator = taken_numerator + o.amount_numerator WHERE id = n.id;
             END IF;
             IF o.amount_micros > 0 THEN
+                v_spend := contracts_take_spend(
+                    p_asked.organization_id, p_asked.api_key_id, o.amount_micros, p_asked.at);
                 v_accrual := contracts_accrue(e.contract_id,
                     contracts_period_start(p_asked.at, p_asked.settlement_s), o.amount_micros, p_asked.at);
             END IF;
             o.outcome := 'ok';
             o.remaining_numerator := GREATEST(0, v_level);
             o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, v_rate_per_s);
-            PERFORM contracts_record_hold(p_asked, o, p_entitlement, v_accrual);
+            PERFORM contracts_record_hold(p_asked, o, p_entitlement, v_accrual, v_spend);
             RETURN o;
         END IF;
     EXCEPTION WHEN check_violation THEN
-        GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+        GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME, v_detail = PG_EXCEPTION_DETAIL;
         IF v_constraint = 'contracts_nomination_never_overdrawn' THEN
             SELECT GREATEST(0, n.kept_lots * 1000000000 - nom.taken_numerator) INTO o.remaining_numerator
               FROM contracts_nomination nom WHERE nom.id = n.id;
@@ -125,6 +129,9 @@ BEGIN
                 epoch FROM o.period_start + make_interval(secs => p_asked.delivery_s) - p_asked.at) * 1000)::bigint;
             o.reset_ms := o.retry_after_ms;
             RETURN o;
+        END IF;
+        IF v_constraint = 'contracts_spendcounter_within_cap' THEN
+            RETURN contracts_capped(o, v_detail, p_asked.at);
         END IF;
         IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
             RAISE;

@@ -1,6 +1,7 @@
 -- Delivery holds: open, extend, capture, void. Sync services and the gateway's pool run the same one-line statements.
 --
--- Lock order, everywhere: delivery hold, right (entitlement, then its period's nomination; or on-demand bucket), allocation, accrual (an
+-- Lock order, everywhere: delivery hold, right (entitlement, then its period's nomination; or on-demand bucket), allocation,
+-- spend counters (spend_caps.sql), accrual (an
 -- advisory lock before it while it is made), ledger hold, ledger account. A right is taken by one conditional UPDATE: a candidate that
 -- fails it leaves no lock behind, so a request never holds two rights.
 --
@@ -51,12 +52,13 @@ CREATE TYPE contracts_asked AS (
 );
 
 -- outcome: ok, contract_not_found, contract_suspended, contract_exhausted, insufficient_funds, rate_limited,
--- capacity_unavailable, capacity_curtailed, no_offering. The last four columns feed Retry-After and the x-ratelimit-* headers.
+-- capacity_unavailable, capacity_curtailed, no_offering, spend_cap_reached. The four columns before the last feed Retry-After
+-- and the x-ratelimit-* headers; spend_cap is `scope/period` of the cap that refused.
 CREATE TYPE contracts_opened AS (
     outcome text, contract_id uuid, kind text, grade_id uuid, offering_id uuid, host_id uuid, base_url text, engine text,
     rate_id uuid, rate_micros_per_mtok bigint, period_start timestamptz, expires_at timestamptz,
     amount_numerator bigint, amount_micros bigint,
-    retry_after_ms bigint, limit_numerator bigint, remaining_numerator bigint, reset_ms bigint
+    retry_after_ms bigint, limit_numerator bigint, remaining_numerator bigint, reset_ms bigint, spend_cap text
 );
 
 CREATE FUNCTION contracts_serves(p_status text, p_ready boolean, p_heartbeat timestamptz, p_now timestamptz)
@@ -108,18 +110,18 @@ $$;
 
 -- Writes the hold's row, and the meter point that makes its usage legitimate.
 CREATE FUNCTION contracts_record_hold(
-    p_asked contracts_asked, p_opened contracts_opened, p_entitlement uuid, p_accrual uuid
+    p_asked contracts_asked, p_opened contracts_opened, p_entitlement uuid, p_accrual uuid, p_spend uuid[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO contracts_hold (
         id, request_id, attempt, contract_id, api_key_id, offering_id, entitlement_id, accrual_id, rate_id, grade_id,
         holder, period_start, amount_numerator, captured_numerator, amount_micros, captured_micros, status, opened_at,
-        expires_at
+        expires_at, spend_counter_ids
     ) VALUES (
         p_asked.id, p_asked.request_id, p_asked.attempt, p_opened.contract_id, p_asked.api_key_id,
         p_opened.offering_id, p_entitlement, p_accrual, p_opened.rate_id, p_opened.grade_id, p_asked.holder,
         p_opened.period_start, p_opened.amount_numerator, 0, p_opened.amount_micros, 0, 'open', p_asked.at,
-        p_opened.expires_at
+        p_opened.expires_at, p_spend
     );
     IF NOT EXISTS (
         SELECT 1 FROM metering_meterpoint
@@ -129,6 +131,19 @@ BEGIN
         VALUES (uuidv7(), p_opened.contract_id, p_opened.offering_id, p_opened.host_id, p_opened.grade_id, p_asked.at)
         ON CONFLICT DO NOTHING;
     END IF;
+END
+$$;
+
+-- The refusal of a spend cap (`scope/period`): it names the cap, and its time to come back is when that window ends.
+CREATE FUNCTION contracts_capped(p_opened contracts_opened, p_cap text, p_now timestamptz) RETURNS contracts_opened
+LANGUAGE plpgsql AS $$
+BEGIN
+    p_opened.outcome := 'spend_cap_reached';
+    p_opened.spend_cap := p_cap;
+    p_opened.retry_after_ms := GREATEST(1, ceil(extract(
+        epoch FROM contracts_spend_resets_at(split_part(p_cap, '/', 2), p_now) - p_now) * 1000))::bigint;
+    p_opened.limit_numerator := NULL;
+    RETURN p_opened;
 END
 $$;
 
@@ -143,7 +158,9 @@ DECLARE
     g record;
     v_level bigint;
     v_accrual uuid;
+    v_spend uuid[];
     v_constraint text;
+    v_detail text;
     v_wait bigint;
     v_ready boolean := false;
 BEGIN
@@ -224,6 +241,8 @@ BEGIN
             RETURNING b.level_numerator INTO v_level;
             IF FOUND THEN
                 IF o.amount_micros > 0 THEN
+                    v_spend := contracts_take_spend(
+                        p_asked.organization_id, p_asked.api_key_id, o.amount_micros, p_asked.at);
                     v_accrual := contracts_accrue(c.id,
                         contracts_period_start(p_asked.at, p_asked.settlement_s), o.amount_micros, p_asked.at);
                 END IF;
@@ -231,11 +250,14 @@ BEGIN
                 o.retry_after_ms := NULL;
                 o.remaining_numerator := GREATEST(0, v_level);
                 o.reset_ms := contracts_wait_ms(o.limit_numerator - v_level, f.rate_per_s);
-                PERFORM contracts_record_hold(p_asked, o, NULL, v_accrual);
+                PERFORM contracts_record_hold(p_asked, o, NULL, v_accrual, v_spend);
                 RETURN o;
             END IF;
         EXCEPTION WHEN check_violation THEN
-            GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
+            GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME, v_detail = PG_EXCEPTION_DETAIL;
+            IF v_constraint = 'contracts_spendcounter_within_cap' THEN
+                RETURN contracts_capped(o, v_detail, p_asked.at);
+            END IF;
             IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
                 RAISE;
             END IF;
@@ -378,7 +400,7 @@ BEGIN
 END
 $$;
 
--- Grows (or shrinks) an open hold: ok, contract_exhausted, insufficient_funds, or closed. The bucket may go into
+-- Grows (or shrinks) an open hold: ok, contract_exhausted, insufficient_funds, spend_cap_reached, or closed. The bucket may go into
 -- debt: a stream that runs is not cut for its pace, the next request waits.
 CREATE FUNCTION contracts_extend_hold(p_id uuid, p_delta bigint, p_now timestamptz)
 RETURNS text LANGUAGE plpgsql AS $$
@@ -417,6 +439,7 @@ BEGIN
     IF h.accrual_id IS NOT NULL THEN
         v_micros := contracts_gross_up(
             contracts_price_ceil(h.amount_numerator + p_delta, h.micros_per_mtok), h.tax_ppm);
+        PERFORM contracts_change_spend(h.spend_counter_ids, v_micros - h.amount_micros);
         UPDATE contracts_accrual SET held_micros = held_micros + v_micros - h.amount_micros
          WHERE id = h.accrual_id RETURNING ledger_hold_id INTO v_ledger_hold;
         IF v_micros <> h.amount_micros THEN
@@ -430,6 +453,9 @@ EXCEPTION WHEN check_violation THEN
     GET STACKED DIAGNOSTICS v_constraint = CONSTRAINT_NAME;
     IF v_constraint = 'contracts_nomination_never_overdrawn' THEN
         RETURN 'contract_exhausted';
+    END IF;
+    IF v_constraint = 'contracts_spendcounter_within_cap' THEN
+        RETURN 'spend_cap_reached';
     END IF;
     IF v_constraint <> 'ledger_account_debits_must_not_exceed_credits' THEN
         RAISE;
@@ -498,6 +524,7 @@ BEGIN
          WHERE b.offering_id = h.offering_id;
     END IF;
     IF h.accrual_id IS NOT NULL THEN
+        PERFORM contracts_change_spend(h.spend_counter_ids, v_micros - h.amount_micros);
         UPDATE contracts_accrual a SET held_micros = a.held_micros - h.amount_micros,
                captured_micros = a.captured_micros + v_micros
          WHERE a.id = h.accrual_id RETURNING a.ledger_hold_id INTO v_ledger_hold;
