@@ -265,6 +265,7 @@ _HINTS_S: dict[str, int] = {
     "marketplace.billing.tasks.resume_processor_operations": 10,
     "marketplace.billing.tasks.apply_processor_events": 2,
     "marketplace.billing.tasks.reconcile_processor": 300,
+    "marketplace.billing.tasks.top_up_low_balances": 2,
     "providers.tasks.open_capacity": 10,
     "providers.tasks.check_heartbeats": 10,
     "providers.tasks.reconcile_hosts": 15,

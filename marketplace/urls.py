@@ -24,7 +24,10 @@ API_ROOMS = (
 _api: list[URLPattern | URLResolver] = [path("schema", SpectacularAPIView.as_view(), name="api-schema")]
 # Before the rooms: `market/index` is no grade.
 _api += [path("", include(f"marketplace.orders.{name}")) for name in ("market_api", "monitoring_api")]
-_api += [path("", include(f"marketplace.{name}")) for name in ("billing.grants_api", "contracts.spend_api")]
+_api += [
+    path("", include(f"marketplace.{name}"))
+    for name in ("billing.grants_api", "billing.credit_api", "contracts.spend_api")
+]
 _api += [path("", include(f"{room}.api")) for room in API_ROOMS]
 
 urlpatterns: list[URLPattern | URLResolver] = [

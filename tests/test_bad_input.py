@@ -64,6 +64,21 @@ GOOD: dict[str, dict[str, Any]] = {
         "amount_micros": 1_000_000,
     },
     "post /api/v1/processor-operations/{operation_id}/give-up": {"reason": "looked, and it is not there"},
+    "put /api/v1/spend-caps": {
+        "scope": "project",
+        "api_key_id": None,
+        "project": "lab",
+        "period": "day",
+        "limit_micros": 1_000_000,
+    },
+    "put /api/v1/credit-line": {"on_demand_payment": "prepaid"},
+    "put /api/v1/credit-lines": {"organization_id": "{organization_id}", "limit_micros": 1_000_000},
+    "put /api/v1/auto-top-up": {
+        "enabled": False,
+        "threshold_micros": 1_000_000,
+        "amount_micros": 1_000_000,
+        "monthly_limit_micros": 1_000_000,
+    },
     "post /api/v1/quotes": {
         "grade": "tiny-chat",
         "firm_lots": 2,
@@ -259,6 +274,7 @@ ELSEWHERE = {
     "put /api/v1/self-billing-consent",
 }
 OPERATORS = {
+    "put /api/v1/credit-lines",
     "post /api/v1/grants",
     "post /api/v1/grades",
     "post /api/v1/organizations",

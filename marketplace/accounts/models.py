@@ -57,6 +57,13 @@ class Organization(models.Model):
     country = models.CharField(max_length=2, blank=True)
     tax_number = models.CharField(max_length=64, blank=True)
     tax_ppm = models.BigIntegerField(default=0)
+    # What pays for on-demand usage: the balance, or (`arrears`) the credit line.
+    on_demand_payment = models.CharField(
+        max_length=8,
+        choices=[("prepaid", "Prepaid"), ("arrears", "Arrears")],
+        default="prepaid",
+        db_default="prepaid",
+    )
     created_at = models.DateTimeField()
 
     class Meta:
@@ -69,6 +76,10 @@ class Organization(models.Model):
             models.CheckConstraint(
                 condition=Q(tax_ppm__gte=0) & Q(tax_ppm__lte=1_000_000),
                 name="accounts_organization_tax_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(on_demand_payment__in=["prepaid", "arrears"]),
+                name="accounts_organization_on_demand_payment_known",
             ),
         ]
 

@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from marketplace.accounts.models import Organization
+from marketplace.billing.auto_top_up_models import AutoTopUp as AutoTopUp
 from marketplace.billing.document_models import (
     CreditNote,
     CreditNoteLine,
@@ -114,6 +115,10 @@ class TopUp(models.Model):
     processor_reference = models.CharField(max_length=120, blank=True)
     # Where the buyer goes on (the processor's own page, 3-D Secure) while it is pending; else empty.
     action_url = models.CharField(max_length=2000, blank=True, default="")
+    # Where the market began it by itself.
+    auto_top_up = models.ForeignKey(
+        "billing.AutoTopUp", on_delete=models.PROTECT, null=True, related_name="top_ups"
+    )
     created_at = models.DateTimeField()
 
     class Meta:

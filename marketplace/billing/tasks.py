@@ -6,6 +6,7 @@ from celery import shared_task
 
 from marketplace import clock
 from marketplace.billing.services import (
+    auto_top_ups,
     documents_due,
     operations,
     processor_events,
@@ -37,3 +38,8 @@ def apply_processor_events() -> None:
 @shared_task(name="marketplace.billing.tasks.reconcile_processor")
 def reconcile_processor() -> None:
     processor_reconciling.reconcile_processor(now=clock.now())
+
+
+@shared_task(name="marketplace.billing.tasks.top_up_low_balances")
+def top_up_low_balances() -> None:
+    auto_top_ups.top_up_low_balances(now=clock.now())

@@ -69,7 +69,9 @@ class Quote(models.Model):
 
 
 class Contract(models.Model):
-    """What a buyer bought; the market is the counterparty of both sides. on_demand is implicit per buyer and grade."""
+    """What a buyer bought; the market is the counterparty of both sides. on_demand is implicit per buyer, grade
+    and payment.
+    """
 
     class Status(models.TextChoices):
         ACTIVE = "active"
@@ -100,7 +102,7 @@ class Contract(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["organization", "grade"],
+                fields=["organization", "grade", "payment"],
                 condition=Q(kind="on_demand"),
                 name="contracts_contract_one_on_demand",
             ),

@@ -66,8 +66,8 @@ def set_spend_cap(
     if not organization(organization_id).has_role(OrganizationRole.BUYER):
         raise Forbidden("only a buyer spends")
     _check(scope=scope, period=period, limit_micros=limit_micros, api_key_id=api_key_id, project=project)
-    known = ApiKey.objects.filter(pk=api_key_id, organization_id=organization_id)
-    if api_key_id is not None and not known.exists():
+    own = ApiKey.objects.filter(organization_id=organization_id)
+    if api_key_id is not None and not own.filter(pk=api_key_id).exists():
         raise NotFound("no such API key", field="api_key_id")
     cap, made = SpendCap.objects.select_for_update(no_key=True).get_or_create(
         organization_id=organization_id,

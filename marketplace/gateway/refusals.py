@@ -46,7 +46,7 @@ def refusal_of(opened: Opened) -> ApiError:
         message = "The contract has not enough volume left in this period for this request."
         return ApiError(402, outcome, message, kind=_QUOTA, headers=headers)
     if outcome == "insufficient_funds":
-        message = "Your balance does not cover this request. Top up your balance."
+        message = "Neither your balance nor a credit line covers this request. Top up your balance."
         return ApiError(402, outcome, message, kind=_QUOTA)
     if outcome == "spend_cap_reached":
         return ApiError(402, outcome, _cap_message(opened), kind=_QUOTA, headers=headers)

@@ -51,6 +51,8 @@ class LedgerAccount(models.Model):
     reference_id = models.UUIDField(null=True)
     debits_must_not_exceed_credits = models.BooleanField()
     overdraft_limit_micros = models.BigIntegerField(default=0)
+    # What the operator lends (`sql/credit_lines.sql`); null on an account without a credit line.
+    credit_line_micros = models.BigIntegerField(null=True)
     debits_posted_micros = models.BigIntegerField(default=0)
     credits_posted_micros = models.BigIntegerField(default=0)
     debits_pending_micros = models.BigIntegerField(default=0)
@@ -78,6 +80,11 @@ class LedgerAccount(models.Model):
                     - F("debits_pending_micros")
                 ),
                 name="ledger_account_debits_must_not_exceed_credits",
+            ),
+            models.CheckConstraint(
+                condition=Q(credit_line_micros__isnull=True)
+                | Q(credit_line_micros__gte=0, overdraft_limit_micros__gte=F("credit_line_micros")),
+                name="ledger_account_overdraft_reaches_credit_line",
             ),
         ]
 

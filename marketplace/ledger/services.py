@@ -108,6 +108,14 @@ def set_overdraft_limit(*, account_id: UUID, limit_micros: int) -> None:
     call("SELECT ledger_set_overdraft_limit(%s, %s)", (account_id, limit_micros))
 
 
+def set_credit_line(*, account_id: UUID, limit_micros: int) -> None:
+    """How far below zero a receivable account may go from now on. Below what is used already nothing new fits, and the
+    line follows what is paid; nothing that is owed or held ends.
+    """
+    check_amount(limit_micros, least=0, field="limit_micros")
+    call("SELECT ledger_set_credit_line(%s, %s)", (account_id, limit_micros))
+
+
 def post_transfers(transfers: Sequence[NewTransfer], *, now: datetime) -> int:
     """Post all of them or none; how many are new. A retry with the same ids and terms returns 0.
 

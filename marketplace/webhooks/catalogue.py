@@ -7,6 +7,8 @@ from typing import Final
 
 EVENT_TYPES: Final[Mapping[str, str]] = {
     "endpoint.test": "sent when asked for, to try an endpoint",
+    "auto_top_up.failed": "an automatic top-up was declined, or has stopped",
+    "balance.low": "the free balance fell below the threshold set for it",
     "bid.awarded": "a bid won capacity in a delivery period",
     "contract.activated": "a committed contract was made, or a suspended contract is delivered on again",
     "contract.suspended": "a contract was suspended; the reason is in the data",

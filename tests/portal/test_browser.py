@@ -219,6 +219,8 @@ def test_nothing_is_wider_than_a_phone(
             "/buyer/bid",
             "/buyer/cover",
             "/buyer/keys",
+            "/buyer/spend-caps",
+            "/buyer/auto-top-up",
         ),
         hyperion: ("/provider", "/provider/hosts/new", "/provider/earnings"),
     }

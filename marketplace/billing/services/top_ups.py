@@ -32,8 +32,8 @@ def top_up(
     between two transactions; what dies in between is finished by the sweeper, or by the same call again. Raises
     NotFound, Forbidden, InvalidInput (field amount_micros), Conflict.
     """
-    check_amount(amount_micros)
-    pending = _begin(
+    check_top_up_amount(amount_micros)
+    pending = begin_top_up(
         top_up_id=derived_id(operation_id, "top_up"),
         organization_id=organization_id,
         amount_micros=amount_micros,
@@ -47,7 +47,7 @@ def top_up(
     return TopUp.objects.get(pk=pending.id)
 
 
-def check_amount(amount_micros: int) -> None:
+def check_top_up_amount(amount_micros: int) -> None:
     """Whole minor units, from one of them to the most at a time. Raises InvalidInput (amount_micros)."""
     currency = settings.MARKET_CURRENCY
     minor = micros_per_minor_unit(currency)
@@ -65,9 +65,20 @@ def check_amount(amount_micros: int) -> None:
 
 
 @transaction.atomic
-def _begin(
-    *, top_up_id: UUID, organization_id: UUID, amount_micros: int, now: datetime, actor: Actor
+def begin_top_up(
+    *,
+    top_up_id: UUID,
+    organization_id: UUID,
+    amount_micros: int,
+    on_page: bool = True,
+    auto_top_up_id: UUID | None = None,
+    now: datetime,
+    actor: Actor,
 ) -> TopUp:
+    """The rows of a top-up and of its collection, not yet asked for; those there are where it was begun before.
+
+    Without `on_page` only the saved card is charged. Raises NotFound, Forbidden, Conflict.
+    """
     organization = Organization.objects.filter(pk=organization_id).first()
     if organization is None:
         raise NotFound("no such organization")
@@ -80,6 +91,7 @@ def _begin(
         amount_micros=amount_micros,
         currency=settings.MARKET_CURRENCY,
         processor=payment_processor().name,
+        auto_top_up_id=auto_top_up_id,
         created_at=now,
     )
     TopUp.objects.bulk_create([new], ignore_conflicts=True)
@@ -98,7 +110,7 @@ def _begin(
             organization_id=organization_id,
             amount_micros=amount_micros,
             currency=kept.currency,
-            on_page=True,
+            on_page=on_page,
             now=now,
         )
         record_audit(

@@ -18,7 +18,7 @@ _AGAIN = "".join(
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("accounts", "0003_legal_identity"),
+        ("accounts", "0004_spend_caps"),
         ("contracts", "0005_grants"),
     ]
 
@@ -147,6 +147,15 @@ class Migration(migrations.Migration):
             model_name="spendcounter",
             constraint=models.CheckConstraint(
                 condition=models.Q(("spent_micros__gte", 0)), name="contracts_spendcounter_not_negative"
+            ),
+        ),
+        migrations.RemoveConstraint(model_name="contract", name="contracts_contract_one_on_demand"),
+        migrations.AddConstraint(
+            model_name="contract",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("kind", "on_demand")),
+                fields=("organization", "grade", "payment"),
+                name="contracts_contract_one_on_demand",
             ),
         ),
         migrations.RunSQL(_AGAIN, migrations.RunSQL.noop),

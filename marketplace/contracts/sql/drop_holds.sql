@@ -5,7 +5,9 @@ DROP FUNCTION contracts_extend_hold(uuid, bigint, timestamptz);
 DROP FUNCTION contracts_open_hold(
     uuid, uuid, integer, text, uuid, uuid, uuid[], bigint[], uuid, timestamptz, integer, integer, bigint, uuid[]
 );
-DROP FUNCTION contracts_open_on_demand(contracts_asked);
+-- What pays is a parameter since (spend_caps.sql).
+DROP FUNCTION IF EXISTS contracts_open_on_demand(contracts_asked);
+DROP FUNCTION IF EXISTS contracts_open_on_demand(contracts_asked, text);
 -- It has a file and a migration of its own since (entitled_holds.sql).
 DROP FUNCTION IF EXISTS contracts_open_on_entitlement(contracts_asked, uuid);
 -- It has a parameter more since (spend_caps.sql).

@@ -149,7 +149,8 @@ $$;
 
 -- Opens the hold on the organization's implicit on-demand contract: the cheapest list rate whose host serves and
 -- has an unsold share, then the least loaded. What is unsold is read now, so a late publication is not missed.
-CREATE FUNCTION contracts_open_on_demand(p_asked contracts_asked)
+-- p_payment is the named contract's; null for what the organization chose.
+CREATE FUNCTION contracts_open_on_demand(p_asked contracts_asked, p_payment text)
 RETURNS contracts_opened LANGUAGE plpgsql AS $$
 DECLARE
     o contracts_opened;
@@ -164,20 +165,23 @@ DECLARE
     v_wait bigint;
     v_ready boolean := false;
 BEGIN
-    SELECT gr.id, gr.currency, gr.max_request_s, org.tax_ppm INTO STRICT g
+    SELECT gr.id, gr.currency, gr.max_request_s, org.tax_ppm, coalesce(p_payment, org.on_demand_payment) AS payment
+      INTO STRICT g
       FROM pricing_grade gr, accounts_organization org
      WHERE gr.id = p_asked.grades[1] AND org.id = p_asked.organization_id;
     SELECT id, status INTO c FROM contracts_contract
-     WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand';
+     WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand'
+       AND payment = g.payment;
     IF NOT FOUND THEN
         INSERT INTO contracts_contract (
             id, organization_id, grade_id, kind, status, currency, payment, overage_policy, starts_at, created_at
         ) VALUES (
-            uuidv7(), p_asked.organization_id, g.id, 'on_demand', 'active', g.currency, 'prepaid', 'stop', p_asked.at,
+            uuidv7(), p_asked.organization_id, g.id, 'on_demand', 'active', g.currency, g.payment, 'stop', p_asked.at,
             p_asked.at
         ) ON CONFLICT DO NOTHING;
         SELECT id, status INTO STRICT c FROM contracts_contract
-         WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand';
+         WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand'
+           AND payment = g.payment;
     END IF;
     o.contract_id := c.id;
     o.kind := 'on_demand';
@@ -323,7 +327,7 @@ BEGIN
                 o.outcome := 'contract_not_found';
                 RETURN o;
             END IF;
-            RETURN contracts_open_on_demand(v_asked);
+            RETURN contracts_open_on_demand(v_asked, c.payment);
         END IF;
         o.contract_id := c.id;
         o.kind := c.kind;
@@ -343,7 +347,7 @@ BEGIN
         END IF;
         IF c.kind = 'committed' AND c.overage_policy = 'list'
            AND o.outcome IN ('contract_exhausted', 'rate_limited') THEN
-            RETURN contracts_open_on_demand(v_asked);
+            RETURN contracts_open_on_demand(v_asked, NULL);
         END IF;
         RETURN o;
     END IF;
@@ -378,7 +382,7 @@ BEGIN
              WHERE f.grade_id = p_grades[1] AND f.status = 'listed'
                AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_now);
             IF v_list_rate < c.micros_per_mtok THEN
-                o := contracts_open_on_demand(v_asked);
+                o := contracts_open_on_demand(v_asked, NULL);
                 IF o.outcome = 'ok' THEN
                     RETURN o;
                 END IF;
@@ -396,7 +400,7 @@ BEGIN
     IF v_refused.outcome IS NOT NULL THEN
         RETURN v_refused;
     END IF;
-    RETURN contracts_open_on_demand(v_asked);
+    RETURN contracts_open_on_demand(v_asked, NULL);
 END
 $$;
 
