@@ -322,6 +322,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "MovementStatusEnum": "marketplace.billing.models.InvoicePayment.Status",
         "OperationStatusEnum": "marketplace.billing.models.ProcessorOperation.Status",
         "MarketStatusEnum": "marketplace.orders.models.MarketControl.Status",
+        "PaymentEnum": "marketplace.contracts.models.Payment",
     },
 }
 

@@ -60,7 +60,7 @@ def spend(world: World, amount: int, now: datetime) -> None:
 
 def told() -> list[tuple[str, dict[str, Any]]]:
     events = WebhookEvent.objects.order_by("created_at", "id")
-    return [(event.type, json.loads(event.body)["data"]) for event in events]
+    return [(event.type, json.loads(bytes(event.body))["data"]) for event in events]
 
 
 def test_case_credit_17(world: World, now: datetime) -> None:

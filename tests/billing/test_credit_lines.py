@@ -143,6 +143,7 @@ def test_usage_on_credit_is_charged_to_the_line_and_held_no_more(world: World, n
     capture_hold(id=hold_id, numerator=LOT, event=b"{}\n", source_id=source, now=now)
     # As ingestion leaves it: the event is gone from the inbox, its volume is in the roll-up.
     UsageBatch.objects.all().delete()
+    assert opened.contract_id is not None
     contract = Contract.objects.get(pk=opened.contract_id)
     meter(contract, world.plant.offering.list_rate, world.plant, LOT, now)
     settled = settle_period(settlement_start=now, now=now + DUE_AFTER)

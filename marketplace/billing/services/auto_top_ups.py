@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Sum
 
-from marketplace.accounts.models import OrganizationRole
+from marketplace.accounts.models import Organization, OrganizationRole
 from marketplace.accounts.selectors import organization
 from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.billing.auto_top_up_models import AutoTopUp
@@ -37,7 +37,8 @@ MOST_FAILURES: Final = 3
 FIRST_PAUSE: Final = timedelta(minutes=15)
 MAX_MONTHLY_MICROS: Final = 10**15
 
-# Of the rows that people made, those with something to do; each balance by its unique index.
+# Of the rows that people made, those with something to do; each balance by its unique index. In no order, so that rows
+# which wait long keep nobody from being looked at.
 _DUE: Final = """
 SELECT w.id FROM billing_autotopup w
   LEFT JOIN ledger_ledgeraccount a
@@ -47,7 +48,7 @@ SELECT w.id FROM billing_autotopup w
         - a.debits_pending_micros, 0) < w.threshold_micros AS is_low) b
  WHERE w.running_id IS NOT NULL OR b.is_low <> (w.low_since IS NOT NULL)
     OR (b.is_low AND w.status = 'active' AND w.next_attempt_at <= %s)
- ORDER BY w.next_attempt_at, w.id LIMIT %s
+ ORDER BY w.running_id IS NOT NULL, random() LIMIT %s
 """
 
 
@@ -164,7 +165,9 @@ def _look(watch_id: UUID, *, now: datetime) -> UUID | None:
         watch.low_since = now
         _tell_low(watch, free, now=now)
     collection = None
-    is_active = watch.status == AutoTopUp.Status.ACTIVE
+    is_active = (
+        watch.status == AutoTopUp.Status.ACTIVE and watch.organization.status != Organization.Status.SUSPENDED
+    )
     if is_active and watch.low_since and watch.running_id is None and watch.next_attempt_at <= now:
         collection = _begin(watch, now=now)
     watch.save()

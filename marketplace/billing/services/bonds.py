@@ -13,7 +13,7 @@ from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.billing.models import BondDeposit, BondWithdrawal, ProcessorOperation
 from marketplace.billing.processor_models import COLLECTIONS
 from marketplace.billing.services.collecting import request_collection, run_collection
-from marketplace.billing.services.top_ups import check_amount
+from marketplace.billing.services.top_ups import check_top_up_amount
 from marketplace.contracts.bonds import bond_of
 from marketplace.errors import Conflict, InvalidInput
 from marketplace.ids import derived_id
@@ -47,7 +47,7 @@ def deposit_bond(
     asked between two transactions, and the deposit may be pending. Raises Forbidden, InvalidInput (amount_micros,
     source), InsufficientFunds (earnings), Conflict.
     """
-    check_amount(amount_micros)
+    check_top_up_amount(amount_micros)
     if source not in (Source.PROCESSOR, Source.EARNINGS):
         raise InvalidInput(f"must be one of {Source.PROCESSOR}, {Source.EARNINGS}", field="source")
     deposit = _begin(
@@ -74,7 +74,7 @@ def withdraw_bond(
     Waits for acceptances and is waited for by them (the lock of the profile), so what is sold stays covered.
     Raises Forbidden, InvalidInput (amount_micros), BondBound, Conflict.
     """
-    check_amount(amount_micros)
+    check_top_up_amount(amount_micros)
     lock_provider(organization_id, now=now)
     withdrawal_id = derived_id(operation_id, "bond_withdrawal")
     kept = BondWithdrawal.objects.filter(pk=withdrawal_id).first()
