@@ -22,6 +22,7 @@ import requests
 from marketplace import clock
 from marketplace.accounts.services import SYSTEM, revoke_api_key
 from marketplace.contracts.models import Hold
+from marketplace.contracts.spending import set_spend_cap
 from marketplace.ids import uuid7
 from marketplace.ledger.selectors import check_ledger
 from metering.models import UsageBatch
@@ -261,3 +262,23 @@ def test_a_host_that_does_not_answer_costs_nothing(rig: Rig) -> None:
     attempt = FailedAttempt.objects.get(pk=hold.pk)
     assert (attempt.offering_id, attempt.cause) == (rig.world.plant.offering.id, "failed_attempt")
     assert attempt.occurred_at >= hold.opened_at
+
+
+def test_a_spend_cap_refuses_in_openais_form(rig: Rig) -> None:
+    rig.fund()
+    acme = rig.world.acme
+    set_spend_cap(
+        organization_id=acme.id,
+        scope="api_key",
+        api_key_id=acme.api_key_id,
+        period="day",
+        limit_micros=0,
+        now=clock.now(),
+        actor=SYSTEM,
+    )
+    with pytest.raises(openai.APIStatusError) as refused:
+        rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20, temperature=0)
+    assert (refused.value.status_code, refused.value.code) == (402, "spend_cap_reached")
+    assert "this API key per UTC day" in refused.value.message
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 86_400
+    assert not Hold.objects.exists()
