@@ -15,7 +15,7 @@ DROP FUNCTION ledger_set_credit_line(uuid, bigint);
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0004_spend_caps"),
-        ("ledger", "0005_grants"),
+        ("ledger", "0006_faster_rounds"),
     ]
 
     operations = [

@@ -9,7 +9,7 @@ import marketplace.ids
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0004_spend_caps"),
-        ("billing", "0007_processor_operations"),
+        ("billing", "0010_wired_payments"),
     ]
 
     operations = [

@@ -19,7 +19,7 @@ _AGAIN = "".join(
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0004_spend_caps"),
-        ("contracts", "0005_grants"),
+        ("contracts", "0006_faster_rounds"),
     ]
 
     operations = [
