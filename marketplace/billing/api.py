@@ -27,6 +27,7 @@ from marketplace.billing.disputes_api import (
     RecountBaselinesView,
 )
 from marketplace.billing.documents_api import urlpatterns as document_urls
+from marketplace.billing.evidence_api import urlpatterns as evidence_urls
 from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
 from marketplace.billing.outcomes_api import DeliveryOutcomesView
@@ -291,4 +292,5 @@ urlpatterns = [
     *document_urls,
     *payout_urls,
     *payment_urls,
+    *evidence_urls,
 ]

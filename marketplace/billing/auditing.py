@@ -59,7 +59,7 @@ def check_charges(*, since: datetime) -> ChargeCheck:
         .distinct("contract_id", "settlement_start")
     )
     for contract_id, settlement_start in list(latest.values_list("contract_id", "settlement_start")):
-        lines = _lines_lacking(contract_id, settlement_start)
+        lines = lines_lacking(contract_id, settlement_start)
         if lines is None:
             check.unsettled += 1
             continue
@@ -75,8 +75,11 @@ def check_charges(*, since: datetime) -> ChargeCheck:
 
 
 @transaction.atomic
-def _lines_lacking(contract_id: UUID, settlement_start: datetime) -> list[Line] | None:
-    """Under the locks of a settler, so that no run comes between the two sides; None while usage is not settled."""
+def lines_lacking(contract_id: UUID, settlement_start: datetime) -> list[Line] | None:
+    """What one more run of a settled period would write, differences of 0 left out; changes nothing.
+
+    Under the locks of a settler, so that no run comes between the two sides; None while usage is not settled.
+    """
     contract = locked_contract(contract_id)
     last = (
         Settlement.objects.filter(contract=contract, settlement_start=settlement_start).order_by("run").last()

@@ -66,6 +66,7 @@ urlpatterns = [
     path("buyer/invoices", documents.invoices, name="buyer-invoices"),
     path("buyer/invoices/<uuid:invoice_id>", documents.invoice, name="buyer-invoice"),
     path("buyer/invoices/<uuid:invoice_id>/pdf", paper.invoice, name="buyer-invoice-pdf"),
+    path("buyer/invoices/<uuid:invoice_id>/evidence", paper.evidence, name="buyer-invoice-evidence"),
     path("buyer/invoices/<uuid:invoice_id>/pay", paper.pay, name="buyer-invoice-pay"),
     path("buyer/card", payments.card, name="buyer-card"),
     path("buyer/payments/<uuid:payment_id>/refund", payments.refund, name="buyer-refund"),

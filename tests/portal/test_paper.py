@@ -37,6 +37,9 @@ def test_an_invoice_is_credited_paid_and_downloaded(
     fund(acme, 3_000_000, now)
     assert "Paid from the balance." in browser.post(f"{path}/pay", follow=True).content.decode()
     assert "Pay from the balance" not in browser.get(path).content.decode()
+    assert f'href="{path}/evidence"' in shown
+    evidence = b"".join(browser.get(f"{path}/evidence").streaming_content)  # type: ignore[attr-defined]
+    assert evidence.splitlines()[-1].startswith(b'{"t":"end"')
     files = {browser.get(f"{path}/pdf").content, browser.get(f"{path}/pdf?note={note.number}").content}
     assert len(files) == 2
     assert {pdf[:5] for pdf in files} == {b"%PDF-"}

@@ -12,6 +12,7 @@ from marketplace.billing.models import Invoice, Payout, Statement
 from marketplace.billing.selectors import unsettled_contracts
 from marketplace.billing.services.automatic import collect_automatically
 from marketplace.billing.services.dunning import advance_dunning
+from marketplace.billing.services.invoice_batches import issue_many
 from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.statements import issue_statement, providers_to_state
@@ -50,10 +51,13 @@ def issue_due_documents(*, now: datetime) -> IssuedDocuments:
             if patient
             else ()
         )
-        for organization_id in buyers:
-            if organization_id not in blocked:
+        ready = [organization_id for organization_id in buyers if organization_id not in blocked]
+        if settings.INVOICE_GRACE_S:
+            for organization_id in ready:
                 invoice = issue_after_grace(organization_id=organization_id, month=month, now=now)
                 documents.invoices += [invoice] if invoice else []
+        else:
+            documents.invoices += issue_many(organization_ids=ready, month=month, now=now)
         for organization_id in () if blocked else providers:
             statement = issue_statement(organization_id=organization_id, month=month, now=now)
             documents.statements += [statement] if statement else []

@@ -116,6 +116,43 @@ def _sum_by_key(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def write(invoice: Invoice, drawn: Drawn, *, moved: bool = False) -> Written:
     """Insert the rows of a draft; with `moved` its charges come over from the void invoice that it replaces."""
+    [written] = write_all([(invoice, drawn)], moved=moved)
+    return written
+
+
+def write_all(drafts: Iterable[tuple[Invoice, Drawn]], *, moved: bool = False) -> list[Written]:
+    """`write` for several drafts, in their order, in one statement for each kind of row."""
+    drafts = list(drafts)
+    written = [_rows(invoice, drawn) for invoice, drawn in drafts]
+    InvoiceLine.objects.bulk_create([line for rows in written for line in rows.lines])
+    InvoiceTax.objects.bulk_create([tax for rows in written for tax in rows.taxes])
+    InvoiceDiscount.objects.bulk_create([discount for rows in written for discount in rows.discounts])
+    InvoiceLineTax.objects.bulk_create(
+        [
+            InvoiceLineTax(
+                id=derived_id(line.id, f"tax:{key}"),
+                line=line,
+                tax=rows.taxes[sorted(drawn.taxes).index(key)],
+                tax_micros=amount,
+            )
+            for (_, drawn), rows in zip(drafts, written, strict=True)
+            for line in rows.lines
+            for key, amount in sorted(drawn.worked.line_taxes[line.number].items())
+            if amount
+        ]
+    )
+    _link(
+        [
+            (line, drawn.groups[line.number])
+            for (_, drawn), rows in zip(drafts, written, strict=True)
+            for line in rows.lines
+        ],
+        moved=moved,
+    )
+    return written
+
+
+def _rows(invoice: Invoice, drawn: Drawn) -> Written:
     lines = [_line(invoice, number, group, drawn.worked) for number, group in drawn.groups.items()]
     taxes = [
         _tax(invoice, number, drawn.taxes[key], drawn.worked)
@@ -132,30 +169,19 @@ def write(invoice: Invoice, drawn: Drawn, *, moved: bool = False) -> Written:
         for key, amount in sorted(drawn.worked.discounts.items())
         if amount
     ]
-    InvoiceLine.objects.bulk_create(lines)
-    InvoiceTax.objects.bulk_create(taxes)
-    InvoiceDiscount.objects.bulk_create(discounts)
-    tax_rows = dict(zip(sorted(drawn.taxes), taxes, strict=True))
-    InvoiceLineTax.objects.bulk_create(
-        InvoiceLineTax(id=derived_id(line.id, f"tax:{key}"), line=line, tax=tax_rows[key], tax_micros=amount)
-        for line in lines
-        for key, amount in sorted(drawn.worked.line_taxes[line.number].items())
-        if amount
-    )
-    _link(lines, drawn.groups, moved=moved)
     return Written(lines, taxes, discounts)
 
 
-def _link(lines: Sequence[InvoiceLine], groups: Mapping[int, Sequence[Charge]], *, moved: bool) -> None:
+def _link(groups: Sequence[tuple[InvoiceLine, Sequence[Charge]]], *, moved: bool) -> None:
     if moved:
-        for line in lines:
-            ids = [charge.id for charge in groups[line.number]]
+        for line, group in groups:
+            ids = [charge.id for charge in group]
             InvoiceLineCharge.objects.filter(charge_id__in=ids).update(line=line)
         return
     links = [
         InvoiceLineCharge(id=derived_id(charge.id, "invoiced"), line=line, charge=charge)
-        for line in lines
-        for charge in groups[line.number]
+        for line, group in groups
+        for charge in group
     ]
     InvoiceLineCharge.objects.bulk_create(links, batch_size=5_000)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from uuid import UUID
+
+from django.db.models import F
 
 from marketplace.billing.documents import InvoiceTotals, cover, foot, split_tax
 from marketplace.billing.models import Charge, Invoice
@@ -13,16 +15,25 @@ from marketplace.billing.services.posting import tax_hold_id
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, Hold, Transfer
 from marketplace.ledger.selectors import balance
-from marketplace.ledger.services import NewTransfer, account_id, close_hold, post_transfers
+from marketplace.ledger.services import NewTransfer, account_id, close_holds, post_transfers
 
 
 class Ledger:
     """The accounts between which one invoice moves money, and the transfers it comes to."""
 
-    def __init__(self, invoice: Invoice, now: datetime, *, reference_id: UUID | None = None) -> None:
+    def __init__(
+        self,
+        invoice: Invoice,
+        now: datetime,
+        *,
+        reference_id: UUID | None = None,
+        accounts: dict[tuple[UUID, str], UUID] | None = None,
+    ) -> None:
+        """`accounts` is what several invoices of one currency have looked up already."""
         self.invoice, self.now = invoice, now
         self.reference_id = reference_id or invoice.id
         self.transfers: list[NewTransfer] = []
+        self._accounts = accounts if accounts is not None else {}
 
     def of_buyer(self, kind: AccountKind) -> UUID:
         return self._account(self.invoice.organization_id, kind)
@@ -54,9 +65,12 @@ class Ledger:
             post_transfers(self.transfers, now=self.now)
 
     def _account(self, organization_id: UUID, kind: AccountKind) -> UUID:
-        return account_id(
-            organization_id=organization_id, kind=kind, currency=self.invoice.currency, now=self.now
-        )
+        key = (organization_id, str(kind))
+        if key not in self._accounts:
+            self._accounts[key] = account_id(
+                organization_id=organization_id, kind=kind, currency=self.invoice.currency, now=self.now
+            )
+        return self._accounts[key]
 
 
 def post_invoice(
@@ -67,6 +81,30 @@ def post_invoice(
     Sets `tax_unposted_micros`: tax that nothing covered, which is due with the invoice.
     """
     ledger = Ledger(invoice, now)
+    holds = tax_holds(charges)
+    totals = plan_invoice(ledger, drawn, holds)
+    ledger.post()
+    close_holds(ends_of(holds, ledger.transfers), now=now)
+    return totals
+
+
+def ends_of(
+    holds: Mapping[AccountKind, Mapping[UUID, int]], transfers: Iterable[NewTransfer]
+) -> dict[UUID, Hold.Status]:
+    """How the holds of tax end once these transfers are posted."""
+    used = {transfer.hold_id for transfer in transfers}
+    return {
+        hold: Hold.Status.POSTED if hold in used else Hold.Status.VOIDED
+        for by_hold in holds.values()
+        for hold in by_hold
+    }
+
+
+def plan_invoice(
+    ledger: Ledger, drawn: Drawn, holds: Mapping[AccountKind, Mapping[UUID, int]]
+) -> InvoiceTotals:
+    """The transfers of one invoice, into its ledger, and what it comes to; `tax_unposted_micros` as `post_invoice`."""
+    invoice = ledger.invoice
     nets, off = drawn.net_by_account(), drawn.discount_by_account()
     tax = split_tax(
         drawn.worked.tax,
@@ -74,7 +112,6 @@ def post_invoice(
         arrears_subtotal=nets[AccountKind.RECEIVABLE],
     )
     operator, issuer_tax = ledger.of_issuer(AccountKind.OPERATOR), ledger.of_issuer(AccountKind.TAX)
-    holds = tax_holds(charges)
     unpaid = {AccountKind.PREPAID: 0, AccountKind.RECEIVABLE: 0}
     for kind, needed in zip((AccountKind.PREPAID, AccountKind.RECEIVABLE), tax, strict=True):
         if not needed and not off[kind]:
@@ -101,8 +138,10 @@ def post_invoice(
                 hold=hold_id,
             )
         # Not held (an award's hold without tax): from the free balance, and what that cannot cover is due.
-        found = balance(organization_id=invoice.organization_id, kind=kind, currency=invoice.currency)
-        extra = min(needed - posted, max(0, found.available_micros))
+        extra = 0
+        if posted < needed:
+            found = balance(organization_id=invoice.organization_id, kind=kind, currency=invoice.currency)
+            extra = min(needed - posted, max(0, found.available_micros))
         ledger.move(
             derived_id(invoice.id, f"tax:{kind}"), debit=account, credit=issuer_tax, amount=extra, code="tax"
         )
@@ -128,10 +167,6 @@ def post_invoice(
                 amount=amount,
                 code="rounding",
             )
-    ledger.post()
-    used = {transfer.hold_id for transfer in ledger.transfers}
-    for hold_id in sorted(hold for by_hold in holds.values() for hold in by_hold):
-        close_hold(id=hold_id, status="posted" if hold_id in used else "voided", now=now)
     return totals
 
 
@@ -151,13 +186,23 @@ def take_back(invoice: Invoice, *, now: datetime) -> None:
 
 def tax_holds(charges: Iterable[Charge]) -> dict[AccountKind, dict[UUID, int]]:
     """The open holds of tax behind these charges and what each holds, by the account it is on, in id order."""
-    kinds = {
-        tax_hold_id(settlement_id=charge.settlement_id, charge_id=charge.id): account_kind(charge)
-        for charge in charges
-        if charge.tax_held_micros
-    }
-    rows = Hold.objects.filter(id__in=list(kinds), status=Hold.Status.OPEN).order_by("id")
-    held: dict[AccountKind, dict[UUID, int]] = {AccountKind.PREPAID: {}, AccountKind.RECEIVABLE: {}}
-    for hold in rows:
-        held[kinds[hold.id]][hold.id] = hold.amount_micros - hold.captured_micros
+    [held] = tax_holds_of([charges])
     return held
+
+
+def tax_holds_of(of_invoices: Iterable[Iterable[Charge]]) -> list[dict[AccountKind, dict[UUID, int]]]:
+    """`tax_holds` for the charges of each invoice, in their order, read at once."""
+    places: dict[UUID, tuple[dict[AccountKind, dict[UUID, int]], AccountKind]] = {}
+    found = []
+    for charges in of_invoices:
+        held: dict[AccountKind, dict[UUID, int]] = {AccountKind.PREPAID: {}, AccountKind.RECEIVABLE: {}}
+        found.append(held)
+        for charge in charges:
+            if charge.tax_held_micros:
+                hold_id = tax_hold_id(settlement_id=charge.settlement_id, charge_id=charge.id)
+                places[hold_id] = (held, account_kind(charge))
+    rows = Hold.objects.filter(id__in=list(places), status=Hold.Status.OPEN).order_by("id")
+    for hold_id, left in rows.values_list("id", F("amount_micros") - F("captured_micros")):
+        held, kind = places[hold_id]
+        held[kind][hold_id] = left
+    return found

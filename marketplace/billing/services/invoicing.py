@@ -14,11 +14,12 @@ from django.db.models import QuerySet
 from marketplace.accounts.models import Organization
 from marketplace.accounts.selectors import operator_organization
 from marketplace.accounts.services import Actor, record_audit
+from marketplace.billing.documents import InvoiceTotals
 from marketplace.billing.models import Charge, CreditNote, Invoice, InvoicePayment
 from marketplace.billing.printing.content import content_of_invoice, digest_of_content
 from marketplace.billing.services.discounts import discounts_for
 from marketplace.billing.services.identity import id_at
-from marketplace.billing.services.invoice_lines import draw, write
+from marketplace.billing.services.invoice_lines import Written, draw, write
 from marketplace.billing.services.invoice_money import post_invoice, take_back
 from marketplace.billing.services.lifecycle import UNISSUED, Status, move_invoice, record_step
 from marketplace.billing.services.numbers import next_number
@@ -55,12 +56,10 @@ def issue_invoices(*, month_start: datetime, now: datetime, early: bool = False)
         raise InvalidInput("the month has not begun", field="month_start")
     if now < month.end and not early:
         raise InvalidInput("the month is not over yet", field="month_start")
-    issued = []
-    for organization_id in buyers_to_invoice(month=month):
-        invoice = issue_invoice(organization_id=organization_id, month=month, now=now)
-        if invoice is not None:
-            issued.append(invoice)
-    return issued
+    # Batches are made of what single invoices are made of here.
+    from marketplace.billing.services.invoice_batches import issue_many
+
+    return list(issue_many(organization_ids=buyers_to_invoice(month=month), month=month, now=now))
 
 
 def issue_after_grace(*, organization_id: UUID, month: Period, now: datetime) -> Invoice | None:
@@ -171,6 +170,23 @@ def _finalise(
     drawn = draw(charges, taxation_of(buyer, issuer), discounts)
     written = write(invoice, drawn, moved=moved)
     totals = post_invoice(invoice, charges, drawn, now=now)
+    set_figures(invoice, totals, buyer=buyer, issuer=issuer, now=now)
+    invoice.number = next_number(issuer_id=issuer.id, series=f"{SERIES}-{now.year}")
+    set_digest(invoice, written)
+    invoice.save()
+    record_step(invoice_id=invoice.id, before=Status.DRAFT, to=Status.FINALISED, now=now)
+    if invoice.amount_due_micros <= 0:
+        invoice.status = Status.PAID
+        invoice.save(update_fields=["status"])
+        record_step(
+            invoice_id=invoice.id, before=Status.FINALISED, to=Status.PAID, now=now, reason="from the balance"
+        )
+
+
+def set_figures(
+    invoice: Invoice, totals: InvoiceTotals, *, buyer: Organization, issuer: Organization, now: datetime
+) -> None:
+    """What a draft comes to, who it is between, and that it is final; not its number."""
     invoice.parties = {"buyer": party(buyer), "issuer": party(issuer)}
     invoice.subtotal_micros = totals.subtotal
     invoice.discount_micros = totals.discount
@@ -182,31 +198,25 @@ def _finalise(
     invoice.finalised_at = now
     invoice.due_at = now + timedelta(days=settings.INVOICE_DUE_DAYS)
     invoice.status = Status.FINALISED
-    invoice.number = next_number(issuer_id=issuer.id, series=f"{SERIES}-{now.year}")
+
+
+def set_digest(invoice: Invoice, written: Written) -> None:
+    """The digest of what the numbered document says."""
     content = content_of_invoice(invoice, written.lines, written.taxes, written.discounts)
     invoice.content_sha256 = digest_of_content(content)
-    invoice.save()
-    record_step(invoice_id=invoice.id, before=Status.DRAFT, to=Status.FINALISED, now=now)
-    if invoice.amount_due_micros <= 0:
-        invoice.status = Status.PAID
-        invoice.save(update_fields=["status"])
-        record_step(
-            invoice_id=invoice.id, before=Status.FINALISED, to=Status.PAID, now=now, reason="from the balance"
-        )
 
 
 def _locked(organization_id: UUID, month: Period, now: datetime) -> Invoice:
     """The month's invoice, made now where there is none; its row is the lock of everything about the month."""
-    draft = _draft(
-        id_at(organization_id, month.start, "invoice"),
-        organization_id,
-        operator_organization().id,
-        month,
-        now,
-    )
+    draft = draft_of(organization_id, month, issuer_id=operator_organization().id, now=now)
     Invoice.objects.bulk_create([draft], ignore_conflicts=True)
     rows = Invoice.objects.select_for_update().exclude(status=Status.VOID)
     return rows.get(organization_id=organization_id, period_start=month.start)
+
+
+def draft_of(organization_id: UUID, month: Period, *, issuer_id: UUID, now: datetime) -> Invoice:
+    """A month's first invoice of a buyer, unsaved: its id is derived, so there is one."""
+    return _draft(id_at(organization_id, month.start, "invoice"), organization_id, issuer_id, month, now)
 
 
 def _draft(id_: UUID, organization_id: UUID, issuer_id: UUID, month: Period, now: datetime) -> Invoice:
@@ -223,9 +233,13 @@ def _draft(id_: UUID, organization_id: UUID, issuer_id: UUID, month: Period, now
 def _charges_of(organization_id: UUID, month: Period) -> QuerySet[Charge]:
     """What no invoice has, up to the month's end."""
     return (
-        Charge.objects.filter(
-            organization_id=organization_id, invoiced_as__isnull=True, period_start__lt=month.end
-        )
+        uninvoiced_charges(month)
+        .filter(organization_id=organization_id)
         .select_related("contract", "grade__family")
         .order_by("period_start", "id")
     )
+
+
+def uninvoiced_charges(month: Period) -> QuerySet[Charge]:
+    """Anyone's."""
+    return Charge.objects.filter(invoiced_as__isnull=True, period_start__lt=month.end)

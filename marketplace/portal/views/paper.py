@@ -7,6 +7,7 @@ from uuid import UUID
 from django import forms
 from django.contrib import messages
 from django.http import HttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
@@ -14,6 +15,7 @@ from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.accounts.services import LEGAL_FIELDS, update_organization
 from marketplace.billing.documents_api import pdf_answer
+from marketplace.billing.evidence_api import evidence_answer
 from marketplace.billing.models import InvoicePayment
 from marketplace.billing.printing.documents import credit_note_pdf, invoice_pdf, statement_pdf
 from marketplace.billing.selectors import find_invoice
@@ -50,6 +52,12 @@ def invoice(request: SeatedRequest, invoice_id: UUID) -> HttpResponse:
     if found is None:
         raise NotFound("There is no such credit note.")
     return pdf_answer(credit_note_pdf(organization_id, found.id))
+
+
+@require_safe
+@page(OrganizationRole.BUYER)
+def evidence(request: SeatedRequest, invoice_id: UUID) -> HttpResponseBase:
+    return evidence_answer(request.seat.organization.id, invoice_id)
 
 
 @require_safe
