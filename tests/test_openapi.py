@@ -93,7 +93,7 @@ def test_every_operation_says_who_may(document: dict[str, Any]) -> None:
         "/api/v1/auctions/{auction_id}/depth", "/api/v1/market/index", "/api/v1/market/index/latest",
         "/api/v1/market/index/{index_id}/recompute", "/api/v1/market/history", "/api/v1/market/stream",
         "/api/v1/market/leaderboard",
-        "/api/v1/market-key",
+        "/api/v1/market-key", "/api/v1/evidence-verifier",
     }  # fmt: skip
     for path, method, operation in operations(document):
         has_key = {"apiKey": []} in operation.get("security", [])
