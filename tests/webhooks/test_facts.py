@@ -37,7 +37,7 @@ from providers.models import Provider
 from tests.billing.test_committed import buy
 from tests.billing.test_invoicing import APRIL_2, MARCH, use
 from tests.billing.test_lifecycle import in_arrears
-from tests.billing.world import HOUR
+from tests.billing.world import HOUR, identify
 from tests.cast import Party, Plant, fund
 from tests.orders.world import PERIOD, beat, bid_of
 
@@ -147,6 +147,7 @@ def test_statements_and_payouts(
     use(acme, grade, plant, 20_000_123 * 10**6, now, 13_000_000)
     listen(hyperion, now)
     Provider.objects.update(self_billing_consent_at=now, payout_destination="iban:test")
+    identify(hyperion)
     stated = tells_once("statement.issued", lambda: issue_statements(month_start=MARCH, now=APRIL_2))
     statement = Statement.objects.get()
     assert (stated["number"], stated["net_micros"]) == (statement.number, statement.net_micros)

@@ -27,7 +27,7 @@ from marketplace.billing.services.invoicing import (
     set_figures,
     uninvoiced_charges,
 )
-from marketplace.billing.services.lifecycle import Status
+from marketplace.billing.services.lifecycle import Status, tell_of_batch
 from marketplace.billing.services.numbers import next_numbers
 from marketplace.billing.services.taxes import Taxation
 from marketplace.contracts.models import Contract
@@ -198,18 +198,19 @@ def _store(drafts: Sequence[Invoice], now: datetime) -> None:
     Invoice.objects.bulk_create(drafts, update_conflicts=True, unique_fields=["id"], update_fields=names)
     paid = [invoice for invoice in drafts if invoice.amount_due_micros <= 0]
     Invoice.objects.filter(id__in=[invoice.id for invoice in paid]).update(status=Status.PAID)
-    steps = [(invoice.id, Status.DRAFT, Status.FINALISED, "") for invoice in drafts]
-    steps += [(invoice.id, Status.FINALISED, Status.PAID, "from the balance") for invoice in paid]
+    steps = [(invoice, uuid7(), Status.DRAFT, Status.FINALISED, "") for invoice in drafts]
+    steps += [(invoice, uuid7(), Status.FINALISED, Status.PAID, "from the balance") for invoice in paid]
     InvoiceStatusChange.objects.bulk_create(
         InvoiceStatusChange(
-            id=uuid7(),
-            invoice_id=invoice_id,
+            id=step_id,
+            invoice_id=invoice.id,
             from_status=before,
             to_status=after,
             reason=reason,
             created_at=now,
         )
-        for invoice_id, before, after, reason in steps
+        for invoice, step_id, before, after, reason in steps
     )
+    tell_of_batch(((invoice, step_id, after) for invoice, step_id, _, after, _ in steps), now=now)
     for invoice in paid:
         invoice.status = Status.PAID

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -11,7 +11,7 @@ from django.db import connection
 
 from marketplace.billing.models import CreditNote, Invoice, InvoicePayment, InvoiceStatusChange
 from marketplace.ids import uuid7
-from marketplace.webhooks.services import record_event
+from marketplace.webhooks.services import Fact, organizations_listening, record_events
 
 Status = Invoice.Status
 # Documents that exist for their buyer, and those on which something may still be due.
@@ -55,16 +55,40 @@ def record_step(*, invoice_id: UUID, before: str, to: str, now: datetime, reason
 
 def _tell(event_type: str, invoice_id: UUID, fact_id: UUID, now: datetime) -> None:
     invoice = Invoice.objects.get(pk=invoice_id)
+    fact = _fact(invoice, fact_id, outstanding(invoice))
+    record_events([fact], event_type=event_type, now=now)
+
+
+def tell_of_batch(steps: Iterable[tuple[Invoice, UUID, str]], *, now: datetime) -> None:
+    """As `record_step` tells of one, of many that were issued at once: (invoice, id of its step, status it went to).
+
+    Nothing has been paid on them yet but from the balance at the issue.
+    """
+    steps = list(steps)
+    for event_type in ("invoice.issued", "invoice.paid"):
+        told = set(organizations_listening(event_type))
+        facts = [
+            # The issue is the invoice's own fact; every later step is one of itself.
+            _fact(
+                invoice,
+                step_id if to == Status.PAID else invoice.id,
+                0 if to == Status.PAID else max(0, invoice.amount_due_micros),
+            )
+            for invoice, step_id, to in steps
+            if (event_type == "invoice.paid") == (to == Status.PAID) and invoice.organization_id in told
+        ]
+        record_events(facts, event_type=event_type, now=now)
+
+
+def _fact(invoice: Invoice, fact_id: UUID, outstanding_micros: int) -> Fact:
     data = {
         "invoice_id": str(invoice.id),
         "number": invoice.number,
         "currency": invoice.currency,
         "total_micros": invoice.total_micros,
-        "outstanding_micros": outstanding(invoice),
+        "outstanding_micros": outstanding_micros,
     }
-    record_event(
-        organization_id=invoice.organization_id, event_type=event_type, fact_id=fact_id, data=data, now=now
-    )
+    return Fact(invoice.organization_id, fact_id, data)
 
 
 def outstanding(invoice: Invoice) -> int:

@@ -246,7 +246,7 @@ def _transfer(operation: ProcessorOperation, outcome: Outcome, now: datetime) ->
             fact_id=payout.id,
             data={
                 "payout_id": str(payout.id),
-                "statement_id": str(payout.statement_id),
+                "statement_id": str(payout.statement_id) if payout.statement_id else None,
                 "amount_micros": payout.amount_micros,
                 "currency": payout.currency,
             },

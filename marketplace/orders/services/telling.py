@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from uuid import UUID
 
 from marketplace.contracts.models import Contract
 from marketplace.contracts.services import Award
@@ -18,7 +19,7 @@ def tell_of_awards(auction: Auction, awards: Sequence[Award], rate: Rate, *, now
     listening = organizations_listening("bid.awarded")
     if not listening:
         return
-    lots = {award.contract_id: award.lots for award in awards}
+    lots = {UUID(str(award.contract_id)): award.lots for award in awards}
     owners = Contract.objects.filter(pk__in=list(lots), organization_id__in=listening).order_by("pk")
     facts = [
         Fact(
