@@ -58,6 +58,11 @@ class CreditLineRequest(StrictSerializer):
 
 
 class AutoTopUpSerializer(serializers.ModelSerializer[AutoTopUp]):
+    """Times are null where it was never set."""
+
+    next_attempt_at = serializers.DateTimeField(allow_null=True)
+    changed_at = serializers.DateTimeField(allow_null=True)
+
     class Meta:
         model = AutoTopUp
         fields = (
