@@ -348,6 +348,9 @@ if SETTLEMENT_PERIOD_S % DELIVERY_PERIOD_S or 86_400 % SETTLEMENT_PERIOD_S:
     raise ImproperlyConfigured("SETTLEMENT_PERIOD_S must be whole delivery periods and divide a day")
 MARKET_FEE_PPM = _integer("MARKET_FEE_PPM", 50_000, least=0, most=1_000_000)
 SPOT_MINIMUM_TAKE_PPM = _integer("SPOT_MINIMUM_TAKE_PPM", 500_000, least=0, most=1_000_000)
+# Terms of new committed contracts: ending one early.
+COMMITTED_NOTICE_DAYS = _integer("COMMITTED_NOTICE_DAYS", 30, least=0, most=365)
+TERMINATION_FEE_PPM = _integer("TERMINATION_FEE_PPM", 250_000, least=0, most=1_000_000)
 # Back-pressure: hosts keep their usage while this much waits to be ingested.
 USAGE_INBOX_MAX_BATCHES = _integer("USAGE_INBOX_MAX_BATCHES", 100_000, least=1, most=10_000_000)
 USAGE_INBOX_MAX_BYTES = _integer("USAGE_INBOX_MAX_BYTES", 1024**3, least=1, most=2**50)

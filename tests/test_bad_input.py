@@ -88,7 +88,20 @@ GOOD: dict[str, dict[str, Any]] = {
         "take_share_ppm": 0,
         "overage_policy": "stop",
         "payment": "prepaid",
+        "rollover_share_ppm": 100_000,
+        "rollover_cap_lots": 10,
     },
+    "post /api/v1/contracts/{contract_id}/terminate": {
+        "ends_at": "2026-04-09T15:10:00Z",
+        "reason": "no longer needed",
+    },
+    "post /api/v1/contracts/{contract_id}/amendment-quotes": {
+        "starts_at": "2026-04-10T15:00:00Z",
+        "firm_lots": 1,
+        "volume_lots": 100,
+        "months": 1,
+    },
+    "post /api/v1/contracts/{contract_id}/amend": {"quote_id": "{quote_id}"},
     "post /api/v1/contracts/{contract_id}/releases": {
         "period_start": "2026-03-10T15:10:00Z",
         "periods": 2,

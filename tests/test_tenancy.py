@@ -107,6 +107,11 @@ DOORS = {
     "api/v1/quotes/<uuid:quote_id>/accept": ACME,
     "api/v1/contracts/<uuid:contract_id>": ACME,
     "api/v1/contracts/<uuid:contract_id>/releases": ACME,
+    "api/v1/contracts/<uuid:contract_id>/events": ACME,
+    "api/v1/contracts/<uuid:contract_id>/months": ACME,
+    "api/v1/contracts/<uuid:contract_id>/terminate": ACME,
+    "api/v1/contracts/<uuid:contract_id>/amendment-quotes": ACME,
+    "api/v1/contracts/<uuid:contract_id>/amend": ACME,
     "api/v1/generations/<uuid:generation_id>": ACME,
     "api/v1/bids": ACME,
     "api/v1/bids/<uuid:bid_id>": ACME,
@@ -184,6 +189,7 @@ DOORS = {
     "buyer/top-up": ACME,
     "buyer/contracts/<uuid:contract_id>": ACME,
     "buyer/contracts/<uuid:contract_id>/releases": ACME,
+    "buyer/contracts/<uuid:contract_id>/terms": ACME,
     "buyer/buy": ACME,
     "buyer/quotes/<uuid:quote_id>": ACME,
     "buyer/bid": ACME,
@@ -267,6 +273,13 @@ BODIES = {
         "lots": 1,
         "floor_micros_per_mtok": 0,
     },
+    "api/v1/contracts/<uuid:contract_id>/amendment-quotes": {
+        "starts_at": "2026-04-10T12:00:00Z",
+        "firm_lots": 1,
+        "volume_lots": 100,
+        "months": 1,
+    },
+    "api/v1/contracts/<uuid:contract_id>/amend": {"quote_id": "01a1fa2c-14f7-7136-8b1d-740cbe8302f3"},
     "api/v1/offerings/<uuid:offering_id>": {"status": "withdrawn"},
 }
 # What the whole market may know: goods, prices, auctions; and rows that name nobody.

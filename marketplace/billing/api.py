@@ -18,7 +18,7 @@ from marketplace.accounts.models import OrganizationRole
 from marketplace.api.idempotency import idempotent_in_phases
 from marketplace.api.pagination import CursorPagination, page_of, window_of
 from marketplace.api.views import ApiView
-from marketplace.billing import serializers
+from marketplace.billing import serializers, terms_api
 from marketplace.billing.disputes_api import (
     DiscrepanciesView,
     DiscrepancyAcceptView,
@@ -293,4 +293,5 @@ urlpatterns = [
     *payout_urls,
     *payment_urls,
     *evidence_urls,
+    *terms_api.urlpatterns,
 ]

@@ -12,17 +12,24 @@ from django.conf import settings
 from django.db import transaction
 
 from marketplace.billing.lines import Line
-from marketplace.billing.models import Charge, ChargeKind, Settlement
+from marketplace.billing.models import Charge, ChargeKind, MonthOutcome, Settlement
 from marketplace.billing.selectors import digest_of, metered_usage
 from marketplace.billing.services.committed_months import locked_contract
 from marketplace.billing.services.failing import have_news
+from marketplace.billing.services.month_ends import month_lines_lacking
 from marketplace.billing.services.period_lines import lines_of_run, lock_sources
 from marketplace.billing.services.service_crediting import credit_lines, measure_service
 from marketplace.periods import Period
 from pricing.rating import price_of
 
 # A minimum take is the rest of a sum that was rounded once with its spot line; an adjustment is a difference.
-_PLAIN_PRODUCTS: Final = (ChargeKind.USAGE, ChargeKind.OVERAGE, ChargeKind.SPOT, ChargeKind.COMMITTED_FEE)
+_PLAIN_PRODUCTS: Final = (
+    ChargeKind.USAGE,
+    ChargeKind.OVERAGE,
+    ChargeKind.SPOT,
+    ChargeKind.COMMITTED_FEE,
+    ChargeKind.TRUE_UP,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ def check_charges(*, since: datetime) -> ChargeCheck:
             )
             for line in lines
         ]
+    check.differences += _months_lacking(since)
     check.differences += _wrong_products(since)
     return check
 
@@ -102,6 +110,29 @@ def lines_lacking(contract_id: UUID, settlement_start: datetime) -> list[Line] |
         or line.amount_micros
         or any(share.numerator or share.gross_micros for share in line.shares.values())
     ]
+
+
+def _months_lacking(since: datetime) -> Iterator[ChargeDifference]:
+    """Committed months that were squared up, and to something else than their periods come to now."""
+    months = MonthOutcome.objects.filter(entitlement__period_start__gte=since).order_by("entitlement_id")
+    for month_id in list(months.distinct("entitlement_id").values_list("entitlement_id", flat=True)):
+        for line in month_lines_lacking(month_id, fee_ppm=settings.MARKET_FEE_PPM):
+            if (
+                line.numerator
+                or line.amount_micros
+                or any(item.gross_micros for item in line.shares.values())
+            ):
+                contract_id = MonthOutcome.objects.filter(entitlement_id=month_id).values_list(
+                    "contract_id", flat=True
+                )
+                yield ChargeDifference(
+                    "month",
+                    contract_id[0],
+                    line.period_start,
+                    line.rate_id,
+                    line.numerator,
+                    line.amount_micros,
+                )
 
 
 def _wrong_products(since: datetime) -> Iterator[ChargeDifference]:

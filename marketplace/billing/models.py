@@ -90,6 +90,7 @@ class ChargeKind(models.TextChoices):
     USAGE = "usage"
     OVERAGE = "overage"
     TRUE_UP = "true_up"
+    TERMINATION = "termination"
     SPOT = "spot"
     MINIMUM_TAKE = "minimum_take"
     REMEDY = "remedy"
@@ -548,3 +549,7 @@ class Payout(models.Model):
         constraints = [
             models.CheckConstraint(condition=Q(amount_micros__gt=0), name="billing_payout_amount_positive"),
         ]
+
+
+# Below what they refer to.
+from marketplace.billing.month_models import MonthOutcome as MonthOutcome  # noqa: E402

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from marketplace.billing.models import DeliveryOutcome
+from marketplace.billing.models import DeliveryOutcome, MonthOutcome
 
 
 def latest_outcomes() -> QuerySet[DeliveryOutcome]:
@@ -20,8 +20,18 @@ def latest_outcomes() -> QuerySet[DeliveryOutcome]:
     return DeliveryOutcome.objects.filter(~Exists(later))
 
 
+def month_outcomes_of(contract_id: UUID) -> QuerySet[MonthOutcome]:
+    """What the last run made of each month of a committed contract, newest first."""
+    later = MonthOutcome.objects.filter(entitlement=OuterRef("entitlement"), run__gt=OuterRef("run"))
+    return (
+        MonthOutcome.objects.filter(~Exists(later), contract_id=contract_id)
+        .select_related("entitlement")
+        .order_by("-entitlement__period_start", "-id")
+    )
+
+
 def outcomes_of(organization_id: UUID) -> QuerySet[DeliveryOutcome]:
-    """What awards came to that the organization bought or owed, newest period first."""
+    """What awards and firm periods came to that the organization bought or owed, newest period first."""
     return (
         latest_outcomes()
         .filter(Q(organization_id=organization_id) | Q(provider_organization_id=organization_id))

@@ -86,6 +86,8 @@ class DeliveryOutcomesView(ApiView):
     def get(self, request: Request) -> Response:
         """What settled spot awards came to, by offering and delivery period: those you bought and those you owed.
 
+        Of committed contracts the periods in which something was down.
+
         A later run replaces an earlier one; only what holds is listed.
         """
         asked = OutcomesIn(data=request.query_params.dict())

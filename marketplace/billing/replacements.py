@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# A spot contract's period whose recorded `replaced` differs from what `failing` would count now: what the buyer
+# A contract's period whose recorded `replaced` differs from what `failing` would count now: what the buyer
 # bought of the grade from offerings that did not fail him, less what the failures of his other contracts count, at
 # most F. Written as the exact condition, so that a run which counts it anew ends it.
 REPLACED_OTHERWISE: Final = """

@@ -95,9 +95,10 @@ FROM (
     ) AS counted
 ) AS netted
 """
-# Six reasons to settle: usage that no run has seen as it is, an outage recorded after the last run, a failure that is
-# replaced by more or less than was counted, an accrual whose hold is open, an award not settled yet, a prepaid month
-# whose remainder is not paid. The last three do not depend on `since`.
+# Nine reasons to settle: usage that no run has seen as it is, an outage recorded after the last run, a failure that is
+# replaced by more or less than was counted, an outage, a failed attempt or a curtailment of who owes firm volume, an
+# accrual whose hold is open, an award not settled yet, a committed month that is not squared up. The last three do not
+# depend on `since`.
 _UNSETTLED = f"""
 WITH usage AS (
     SELECT contract_id, date_bin(%(period)s, period_start, 'epoch'::timestamptz) AS settlement_start,
@@ -128,6 +129,42 @@ WITH usage AS (
     UNION
     {REPLACED_OTHERWISE}
     UNION
+    SELECT allocation.contract_id, hours.start
+    FROM contracts_allocation allocation
+    JOIN contracts_contract contract ON contract.id = allocation.contract_id AND contract.kind = 'committed'
+     AND contract.starts_at < %(until)s AND contract.ends_at > %(since)s
+    JOIN providers_offering offering ON offering.id = allocation.offering_id
+    JOIN providers_outage outage ON outage.host_id = offering.host_id AND outage.offering_id IS NULL
+     AND outage.kind <> 'planned' AND outage.started_at < least(%(until)s, contract.ends_at)
+     AND coalesce(outage.ended_at, 'infinity') > greatest(%(since)s, contract.starts_at)
+    CROSS JOIN LATERAL generate_series(
+        date_bin(%(period)s, greatest(outage.started_at, %(since)s, contract.starts_at), 'epoch'::timestamptz),
+        least(outage.ended_at, %(until)s, contract.ends_at) - interval '1 microsecond', %(period)s
+    ) AS hours (start)
+    LEFT JOIN latest ON latest.contract_id = allocation.contract_id AND latest.settlement_start = hours.start
+    WHERE hours.start >= %(since)s AND (latest.contract_id IS NULL OR latest.created_at < outage.created_at)
+    UNION
+    SELECT allocation.contract_id, date_bin(%(period)s, attempt.occurred_at, 'epoch'::timestamptz)
+    FROM contracts_allocation allocation
+    JOIN contracts_contract contract ON contract.id = allocation.contract_id AND contract.kind = 'committed'
+    JOIN providers_failedattempt attempt ON attempt.offering_id = allocation.offering_id
+     AND attempt.occurred_at >= greatest(%(since)s, contract.starts_at)
+     AND attempt.occurred_at < least(%(until)s, contract.ends_at)
+    LEFT JOIN latest ON latest.contract_id = allocation.contract_id
+     AND latest.settlement_start = date_bin(%(period)s, attempt.occurred_at, 'epoch'::timestamptz)
+    WHERE latest.contract_id IS NULL
+      AND date_bin(%(period)s, attempt.occurred_at, 'epoch'::timestamptz) >= %(since)s
+    UNION
+    SELECT allocation.contract_id, date_bin(%(period)s, curtailment.period_start, 'epoch'::timestamptz)
+    FROM contracts_curtailment curtailment
+    JOIN contracts_allocation allocation ON allocation.id = curtailment.allocation_id
+    JOIN contracts_contract contract ON contract.id = allocation.contract_id AND contract.kind = 'committed'
+    LEFT JOIN latest ON latest.contract_id = allocation.contract_id
+     AND latest.settlement_start = date_bin(%(period)s, curtailment.period_start, 'epoch'::timestamptz)
+    WHERE curtailment.period_start >= %(since)s AND curtailment.period_start < %(until)s
+      AND date_bin(%(period)s, curtailment.period_start, 'epoch'::timestamptz) >= %(since)s
+      AND (latest.contract_id IS NULL OR latest.created_at < curtailment.curtailed_at)
+    UNION
     SELECT accrual.contract_id, accrual.settlement_start
     FROM contracts_accrual accrual JOIN ledger_hold hold ON hold.id = accrual.ledger_hold_id
     WHERE hold.status = 'open' AND accrual.settlement_start < %(until)s
@@ -139,7 +176,7 @@ WITH usage AS (
     SELECT entitlement.contract_id,
            date_bin(%(period)s, entitlement.period_end - interval '1 microsecond', 'epoch'::timestamptz)
     FROM contracts_entitlement entitlement JOIN contracts_contract contract ON contract.id = entitlement.contract_id
-    WHERE contract.kind = 'committed' AND contract.payment = 'prepaid' AND entitlement.paid_at IS NOT NULL
+    WHERE contract.kind = 'committed' AND (contract.payment = 'arrears' OR entitlement.paid_at IS NOT NULL)
       AND entitlement.settled_at IS NULL AND entitlement.period_end - interval '1 microsecond' < %(until)s
 )
 SELECT contract.id, unsettled.settlement_start,

@@ -48,6 +48,8 @@ class QuoteIn(StrictSerializer):
     take_share_ppm = PpmField(default=1_000_000)
     overage_policy = StrictChoiceField(choices=OveragePolicy.choices, default=OveragePolicy.STOP)
     payment = StrictChoiceField(choices=Payment.choices, default=Payment.PREPAID)
+    rollover_share_ppm = PpmField(default=0, help_text="of the paid unused volume; prepaid only")
+    rollover_cap_lots = StrictIntegerField(min_value=0, max_value=MAX_LOTS * 1_000, default=0)
 
 
 class QuoteOut(serializers.ModelSerializer[Quote]):
@@ -61,6 +63,7 @@ class QuoteOut(serializers.ModelSerializer[Quote]):
         model = Quote
         fields = (
             "id", "grade", "grade_id", "status", "firm_lots", "volume_lots", "months", "starts_at", "take_share_ppm",
+            "rollover_share_ppm", "rollover_cap_lots", "notice_days", "termination_fee_ppm", "amends_id",
             "overage_policy", "payment", "rate_micros_per_mtok", "rate_per_mtok", "month_price_micros", "contract_id",
             "expires_at", "created_at",
         )  # fmt: skip
@@ -88,7 +91,7 @@ class EntitlementOut(serializers.ModelSerializer[Entitlement]):
         fields = (
             "id", "period_start", "period_end", "rate_id", "rate_micros_per_mtok", "entitled_lots", "used_lots",
             "entitled_numerator", "held_numerator", "used_numerator", "released_numerator", "failed_numerator",
-            "remaining_numerator", "used_ppm", "paid_at", "settled_at",
+            "rollover_numerator", "remaining_numerator", "used_ppm", "paid_at", "settled_at",
         )  # fmt: skip
 
     def get_remaining_numerator(self, entitlement: Entitlement) -> int:
@@ -115,7 +118,8 @@ class ContractOut(serializers.ModelSerializer[Contract]):
         fields = (
             "id", "grade", "grade_id", "model", "kind", "status", "currency", "payment", "overage_policy",
             "max_rate_micros_per_mtok", "rate_micros_per_mtok", "firm_lots", "volume_lots", "take_share_ppm",
-            "starts_at", "ends_at", "created_at",
+            "rollover_share_ppm", "rollover_cap_lots", "notice_days", "termination_fee_ppm", "amends_id",
+            "suspended_at", "freed_at", "starts_at", "ends_at", "created_at",
         )  # fmt: skip
 
     def get_rate_micros_per_mtok(self, contract: Contract) -> int | None:

@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import F
 
 from marketplace.accounts.models import Organization
 from marketplace.accounts.services import Actor, check_may_buy, record_audit
+from marketplace.contracts import firm_capacity
 from marketplace.contracts.bonds import require_bonds
 from marketplace.contracts.events import tell_of_contracts
-from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment, Quote
-from marketplace.contracts.quoting import QuoteExpired, hours_of
+from marketplace.contracts.history import move_contract, record_event
+from marketplace.contracts.models import (
+    Allocation,
+    Contract,
+    ContractEvent,
+    ContractKind,
+    Entitlement,
+    Payment,
+    Quote,
+)
+from marketplace.contracts.quoting import QuoteExpired
+from marketplace.contracts.suspending import RUNNING, free_suspended, resume_contract
 from marketplace.errors import Conflict, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import InsufficientFunds, account_id, open_hold
 from marketplace.periods import Period, contract_month
 from metering.services import add_meter_point
+from pricing.commitments import prorated_lots
 from pricing.models import Rate
+from pricing.months import contract_month_at
 from pricing.rating import gross_up, lots_numerator, price_of
 from pricing.services import publish_rate
 from pricing.units import NUMERATOR_PER_LOT
 from providers.models import Offering
-from providers.selectors import share_ppm_of
-from providers.services import take_firm_share
 
 BUCKET_SECONDS: Final = 60
+_SECOND: Final = timedelta(seconds=1)
 
 
 @transaction.atomic
 def accept_quote(
-    *, organization_id: UUID, quote_id: UUID, operation_id: UUID, now: datetime, actor: Actor
+    *,
+    organization_id: UUID,
+    quote_id: UUID,
+    operation_id: UUID,
+    now: datetime,
+    actor: Actor,
+    amending: bool = False,
 ) -> Contract:
     """Turn a quote into a contract: take its capacity in every hour of the term and hold the first month's price.
+
+    A quote for an amendment is accepted by `amend_contract` alone (`amending`).
 
     Nothing is changed when it raises: NotFound, QuoteExpired, Conflict (accepted already), CapacityGone,
     BondNotCovered or InsufficientFunds. The same operation again gives the same contract.
@@ -56,11 +76,14 @@ def accept_quote(
         if contract.id == contract_id:
             return contract
         raise Conflict("The quote has been accepted already.")
+    if quote.amends_id is not None and not amending:
+        raise Conflict("This quote amends a contract: accept it as its amendment.")
     check_may_buy(Organization.objects.get(pk=organization_id))
     if now >= quote.expires_at or now >= quote.starts_at:
         raise QuoteExpired("The quote has expired; ask for a new one.")
     ends_at = contract_month(quote.starts_at, quote.months - 1).end
-    _take_capacity(quote, ends_at, now)
+    shares = firm_capacity.quoted_shares(quote)
+    firm_capacity.take(firm_capacity.by_host(shares), quote.starts_at, ends_at, now=now)
     rate = publish_rate(
         grade_id=quote.grade_id,
         kind=Rate.Kind.CONTRACTED,
@@ -82,13 +105,26 @@ def accept_quote(
         volume_lots=quote.volume_lots,
         take_share_ppm=quote.take_share_ppm,
         rollover_share_ppm=quote.rollover_share_ppm,
-        rollover_cap_lots=0,
+        rollover_cap_lots=quote.rollover_cap_lots,
+        notice_days=quote.notice_days,
+        termination_fee_ppm=quote.termination_fee_ppm,
+        amends_id=quote.amends_id,
         starts_at=quote.starts_at,
         ends_at=ends_at,
         created_at=now,
     )
-    _allocate(contract, quote, ends_at)
+    _allocate(contract, quote, ends_at, shares)
     require_bonds(contract, now=now)
+    record_event(
+        contract.id,
+        ContractEvent.Kind.CREATED,
+        "",
+        Contract.Status.ACTIVE,
+        reason="quote accepted",
+        now=now,
+        actor=actor,
+        detail={"quote_id": str(quote.id)},
+    )
     _make_month(contract, contract_month(quote.starts_at, 0), now, hold=True)
     Quote.objects.filter(pk=quote.pk).update(status=Quote.Status.ACCEPTED)
     record_audit(
@@ -105,31 +141,13 @@ def accept_quote(
 
 
 def mark_month_paid(*, entitlement_id: UUID, now: datetime) -> None:
-    """The month's price is paid: it may be delivered. A contract suspended for want of it is active again.
-
-    A month that is over was never delivered and will not be charged: it keeps nobody from the running one.
-    """
+    """The month's price is paid: it may be delivered. A contract suspended for want of it is active again."""
     with transaction.atomic():
         contract_id = Entitlement.objects.values_list("contract_id", flat=True).get(pk=entitlement_id)
         Contract.objects.select_for_update(no_key=True).get(pk=contract_id)
         if not Entitlement.objects.filter(pk=entitlement_id, paid_at__isnull=True).update(paid_at=now):
             return
-        unpaid = Entitlement.objects.filter(
-            contract_id=contract_id, period_start__lte=now, period_end__gt=now, paid_at__isnull=True
-        )
-        if not unpaid.exists() and Contract.objects.filter(
-            pk=contract_id, status=Contract.Status.SUSPENDED
-        ).update(status=Contract.Status.ACTIVE):
-            tell_of_contracts([contract_id], status=Contract.Status.ACTIVE, reason="paid", now=now)
-
-
-@transaction.atomic
-def suspend_contract(*, contract_id: UUID, now: datetime) -> None:
-    """A month could not be paid: nothing is delivered on it until it is. Doing it again changes nothing."""
-    if Contract.objects.filter(
-        pk=contract_id, kind=ContractKind.COMMITTED, status=Contract.Status.ACTIVE
-    ).update(status=Contract.Status.SUSPENDED):
-        tell_of_contracts([contract_id], status=Contract.Status.SUSPENDED, reason="month_unpaid", now=now)
+        resume_contract(contract_id=contract_id, reason="its month is paid", now=now)
 
 
 def mark_entitlement_settled(*, entitlement_id: UUID, now: datetime) -> None:
@@ -138,31 +156,39 @@ def mark_entitlement_settled(*, entitlement_id: UUID, now: datetime) -> None:
 
 
 def advance_contracts(*, now: datetime) -> int:
-    """Make the contract months that begin within a delivery period, and end contracts whose term is over.
+    """Make the contract months that begin within a delivery period, end contracts whose term is over, and put the
+    capacity of those that have been suspended for a day back on sale.
 
     Returns how many rows it made or ended. Doing it again, or from two workers at once, changes nothing.
     """
     done = 0
     horizon = now + timedelta(seconds=settings.DELIVERY_PERIOD_S)
-    running = Contract.objects.filter(
-        kind=ContractKind.COMMITTED, status__in=(Contract.Status.ACTIVE, Contract.Status.SUSPENDED)
-    )
+    running = Contract.objects.filter(kind=ContractKind.COMMITTED, status__in=RUNNING)
     for contract in running.order_by("pk"):
         assert contract.ends_at is not None
         if contract.ends_at <= now:
-            done += _end(contract.pk, now)
+            done += move_contract(
+                contract.pk,
+                sources=RUNNING,
+                to=Contract.Status.ENDED,
+                kind=ContractEvent.Kind.ENDED,
+                reason="its term is over",
+                told=_why_over(contract.pk),
+                now=now,
+            )
             continue
+        done += free_suspended(contract_id=contract.pk, now=now)
         done += _make_due_months(contract, horizon, now)
     return done
 
 
-@transaction.atomic
-def _end(contract_id: UUID, now: datetime) -> int:
-    running = Contract.objects.filter(pk=contract_id).exclude(status=Contract.Status.ENDED)
-    ended = running.update(status=Contract.Status.ENDED)
-    if ended:
-        tell_of_contracts([contract_id], status=Contract.Status.ENDED, reason="term_over", now=now)
-    return ended
+def _why_over(contract_id: UUID) -> str:
+    """What the owner of a contract whose end has come is told: whether it is the one that was agreed at first."""
+    early = [ContractEvent.Kind.TERMINATED, ContractEvent.Kind.AMENDED]
+    last = (
+        ContractEvent.objects.filter(contract_id=contract_id, kind__in=early).order_by("occurred_at").last()
+    )
+    return "term_over" if last is None else str(last.kind)
 
 
 def month_price_micros(volume_lots: int, rate_micros_per_mtok: int) -> int:
@@ -170,17 +196,53 @@ def month_price_micros(volume_lots: int, rate_micros_per_mtok: int) -> int:
     return price_of(lots_numerator(volume_lots), rate_micros_per_mtok)
 
 
+def month_of(contract: Contract, number: int) -> Period | None:
+    """The contract month of this number (0 is the first), cut where the contract ends early; None after its end."""
+    assert contract.ends_at is not None
+    month = contract_month(contract.starts_at, number)
+    if month.start >= contract.ends_at:
+        return None
+    return Period(month.start, min(month.end, contract.ends_at))
+
+
+def month_lots(contract: Contract, month: Period) -> int:
+    """V of a month: pro rata by seconds, in whole lots, where the contract ends inside it."""
+    assert contract.volume_lots is not None
+    number = contract_month_at(contract.starts_at, month.start)
+    whole = contract_month(contract.starts_at, number)
+    part_s = (month.end - month.start) // _SECOND
+    return prorated_lots(contract.volume_lots, part_s=part_s, whole_s=(whole.end - whole.start) // _SECOND)
+
+
+@transaction.atomic
+def grant_rollover(*, contract_id: UUID, month_start: datetime, numerator: int, now: datetime) -> int:
+    """Add what the month before left over to the month that begins then; returns what was granted, once.
+
+    0 when the contract has no such month, or it has its rollover already.
+    """
+    contract = Contract.objects.select_for_update(no_key=True).get(pk=contract_id)
+    if not numerator or contract.ends_at is None or month_start >= contract.ends_at:
+        return 0
+    if not Entitlement.objects.filter(contract=contract, period_start=month_start).exists():
+        month = month_of(contract, contract_month_at(contract.starts_at, month_start))
+        assert month is not None
+        _make_month(contract, month, now, hold=False)
+    granted = Entitlement.objects.filter(
+        contract=contract, period_start=month_start, rollover_numerator=0
+    ).update(entitled_numerator=F("entitled_numerator") + numerator, rollover_numerator=numerator)
+    return numerator if granted else 0
+
+
 def _make_due_months(contract: Contract, horizon: datetime, now: datetime) -> int:
     made = 0
     number = contract.entitlements.count()
     while True:
-        month = contract_month(contract.starts_at, number)
-        assert contract.ends_at is not None
-        if month.start >= contract.ends_at or month.start > horizon:
+        month = month_of(contract, number)
+        if month is None or month.start > horizon:
             return made
         with transaction.atomic():
             # Two workers meet here, and the second finds the month made.
-            Contract.objects.select_for_update(no_key=True).get(pk=contract.pk)
+            contract = Contract.objects.select_for_update(no_key=True).get(pk=contract.pk)
             if not Entitlement.objects.filter(contract=contract, period_start=month.start).exists():
                 _make_month(contract, month, now, hold=False)
                 made += 1
@@ -188,18 +250,21 @@ def _make_due_months(contract: Contract, horizon: datetime, now: datetime) -> in
 
 
 def _make_month(contract: Contract, month: Period, now: datetime, *, hold: bool) -> Entitlement:
-    """One contract month. A prepaid one holds its price where the balance covers it; `hold` says that it must."""
+    """One contract month. A prepaid one holds its price where the balance covers it; `hold` says that it must.
+
+    A month that passed before it could be made was never delivered: nothing is held for it, and so nothing charged.
+    """
     assert contract.rate_id is not None
     assert contract.firm_lots is not None
-    assert contract.volume_lots is not None
     entitlement_id = derived_id(contract.id, f"month:{month.start.isoformat()}")
     rate_per_s = contract.firm_lots * NUMERATOR_PER_LOT // settings.DELIVERY_PERIOD_S
     depth = contract.firm_lots * NUMERATOR_PER_LOT * BUCKET_SECONDS // settings.DELIVERY_PERIOD_S
     hold_id: UUID | None = None
-    if contract.payment == Payment.PREPAID:
+    lots = month_lots(contract, month)
+    if contract.payment == Payment.PREPAID and month.end > now and contract.freed_at is None:
         try:
             with transaction.atomic():
-                hold_id = _hold_price(contract, entitlement_id, now)
+                hold_id = _hold_price(contract, entitlement_id, lots, now)
         except InsufficientFunds:
             if hold:
                 raise
@@ -209,7 +274,7 @@ def _make_month(contract: Contract, month: Period, now: datetime, *, hold: bool)
         period_start=month.start,
         period_end=month.end,
         rate_id=contract.rate_id,
-        entitled_numerator=lots_numerator(contract.volume_lots),
+        entitled_numerator=lots_numerator(lots),
         ledger_hold_id=hold_id,
         bucket_rate_numerator_per_s=rate_per_s,
         bucket_depth_numerator=depth,
@@ -218,11 +283,10 @@ def _make_month(contract: Contract, month: Period, now: datetime, *, hold: bool)
     )
 
 
-def _hold_price(contract: Contract, entitlement_id: UUID, now: datetime) -> UUID:
+def _hold_price(contract: Contract, entitlement_id: UUID, volume_lots: int, now: datetime) -> UUID:
     assert contract.rate is not None
-    assert contract.volume_lots is not None
     organization = Organization.objects.get(pk=contract.organization_id)
-    price = month_price_micros(contract.volume_lots, contract.rate.micros_per_mtok)
+    price = month_price_micros(volume_lots, contract.rate.micros_per_mtok)
     hold_id = derived_id(entitlement_id, "hold")
     open_hold(
         id=hold_id,
@@ -240,23 +304,7 @@ def _hold_price(contract: Contract, entitlement_id: UUID, now: datetime) -> UUID
     return hold_id
 
 
-def _take_capacity(quote: Quote, ends_at: datetime, now: datetime) -> None:
-    """The quoted shares in every hour of the term, host by host in id order (the locking rule of capacity)."""
-    hours = hours_of(quote.starts_at, ends_at)
-    offerings = Offering.objects.in_bulk([UUID(share["offering_id"]) for share in quote.shares])
-    share_by_host: dict[UUID, int] = defaultdict(int)
-    for share in quote.shares:
-        offering = offerings[UUID(share["offering_id"])]
-        share_by_host[offering.host_id] += share_ppm_of(
-            share["firm_lots"], offering, settings.DELIVERY_PERIOD_S
-        )
-    for host_id in sorted(share_by_host):
-        take_firm_share(
-            host_id=host_id, hours=hours, share_ppm=share_by_host[host_id], now=now, starts_at=quote.starts_at
-        )
-
-
-def _allocate(contract: Contract, quote: Quote, ends_at: datetime) -> None:
+def _allocate(contract: Contract, quote: Quote, ends_at: datetime, shares: dict[UUID, int]) -> None:
     offerings = Offering.objects.in_bulk([UUID(share["offering_id"]) for share in quote.shares])
     for share in quote.shares:
         offering = offerings[UUID(share["offering_id"])]
@@ -266,6 +314,7 @@ def _allocate(contract: Contract, quote: Quote, ends_at: datetime) -> None:
             offering=offering,
             firm_lots=share["firm_lots"],
             rate_micros_per_mtok=share["rate_micros_per_mtok"],
+            share_ppm=shares[offering.id],
         )
         add_meter_point(
             contract_id=contract.id,

@@ -47,6 +47,11 @@ class Quote(models.Model):
     starts_at = models.DateTimeField()
     take_share_ppm = models.BigIntegerField()
     rollover_share_ppm = models.BigIntegerField(default=0)
+    rollover_cap_lots = models.BigIntegerField(default=0)
+    notice_days = models.PositiveSmallIntegerField(default=0)
+    termination_fee_ppm = models.BigIntegerField(default=0)
+    # The contract that this quote would take the place of, from `starts_at` on.
+    amends = models.ForeignKey("contracts.Contract", on_delete=models.PROTECT, null=True, related_name="+")
     overage_policy = models.CharField(max_length=8, choices=OveragePolicy.choices)
     payment = models.CharField(max_length=8, choices=Payment.choices)
     rate_micros_per_mtok = models.BigIntegerField()
@@ -64,6 +69,17 @@ class Quote(models.Model):
             models.CheckConstraint(
                 condition=Q(take_share_ppm__gte=0) & Q(take_share_ppm__lte=1_000_000),
                 name="contracts_quote_take_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(rollover_share_ppm__gte=0)
+                & Q(rollover_share_ppm__lte=1_000_000)
+                & Q(rollover_cap_lots__gte=0)
+                & (Q(rollover_share_ppm=0) | Q(payment="prepaid")),
+                name="contracts_quote_rollover_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(termination_fee_ppm__gte=0) & Q(termination_fee_ppm__lte=1_000_000),
+                name="contracts_quote_fee_in_range",
             ),
         ]
 
@@ -95,6 +111,16 @@ class Contract(models.Model):
     take_share_ppm = models.BigIntegerField(null=True)
     rollover_share_ppm = models.BigIntegerField(null=True)
     rollover_cap_lots = models.BigIntegerField(null=True)
+    # What ending it early asks for: so many days' notice, this share of the take that is left.
+    notice_days = models.PositiveSmallIntegerField(null=True)
+    termination_fee_ppm = models.BigIntegerField(null=True)
+    # The contract whose place this one took.
+    amends = models.OneToOneField(
+        "contracts.Contract", on_delete=models.PROTECT, null=True, related_name="amended_by"
+    )
+    # Suspended only: since when, and when its capacity went back on sale.
+    suspended_at = models.DateTimeField(null=True)
+    freed_at = models.DateTimeField(null=True)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField()
@@ -121,6 +147,11 @@ class Contract(models.Model):
                 ),
                 name="contracts_contract_committed_has_terms",
             ),
+            models.CheckConstraint(
+                condition=Q(suspended_at__isnull=True, freed_at__isnull=True)
+                | Q(suspended_at__isnull=False, kind="committed", status__in=["suspended", "ended"]),
+                name="contracts_contract_freed_while_suspended",
+            ),
         ]
         indexes = [models.Index(fields=["organization", "grade", "kind"], name="contracts_contract_by_org")]
 
@@ -136,6 +167,8 @@ class Allocation(models.Model):
     offering = models.ForeignKey(Offering, on_delete=models.PROTECT, related_name="+")
     firm_lots = models.BigIntegerField()
     rate_micros_per_mtok = models.BigIntegerField()
+    # Committed: the share of the host that was taken in every hour of the term.
+    share_ppm = models.BigIntegerField(null=True)
     # Null for committed (the whole term); the delivery period for spot.
     period_start = models.DateTimeField(null=True)
     served_numerator = models.BigIntegerField(default=0)
@@ -186,8 +219,8 @@ class Curtailment(models.Model):
 class Entitlement(models.Model):
     """What one period of a contract entitles to, and the token bucket that paces it.
 
-    For committed the period is a contract month (volume V), for spot a delivery period (A lots at the clearing
-    rate). `held + used <= entitled` holds under any concurrency. R and F (released, failed) come later.
+    For committed the period is a contract month (volume V and what rolled over into it), for spot a delivery period (A
+    lots at the clearing rate). `held + used + released + failed <= entitled` holds under any concurrency.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -203,6 +236,8 @@ class Entitlement(models.Model):
     used_numerator = models.BigIntegerField(default=0)
     released_numerator = models.BigIntegerField(default=0)
     failed_numerator = models.BigIntegerField(default=0)
+    # Committed: the part of `entitled` that the month before left over; burned first, gone with the month.
+    rollover_numerator = models.BigIntegerField(default=0, db_default=0)
     # Spot: the award's own hold. Committed: null.
     ledger_hold = models.ForeignKey(LedgerHold, on_delete=models.PROTECT, null=True, related_name="+")
     # Committed, prepaid: when the month was charged; no delivery before.
@@ -232,8 +267,17 @@ class Entitlement(models.Model):
             models.CheckConstraint(
                 condition=Q(period_end__gt=F("period_start")), name="contracts_entitlement_forwards"
             ),
+            models.CheckConstraint(
+                condition=Q(rollover_numerator__gte=0) & Q(rollover_numerator__lte=F("entitled_numerator")),
+                name="contracts_entitlement_rollover_within",
+            ),
         ]
         indexes = [models.Index(fields=["period_start", "period_end"], name="contracts_entitlement_period")]
+
+    @property
+    def volume_numerator(self) -> int:
+        """V: the month's own volume, without what rolled over into it."""
+        return self.entitled_numerator - self.rollover_numerator
 
 
 class OnDemandBucket(models.Model):
@@ -357,6 +401,7 @@ class PeriodRate(models.Model):
 
 
 # Below what they refer to.
+from marketplace.contracts.history_models import ContractEvent as ContractEvent  # noqa: E402
 from marketplace.contracts.nomination_models import Nomination as Nomination  # noqa: E402
 from marketplace.contracts.nomination_models import NominationShare as NominationShare  # noqa: E402
 from marketplace.contracts.spend_models import SpendCap as SpendCap  # noqa: E402

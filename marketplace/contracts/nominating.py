@@ -39,7 +39,7 @@ class ContractSuspended(Conflict):
 
 
 class NotCommitted(Conflict):
-    """Only a committed contract that is paid ahead has firm volume to release."""
+    """Only a committed contract has firm volume to release."""
 
     code = "not_committed"
 
@@ -121,8 +121,8 @@ def resolve_nominations(
 
 
 def _check_releasable(contract: Contract) -> None:
-    if contract.kind != ContractKind.COMMITTED or contract.payment != Payment.PREPAID:
-        raise NotCommitted("Only a committed contract that is paid ahead has volume to release.")
+    if contract.kind != ContractKind.COMMITTED:
+        raise NotCommitted("Only a committed contract has volume to release.")
     if contract.status == Contract.Status.SUSPENDED:
         raise ContractSuspended("The contract's month is not paid.")
     if contract.status != Contract.Status.ACTIVE:
@@ -140,7 +140,8 @@ def _by_month(contract: Contract, periods: Sequence[Period]) -> dict[UUID, tuple
         month = next((one for one in months if one.period_start <= period.start < one.period_end), None)
         if month is None:
             raise InvalidInput(_NO_MONTH, field="period_start")
-        if month.paid_at is None and month.ledger_hold_id is None:
+        prepaid = contract.payment == Payment.PREPAID
+        if prepaid and month.paid_at is None and month.ledger_hold_id is None:
             raise ContractSuspended("The contract's month is not paid.")
         found.setdefault(month.id, (month, []))[1].append(period)
     return found

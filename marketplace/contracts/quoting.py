@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -76,11 +76,17 @@ def request_quote(
     overage_policy: str,
     payment: str,
     now: datetime,
+    rollover_share_ppm: int = 0,
+    rollover_cap_lots: int = 0,
+    amends_id: UUID | None = None,
+    own: Mapping[UUID, int] | None = None,
 ) -> Quote:
     """The price of `firm_lots` per delivery period and `volume_lots` a month: the cheapest firm rates that fill it.
 
     The rate is the volume-weighted average of those rates, rounded half-even to a whole micro per Mtok; it is good
-    for 15 minutes. Raises InvalidInput naming the field, NotFound (grade), Forbidden or NotOffered.
+    for 15 minutes. With `amends_id` it is the price of taking that contract's place (see `amending`), whose
+    `own` shares, by host, count as free. Raises InvalidInput naming the field, NotFound (grade), Forbidden or
+    NotOffered.
     """
     organization = Organization.objects.filter(pk=organization_id).first()
     if organization is None:
@@ -98,12 +104,21 @@ def request_quote(
         raise InvalidInput(f"It must be one of {', '.join(OveragePolicy.values)}.", field="overage_policy")
     if payment not in Payment.values:
         raise InvalidInput(f"It must be one of {', '.join(Payment.values)}.", field="payment")
+    _check_range("rollover_share_ppm", rollover_share_ppm, 0, PPM)
+    _check_range("rollover_cap_lots", rollover_cap_lots, 0, MAX_LOTS * 1_000)
+    if rollover_share_ppm and payment != Payment.PREPAID:
+        raise InvalidInput("Only volume that is paid ahead can roll over.", field="rollover_share_ppm")
     start = first_open_start(now) if starts_at is None else starts_at
     _check_start(start, now)
     month_ends = [contract_month(start, number).end for number in range(months)]
     _check_volume(volume_lots, firm_lots, start, months)
     shares = fill_firm(
-        grade_id=grade.id, firm_lots=firm_lots, starts_at=start, ends_at=month_ends[-1], now=now
+        grade_id=grade.id,
+        firm_lots=firm_lots,
+        starts_at=start,
+        ends_at=month_ends[-1],
+        now=now,
+        own=own or {},
     )
     weighted = sum(share.firm_lots * share.rate_micros_per_mtok for share in shares)
     return Quote.objects.create(
@@ -116,6 +131,11 @@ def request_quote(
         take_share_ppm=take_share_ppm,
         overage_policy=overage_policy,
         payment=payment,
+        rollover_share_ppm=rollover_share_ppm,
+        rollover_cap_lots=rollover_cap_lots,
+        notice_days=settings.COMMITTED_NOTICE_DAYS,
+        termination_fee_ppm=settings.TERMINATION_FEE_PPM,
+        amends_id=amends_id,
         rate_micros_per_mtok=div_half_even(weighted, firm_lots),
         shares=[
             {
@@ -131,12 +151,18 @@ def request_quote(
 
 
 def fill_firm(
-    *, grade_id: UUID, firm_lots: int, starts_at: datetime, ends_at: datetime, now: datetime
+    *,
+    grade_id: UUID,
+    firm_lots: int,
+    starts_at: datetime,
+    ends_at: datetime,
+    now: datetime,
+    own: Mapping[UUID, int],
 ) -> list[Share]:
     """Who would supply `firm_lots` per delivery period over the whole term, cheapest firm rate first.
 
-    A host that lists several grades sells its share once: what the hours of the term have sold already is taken off.
-    Nobody supplies more than his bond covers.
+    A host that lists several grades sells its share once: what the hours of the term have sold already is taken off,
+    but for the shares by host that are the buyer's `own`. Nobody supplies more than his bond covers.
     Raises NotOffered, telling how much there is.
     """
     offerings = sorted(
@@ -149,7 +175,9 @@ def fill_firm(
     shares: list[Share] = []
     left = firm_lots
     for offering in offerings:
-        free_lots = _free_lots(offering, sellable - sold.get(offering.host_id, 0))
+        free_lots = _free_lots(
+            offering, sellable - sold.get(offering.host_id, 0) + own.get(offering.host_id, 0)
+        )
         lots = min(left, free_lots)
         rate, seller = offering.firm_rate.micros_per_mtok, offering.host.provider.organization_id
         if room is not None:

@@ -5,10 +5,10 @@ from marketplace.contracts.carrying_over import keep_carry_over, return_carry_ov
 from marketplace.contracts.committed import (
     accept_quote,
     advance_contracts,
+    grant_rollover,
     mark_entitlement_settled,
     mark_month_paid,
     month_price_micros,
-    suspend_contract,
 )
 from marketplace.contracts.curtailing import (
     curtail_derated,
@@ -42,6 +42,7 @@ from marketplace.contracts.spot import (
     set_period_rate,
     set_spot_max_rate,
 )
+from marketplace.contracts.suspending import reclaim_capacity, resume_contract, suspend_contract
 
 __all__ = [
     "Award",
@@ -61,18 +62,21 @@ __all__ = [
     "end_derating",
     "ensure_on_demand_contract",
     "extend_hold",
+    "grant_rollover",
     "keep_carry_over",
     "mark_entitlement_settled",
     "mark_month_paid",
     "month_price_micros",
     "open_hold",
     "open_spot_contract",
+    "reclaim_capacity",
     "record_award",
     "record_awards",
     "record_failed",
     "release_volume",
     "request_quote",
     "resolve_nominations",
+    "resume_contract",
     "return_carry_over",
     "set_period_rate",
     "set_spot_max_rate",

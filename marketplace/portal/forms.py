@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from django import forms
@@ -333,6 +333,39 @@ class ReleaseForm(OperationForm):
     def clean_period_start(self) -> datetime:
         start: datetime = self.cleaned_data["period_start"]
         return start.replace(tzinfo=UTC) if start.tzinfo is None else start
+
+
+class TerminateForm(OperationForm):
+    resent = "This form ended the contract before, and that stands. Send it again to end it at this time too."
+    ends_at = forms.DateTimeField(
+        label="End (UTC)",
+        required=False,
+        help_text="Leave empty for the earliest end.",
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"}),
+    )
+    reason = forms.CharField(max_length=200, required=False, help_text="Stands in the contract's history.")
+
+    def clean_ends_at(self) -> datetime | None:
+        ends_at: datetime | None = self.cleaned_data["ends_at"]
+        return ends_at.replace(tzinfo=UTC) if ends_at and ends_at.tzinfo is None else ends_at
+
+
+class AmendmentForm(PortalForm):
+    """Other lots, volume or months from one of the contract's later months on."""
+
+    starts_at = forms.ChoiceField(label="From (UTC)")
+    firm_lots = LotsField(label="Firm quantity per delivery period")
+    volume_lots = LotsField(label="Volume per month")
+    months = forms.TypedChoiceField(
+        label="Term from then on",
+        coerce=int,
+        choices=[(n, f"{n} month{'s' if n > 1 else ''}") for n in range(1, 13)],
+    )
+
+    def __init__(self, *args: Any, starts: list[datetime], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = cast("forms.ChoiceField", self.fields["starts_at"])
+        field.choices = [(start.isoformat(), f"{start:%Y-%m-%d %H:%M}") for start in starts]
 
 
 class ApiKeyForm(PortalForm):

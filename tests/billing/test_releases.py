@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 import pytest
 
 from marketplace.billing.auditing import check_charges
-from marketplace.billing.models import Charge, DeliveryOutcome, Earning, InvoiceLine
+from marketplace.billing.models import Charge, DeliveryOutcome, Earning, Invoice, InvoiceLine
 from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.settling import SettlementResult, settle_contract, settle_period
 from marketplace.billing.services.statements import providers_to_state
 from marketplace.contracts.models import Contract, Entitlement
+from marketplace.ledger.models import AccountKind
+from marketplace.ledger.services import account_id, set_overdraft_limit
 from marketplace.orders.models import Bid
 from marketplace.orders.services.rounds import advance_auctions
 from marketplace.periods import calendar_month, settlement_period
@@ -157,18 +159,22 @@ def test_what_failed_is_paid_by_nobody_and_the_host_gives_the_releasing_buyer_hi
         created_at=now,
     )
     settle(now)
-    outcome = DeliveryOutcome.objects.get()
+    outcome = DeliveryOutcome.objects.get(contract=award.contract)
     assert (outcome.entitled_numerator, outcome.failed_numerator) == (60 * LOT, 30 * LOT)
     # The minimum take is half of the thirty that could be had, 3,000; the remedy 10% of 29.4 lots, 588.
     assert money(borealis, "prepaid") == FUNDS - 3_000 + 588
+    # Of his own 100 firm lots 40 are R; half of the other 60 failed, and 10% of 29 lots at 0.50 is the penalty.
+    own = DeliveryOutcome.objects.get(contract=contract)
+    assert (own.entitled_numerator, own.released_numerator) == (100 * LOT, 40 * LOT)
+    assert (own.failed_numerator, own.remedy_micros) == (30 * LOT, 1_450)
     # Two thirds of the take less the fee, and for the twenty released lots that failed his own rate: 500 each.
-    assert money(acme, "prepaid") == FUNDS - FEE + 1_900 + 10_000
-    refund = Charge.objects.get(kind="remedy", contract=contract)
+    assert money(acme, "prepaid") == FUNDS - FEE + 1_900 + 10_000 + 1_450
+    refund = Charge.objects.get(kind="remedy", contract=contract, settlement__isnull=True)
     assert (refund.amount_micros, refund.organization_id) == (-10_000, acme.id)
     assert [one.organization_id for one in refund.earnings.all()] == [hyperion.id]
-    # The host earned 950 here and owes 10,588: what he has not, the market bears until he has.
+    # The host earned 950 here and owes 10,588 and 1,450: what he has not, the market bears until he has.
     assert money(hyperion, "payable") == 0
-    assert money(operator, "operator") == -(10_588 - 950)
+    assert money(operator, "operator") == -(10_588 + 1_450 - 950)
     assert settle(now).settled == []
     assert_books_balance()
     # It was shorter than it looked: 75 s. What was given too much comes back, to the market first: it bore it.
@@ -180,12 +186,51 @@ def test_what_failed_is_paid_by_nobody_and_the_host_gives_the_releasing_buyer_hi
         settlement_start=settlement_period(now).start,
         now=now + 2 * DUE_AFTER,
     )
-    refunds = Charge.objects.filter(kind="remedy", contract=contract).values_list("amount_micros", flat=True)
-    assert sorted(refunds) == [-10_000, 5_000]
+    refunds = Charge.objects.filter(kind="remedy", contract=contract, settlement__isnull=True)
+    assert sorted(refunds.values_list("amount_micros", flat=True)) == [-10_000, 5_000]
     # The take grew by 500 less the fee for the host; 300 of the remedy and 5,000 of the refund repay the market.
     assert money(hyperion, "payable") == 475
-    assert money(operator, "operator") == -(10_588 - 950) + 5_300
-    assert money(acme, "prepaid") == FUNDS - FEE + 2_850 + 5_000
+    assert money(operator, "operator") == -(10_588 + 1_450 - 950) + 5_300
+    assert money(acme, "prepaid") == FUNDS - FEE + 2_850 + 5_000 + 1_450
+    assert_books_balance()
+    # And on his own contract: 15 failed, so 14 lots' penalty of 700 instead of 1,450.
+    settle_contract(
+        contract_id=contract.id, settlement_start=settlement_period(now).start, now=now + 2 * DUE_AFTER
+    )
+    assert money(operator, "operator") == -(10_588 + 1_450 - 950) + 5_300 + 750
+    assert money(acme, "prepaid") == FUNDS - FEE + 2_850 + 5_000 + 700
+    assert_books_balance()
+
+
+def test_in_arrears_what_was_resold_is_charged_at_the_months_end(
+    acme: Party, borealis: Party, hyperion: Party, operator: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """40 lots: 20,000 at the contract's rate to the host, on the credit line; the proceeds on the prepaid balance."""
+    limit = account_id(organization_id=acme.id, kind=AccountKind.RECEIVABLE, currency="USD", now=now)
+    set_overdraft_limit(account_id=limit, limit_micros=FUNDS)
+    contract = buy(acme, grade, now, payment="arrears")
+    let_go(contract, now)
+    bid_of(borealis, now, steps=((300_000, 60),))
+    run_round(plant, now)
+    award = Entitlement.objects.get(contract=Bid.objects.get().contract)
+    meter(award.contract, award.rate, plant, 45 * LOT, award.period_start)
+    settle(now)
+    assert (money(acme, "prepaid"), money(acme, "receivable")) == (5_700, 0)
+    month = Entitlement.objects.get(contract=contract)
+    last = settlement_period(month.period_end - timedelta(seconds=1)).start
+    settle_period(settlement_start=last, now=last + DUE_AFTER)
+    charge = Charge.objects.get(kind="true_up")
+    assert (charge.numerator, charge.amount_micros) == (40 * LOT, 20_000)
+    assert [one.organization_id for one in charge.earnings.all()] == [hyperion.id]
+    assert (money(acme, "prepaid"), money(acme, "receivable")) == (5_700, -20_000)
+    calendar = calendar_month(month.period_end)
+    issue_invoices(month_start=calendar.start, now=calendar.end)
+    line = {
+        item.kind: item.amount_micros for item in InvoiceLine.objects.filter(invoice__organization=acme.id)
+    }
+    assert line == {"release": -5_700, "true_up": 20_000}
+    # The credit is on his balance already: it does not lower what he owes on the other account.
+    assert Invoice.objects.get(organization=acme.id).amount_due_micros == 20_000
     assert_books_balance()
 
 

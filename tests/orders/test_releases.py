@@ -329,15 +329,20 @@ def test_a_period_off_the_grid_or_outside_the_term_is_refused(contract: Contract
         assert refused.value.field == "period_start"
 
 
+def test_a_contract_in_arrears_releases_too(acme: Party, grade: Grade, plant: Plant, now: datetime) -> None:
+    arrears = buy(acme, grade, now, firm=40, payment="arrears")
+    [made] = let_go(arrears, now, period_start=arrears.starts_at)
+    assert made.contract_id == arrears.id
+    assert Entitlement.objects.get(contract=arrears).released_numerator > 0
+
+
 def test_only_a_committed_contract_that_is_paid_and_active_releases(
     contract: Contract, acme: Party, mallory: Party, buyer: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
     spot = bid_of(acme, now, client_id="own").contract
-    arrears = buy(acme, grade, now, firm=40, payment="arrears")
-    for other in (spot, arrears):
-        with pytest.raises(Conflict) as refused:
-            let_go(other, now, period_start=contract.starts_at)
-        assert refused.value.code == "not_committed"
+    with pytest.raises(Conflict) as refused:
+        let_go(spot, now, period_start=contract.starts_at)
+    assert refused.value.code == "not_committed"
     with pytest.raises(NotFound):
         release(
             organization_id=mallory.id, contract_id=contract.id, period_start=contract.starts_at, periods=1, lots=1,

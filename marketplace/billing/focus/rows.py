@@ -51,6 +51,7 @@ TITLES: Final[Mapping[str, str]] = {
     ChargeKind.USAGE: "Usage",
     ChargeKind.OVERAGE: "Overage",
     ChargeKind.TRUE_UP: "True-up",
+    ChargeKind.TERMINATION: "Early termination",
     ChargeKind.SPOT: "Spot usage",
     ChargeKind.MINIMUM_TAKE: "Minimum take",
     ChargeKind.REMEDY: "Remedy",

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import QuerySet, Sum
+from django.db.models import Q, QuerySet, Sum
 
 from marketplace.billing.lines import Line, Share, Terms, delivery_shares, remainder_shares
 from marketplace.billing.models import Charge, ChargeKind, Earning
@@ -27,13 +27,23 @@ from marketplace.billing.services.posting import (
 )
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment
-from marketplace.contracts.services import mark_entitlement_settled, mark_month_paid, suspend_contract
+from marketplace.contracts.services import (
+    mark_entitlement_settled,
+    mark_month_paid,
+    reclaim_capacity,
+    suspend_contract,
+)
 from marketplace.ids import derived_id
 from marketplace.ledger.models import Hold
 from marketplace.ledger.services import InsufficientFunds, NewTransfer, close_hold, post_transfers
+from pricing.commitments import own_usage
 from pricing.rating import price_of
+from providers.capacity import CapacityGone
 
 logger = logging.getLogger(__name__)
+
+# Of a paid month's earnings, what was never part of its fee.
+_BESIDE_THE_FEE: Final = (*OWED_BY_PROVIDER, ChargeKind.TERMINATION)
 
 _LAST_MOMENT: Final = timedelta(microseconds=1)
 
@@ -49,15 +59,16 @@ class ChargedMonths:
 def charge_committed_months(*, now: datetime) -> ChargedMonths:
     """Charge every month of a prepaid committed contract that has begun; each in a transaction of its own.
 
-    A month without funds suspends its contract and is tried again at the next call.
+    A month without funds suspends its contract and is tried again at the next call, until it is over. One that passed
+    while nobody charged it is charged if its price was held: it could be delivered all the time.
     """
+    running = Q(period_end__gt=now, contract__status__in=[Contract.Status.ACTIVE, Contract.Status.SUSPENDED])
     due = (
         Entitlement.objects.filter(
+            running | Q(ledger_hold__status=Hold.Status.OPEN),
             contract__kind=ContractKind.COMMITTED,
             contract__payment=Payment.PREPAID,
-            contract__status__in=[Contract.Status.ACTIVE, Contract.Status.SUSPENDED],
             period_start__lte=now,
-            period_end__gt=now,
             paid_at__isnull=True,
         )
         .order_by("period_start", "id")
@@ -68,7 +79,7 @@ def charge_committed_months(*, now: datetime) -> ChargedMonths:
         try:
             if charge_month(entitlement_id=entitlement_id, now=now):
                 result.charged.append(entitlement_id)
-        except InsufficientFunds:
+        except (InsufficientFunds, CapacityGone):
             suspend_contract(contract_id=contract_id, now=now)
             result.unpaid.append(entitlement_id)
             logger.warning("committed month unpaid", extra={"contract_id": str(contract_id)})
@@ -79,14 +90,18 @@ def charge_committed_months(*, now: datetime) -> ChargedMonths:
 def charge_month(*, entitlement_id: UUID, now: datetime) -> bool:
     """Move one month's price from prepaid to deferred, against the hold taken at acceptance if there is one.
 
-    False when it was charged before. Raises InsufficientFunds.
+    False when it was charged before. A contract whose capacity was freed takes it again first, and its month is cut to
+    what is left of it. Raises InsufficientFunds, CapacityGone.
     """
     contract_id = Entitlement.objects.values_list("contract_id", flat=True).get(pk=entitlement_id)
     contract = locked_contract(contract_id)
+    if not Entitlement.objects.filter(pk=entitlement_id, paid_at__isnull=True).exists():
+        return False
+    reclaim_capacity(contract_id=contract_id, now=now)
     month = Entitlement.objects.select_for_update(of=("self",)).select_related("rate").get(pk=entitlement_id)
     if month.paid_at is not None:
         return False
-    line = _fee_line(month)
+    line = fee_line(month)
     parent = month.id
     charge = charge_id(parent, line)
     hold_id = open_hold_id(month.ledger_hold_id)
@@ -132,9 +147,9 @@ def delivery_line(
     shares = delivery_shares(
         delta,
         before=_delivered_before(contract, month),
-        rates={item.offering_id: item.rate_micros_per_mtok for item in _firm_allocations(contract)},
+        rates={item.offering_id: item.rate_micros_per_mtok for item in firm_allocations(contract)},
         contract_rate=month.rate.micros_per_mtok,
-        left_micros=_left_of(month),
+        left_micros=left_of(month)[0],
         fee_ppm=fee_ppm,
     )
     return _delivery(kind, terms, delta, shares)
@@ -165,18 +180,18 @@ def close_month(*, entitlement_id: UUID, fee_ppm: int, now: datetime) -> None:
     month = Entitlement.objects.select_for_update(of=("self",)).select_related("rate").get(pk=entitlement_id)
     if month.settled_at is not None or month.paid_at is None:
         return
-    line = _fee_line(month)
+    line = fee_line(month)
     before = _delivered_before(contract, month)
     delivered = sum(share.numerator for share in before.values())
     metered = metered_usage(contract.id, month.period_start, month.period_end)
     if delivered != sum(sum(item.numerators.values()) for item in metered if item.rate_id == month.rate_id):
         return  # A period of the month is not settled yet: its delivery is paid before the remainder.
     shares = remainder_shares(
-        _left_of(month),
-        max(0, month.entitled_numerator - delivered),
+        left_of(month)[0],
+        max(0, month.volume_numerator - own_usage(delivered, month.rollover_numerator)),
         {
             item.offering_id: item.firm_lots * max(1, item.rate_micros_per_mtok)
-            for item in _firm_allocations(contract)
+            for item in firm_allocations(contract)
         },
         fee_ppm,
     )
@@ -220,11 +235,13 @@ def open_hold_id(hold_id: UUID | None) -> UUID | None:
     return Hold.objects.filter(pk=hold_id, status=Hold.Status.OPEN).values_list("id", flat=True).first()
 
 
-def _firm_allocations(contract: Contract) -> QuerySet[Allocation]:
+def firm_allocations(contract: Contract) -> QuerySet[Allocation]:
+    """Who supplies a committed contract, for the whole of its term."""
     return Allocation.objects.filter(contract=contract, period_start__isnull=True)
 
 
-def _fee_line(month: Entitlement) -> Line:
+def fee_line(month: Entitlement) -> Line:
+    """V x rate of a month as it is now."""
     rate = month.rate
     return Line(
         kind=ChargeKind.COMMITTED_FEE,
@@ -233,8 +250,8 @@ def _fee_line(month: Entitlement) -> Line:
         rate_micros_per_mtok=rate.micros_per_mtok,
         period_start=month.period_start,
         period_end=month.period_end,
-        numerator=month.entitled_numerator,
-        amount_micros=price_of(month.entitled_numerator, rate.micros_per_mtok),
+        numerator=month.volume_numerator,
+        amount_micros=price_of(month.volume_numerator, rate.micros_per_mtok),
         shares={},
     )
 
@@ -248,18 +265,34 @@ def _delivered_before(contract: Contract, month: Entitlement) -> dict[UUID, Shar
             charge__period_start__gte=month.period_start,
             charge__period_start__lt=month.period_end,
         )
-        .exclude(charge__kind=ChargeKind.SERVICE_CREDIT)
+        # What he gives back for failure or slowness he has earned all the same; ending early delivers nothing.
+        .exclude(charge__kind__in=_BESIDE_THE_FEE)
         .values("offering_id")
         .annotate(numerator_sum=Sum("numerator"), gross_sum=Sum("gross_micros"), fee_sum=Sum("fee_micros"))
     )
     return {row["offering_id"]: Share(row["numerator_sum"], row["gross_sum"], row["fee_sum"]) for row in rows}
 
 
-def _left_of(month: Entitlement) -> int:
-    """What of the month's fee no provider has earned yet."""
-    fee = Charge.objects.filter(pk=charge_id(month.id, _fee_line(month))).first()
-    if fee is None:
-        return 0
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What was paid ahead for a month, less what was given back when it was cut; the volume, the amount."""
+
+    numerator: int
+    amount_micros: int
+
+
+def left_of(month: Entitlement) -> tuple[int, Paid]:
+    """What of a month's fee no provider has earned yet, and the fee."""
+    same = Q(
+        contract_id=month.contract_id,
+        rate_id=month.rate_id,
+        period_start=month.period_start,
+        settlement__isnull=True,
+    )
+    sums = Charge.objects.filter(same, kind__in=[ChargeKind.COMMITTED_FEE, ChargeKind.ADJUSTMENT]).aggregate(
+        numerator=Sum("numerator"), amount=Sum("amount_micros")
+    )
+    paid = Paid(int(sums["numerator"] or 0), int(sums["amount"] or 0))
     earned = (
         Earning.objects.filter(
             charge__contract_id=month.contract_id,
@@ -267,12 +300,12 @@ def _left_of(month: Entitlement) -> int:
             charge__period_start__gte=month.period_start,
             charge__period_start__lt=month.period_end,
         )
-        # What a provider gives back for resold lots that failed, or for slowness, goes to the buyer's balance, not into
-        # the fee.
-        .exclude(charge__kind__in=OWED_BY_PROVIDER)
+        # What a provider gives back goes to the buyer's balance, not into the fee; the fee for an early end comes from
+        # there.
+        .exclude(charge__kind__in=_BESIDE_THE_FEE)
         .aggregate(total=Sum("gross_micros"))["total"]
         or 0
     )
-    left = fee.amount_micros - earned
+    left = paid.amount_micros - earned
     assert left >= 0, "providers earned more than the month's fee"
-    return left
+    return left, paid

@@ -95,6 +95,8 @@ class FailureEvidence:
     """All that outcomes depend on but the volume: who owed what, how long it was down, what replaced it, the caps."""
 
     allocated: dict[datetime, dict[UUID, int]] = field(default_factory=dict)
+    # Of a committed contract's period: what was released and resold.
+    released: dict[datetime, dict[UUID, int]] = field(default_factory=dict)
     down: list[PeriodDown] = field(default_factory=list)
     # By (offering, period): what was curtailed, and for how long it could not be had.
     curtailed: dict[Place, list[Part]] = field(default_factory=dict)
@@ -135,17 +137,20 @@ def failure_evidence(contract: Contract, awards: Sequence[Entitlement]) -> Failu
     evidence.down = down_in_periods(
         contract.id, places, curtailed={place: [at for at, _ in parts] for place, parts in cut.items()}
     )
+    note_curtailed(evidence, cut)
+    if any(period.down_ms or period.curtailed_ms for period in evidence.down):
+        read_remedy_terms(evidence, contract, awards)
+    return evidence
+
+
+def note_curtailed(evidence: FailureEvidence, cut: Mapping[Place, Sequence[tuple[datetime, int]]]) -> None:
+    """Complete the evidence by what was curtailed, and for how long it could not be had (of `evidence.down`)."""
     for period in evidence.down:
         place = (period.offering_id, period.period_start)
         evidence.curtailed[place] = [
             (numerator, spent_ms)
             for (_, numerator), spent_ms in zip(cut.get(place, []), period.curtailed_ms, strict=True)
         ]
-    if any(period.down_ms or period.curtailed_ms for period in evidence.down):
-        evidence.sides = delivered_by_side(contract.id, since=min(ends), until=max(ends.values()))
-        evidence.benches = benches_in_force((offering, start) for offering, start, _ in places)
-        _read_remedy_terms(evidence, contract, awards)
-    return evidence
 
 
 def award_outcomes(
@@ -165,6 +170,7 @@ def award_outcomes(
             used.get((award.rate_id, start), {}),
             down[start],
             period_ms=period_ms(start, award.period_end),
+            released=evidence.released.get(start),
             curtailed={
                 offering: evidence.curtailed.get((offering, start), [])
                 for offering in evidence.allocated.get(start, {})
@@ -302,7 +308,13 @@ def _left_to_replace(evidence: FailureEvidence, award: Entitlement, failed: Mapp
     return max(0, elsewhere - evidence.replaced_for_others.get(place, 0))
 
 
-def _read_remedy_terms(evidence: FailureEvidence, contract: Contract, awards: Sequence[Entitlement]) -> None:
+def read_remedy_terms(evidence: FailureEvidence, contract: Contract, awards: Sequence[Entitlement]) -> None:
+    """Complete the evidence by what work took and what remedies depend on, behind locks of each provider and grade."""
+    ends = {award.period_start: award.period_end for award in awards}
+    evidence.sides = delivered_by_side(contract.id, since=min(ends), until=max(ends.values()))
+    evidence.benches = benches_in_force(
+        (offering, start) for start in sorted(ends) for offering in evidence.allocated.get(start, {})
+    )
     grades = sorted({award.rate.grade_id for award in awards})
     starts = [award.period_start for award in awards]
     since, until = min(starts), max(award.period_end for award in awards)

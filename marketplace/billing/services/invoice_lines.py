@@ -32,6 +32,7 @@ _TITLES: Final = {
     ChargeKind.USAGE: "Usage",
     ChargeKind.OVERAGE: "Overage",
     ChargeKind.TRUE_UP: "True-up",
+    ChargeKind.TERMINATION: "Early termination",
     ChargeKind.SPOT: "Spot",
     ChargeKind.MINIMUM_TAKE: "Minimum take",
     ChargeKind.REMEDY: "Remedy",
@@ -75,8 +76,9 @@ class Written:
 
 
 def account_kind(charge: Charge) -> AccountKind:
-    """The buyer's account that a charge went to."""
-    return AccountKind.RECEIVABLE if charge.contract.payment == Payment.ARREARS else AccountKind.PREPAID
+    """The buyer's account that a charge went to; what was resold is credited to the balance, however he pays."""
+    in_arrears = charge.contract.payment == Payment.ARREARS and charge.kind != ChargeKind.RELEASE
+    return AccountKind.RECEIVABLE if in_arrears else AccountKind.PREPAID
 
 
 def draw(charges: Iterable[Charge], taxation: Taxation, discounts: Sequence[Discount]) -> Drawn:

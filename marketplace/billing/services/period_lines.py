@@ -30,6 +30,7 @@ from marketplace.billing.services.failing import (
     award_outcomes,
     failure_evidence,
 )
+from marketplace.billing.services.firm_failing import firm_periods
 from marketplace.billing.services.reselling import ResoldByPeriod, resold_in
 from marketplace.contracts.models import Accrual, Allocation, Contract, ContractKind, Entitlement, Payment
 from marketplace.ledger.models import Hold
@@ -46,15 +47,19 @@ class Sources:
     period: Period
     accrual: Accrual | None
     awards: list[Entitlement]
+    # Prepaid months alone: their usage is paid.
     months: list[Entitlement]
     open_holds: set[UUID]
+    committed_months: list[Entitlement] = field(default_factory=list)
+    # A committed contract's delivery periods in which something was down, as awards (`firm_failing`).
+    firm: list[Entitlement] = field(default_factory=list)
     unsettled_awards: list[Entitlement] = field(default_factory=list)
     evidence: FailureEvidence = field(default_factory=FailureEvidence)
     resold: ResoldByPeriod = field(default_factory=dict)
 
     def outcomes(self, metered: Sequence[Metered]) -> list[AwardOutcome]:
         """What the awards came to, were this all that was delivered."""
-        return award_outcomes(self.evidence, self.awards, metered)
+        return award_outcomes(self.evidence, [*self.awards, *self.firm], metered)
 
     def holds_for(self, lines: Sequence[Line]) -> dict[LineKey, UUID]:
         """Which open hold pays which line; lines without one are charged to the balance itself."""
@@ -81,22 +86,26 @@ def lock_sources(contract: Contract, period: Period) -> Sources:
     )
     awards: list[Entitlement] = []
     months: list[Entitlement] = []
+    firm: list[Entitlement] = []
     if contract.kind == ContractKind.SPOT:
         rows = _entitlements(contract).filter(period_start__gte=period.start, period_start__lt=period.end)
         awards = list(rows.select_for_update(of=("self",)).order_by("id"))
-    elif contract.kind == ContractKind.COMMITTED and contract.payment == Payment.PREPAID:
+    elif contract.kind == ContractKind.COMMITTED:
         rows = _entitlements(contract).filter(period_start__lt=period.end, period_end__gt=period.start)
         months = list(rows.order_by("period_start"))
+        firm, evidence = firm_periods(contract, months, period)
     hold_ids = [award.ledger_hold_id for award in awards] + ([accrual.ledger_hold_id] if accrual else [])
     return Sources(
         contract=contract,
         period=period,
         accrual=accrual,
         awards=awards,
-        months=months,
+        months=months if contract.payment == Payment.PREPAID else [],
+        committed_months=months,
+        firm=firm,
         open_holds=_open(hold_ids),
         unsettled_awards=[award for award in awards if award.settled_at is None],
-        evidence=failure_evidence(contract, awards),
+        evidence=evidence if firm else failure_evidence(contract, awards),
         resold=resold_in(contract, awards),
     )
 
@@ -111,7 +120,9 @@ def lines_of_run(
     lines = _desired(sources, charged, fee_ppm)
     recorded = _recorded(sources)
     if settlement.run > 1:
-        charged_before = [line for line in recorded if line.rate_id not in month_rates]
+        charged_before = [
+            line for line in recorded if line.rate_id not in month_rates or line.kind == ChargeKind.REMEDY
+        ]
         # A remedy stays a remedy when it changes: it has no fee, and what it bills is no volume.
         lines = [
             line
@@ -162,9 +173,9 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
     by_award = {(award.rate_id, award.period_start): award for award in sources.awards}
     other = [item for item in metered if (item.rate_id, item.period_start) not in by_award]
     used = {(item.rate_id, item.period_start): item for item in metered}
-    outcomes: dict[UUID, list[AwardOutcome]] = defaultdict(list)
+    outcomes: dict[tuple[UUID, datetime], list[AwardOutcome]] = defaultdict(list)
     for outcome in sources.outcomes(metered):
-        outcomes[outcome.award.id].append(outcome)
+        outcomes[outcome.award.id, outcome.award.period_start].append(outcome)
     for key, award in sorted(by_award.items(), key=lambda item: (item[0][1], item[0][0])):
         allocated = {
             offering: numerator // NUMERATOR_PER_LOT
@@ -175,8 +186,10 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
             line
             if line.kind == ChargeKind.REMEDY
             else with_resellers(line, allocated, resold, fee_ppm=fee_ppm)
-            for line in _award_lines(award, used.get(key), outcomes[award.id], fee_ppm)
+            for line in _award_lines(award, used.get(key), outcomes[award.id, award.period_start], fee_ppm)
         ]
+    for firm in sources.firm:
+        lines += _remedy_lines(_terms_of(firm), outcomes[firm.id, firm.period_start])
     # Awards and paid months cover only their own rate: anything else a contract delivered is overage.
     covered = bool(sources.awards or sources.months)
     kind = ChargeKind.OVERAGE if covered else ChargeKind.USAGE
@@ -211,8 +224,7 @@ def _own_rates(sources: Sources, terms: Terms, offerings: Iterable[UUID]) -> dic
 def _award_lines(
     award: Entitlement, used: Metered | None, outcomes: Sequence[AwardOutcome], fee_ppm: int
 ) -> list[Line]:
-    rate = award.rate
-    terms = Terms(rate.id, rate.grade_id, rate.micros_per_mtok, award.period_start, award.period_end)
+    rate, terms = award.rate, _terms_of(award)
     lines = spot_lines(
         terms,
         used.numerators if used else {},
@@ -223,8 +235,17 @@ def _award_lines(
         fee_ppm=fee_ppm,
         estimated=used.estimated if used else 0,
     )
+    return [*lines, *_remedy_lines(terms, outcomes)]
+
+
+def _remedy_lines(terms: Terms, outcomes: Sequence[AwardOutcome]) -> list[Line]:
     remedy = remedy_line(terms, {outcome.offering_id: outcome.remedy_micros for outcome in outcomes})
-    return [*lines, remedy] if remedy.amount_micros else lines
+    return [remedy] if remedy.amount_micros else []
+
+
+def _terms_of(award: Entitlement) -> Terms:
+    rate = award.rate
+    return Terms(rate.id, rate.grade_id, rate.micros_per_mtok, award.period_start, award.period_end)
 
 
 def _recorded(sources: Sources) -> list[Line]:

@@ -43,6 +43,8 @@ _CODES: Final = {
     ChargeKind.SPOT: "spot",
     ChargeKind.MINIMUM_TAKE: "minimum_take",
     ChargeKind.COMMITTED_FEE: "delivery",
+    ChargeKind.TRUE_UP: "true_up",
+    ChargeKind.TERMINATION: "termination",
     ChargeKind.ADJUSTMENT: "adjustment",
     ChargeKind.REMEDY: "remedy",
     ChargeKind.SERVICE_CREDIT: "service_credit",
@@ -66,12 +68,12 @@ class Books:
         return replace(self, source=self.operator, buyer=self.operator)
 
     def source_of(self, line: Line) -> UUID:
-        """A service credit is the buyer's own money, also where what he paid ahead pays the usage."""
-        return self.buyer if line.kind == ChargeKind.SERVICE_CREDIT else self.source
+        """What a provider owes him is the buyer's own money, also where what he paid ahead pays the usage."""
+        return self.buyer if line.kind in OWED_BY_PROVIDER else self.source
 
     def code_of(self, line: Line) -> str:
-        if line.kind == ChargeKind.SERVICE_CREDIT:
-            return _CODES[ChargeKind.SERVICE_CREDIT]
+        if line.kind in OWED_BY_PROVIDER:
+            return _CODES[ChargeKind(line.kind)]
         return self.code or _CODES[ChargeKind(line.kind)]
 
 
@@ -219,8 +221,9 @@ def record_lines(
     settlement: Settlement | None,
     tax_held: Mapping[UUID, int],
     now: datetime,
+    earned_at: datetime | None = None,
 ) -> list[Charge]:
-    """Insert the charges and earnings of lines whose money has moved."""
+    """Insert the charges and earnings of lines whose money has moved; earned where the line begins, if not said."""
     sellers = sellers_of({key for line in lines for key in line.shares})
     charges, earnings = [], []
     for line in lines:
@@ -250,7 +253,7 @@ def record_lines(
                 sellers[key].offering_id,
                 share,
                 sellers[key].organization_id,
-                line.period_start,
+                earned_at or line.period_start,
                 now,
                 ask_id=sellers[key].ask_id,
             )

@@ -32,12 +32,12 @@ from marketplace.billing.selectors import (
 )
 from marketplace.billing.services.committed_months import (
     charge_committed_months,
-    close_month,
     locked_contract,
     open_hold_id,
 )
 from marketplace.billing.services.failing import AwardOutcome, have_news, record_outcomes
 from marketplace.billing.services.identity import id_at
+from marketplace.billing.services.month_ends import square_month
 from marketplace.billing.services.period_lines import (
     Sources,
     hold_has_captures,
@@ -206,9 +206,10 @@ def settle_contract(
         amount = sum(charge.amount_micros for charge in charges)
         settled = SettledContract(contract.id, period.start, run, len(charges), amount)
     _close_sources(sources, now=now)
-    for month in sources.months:
-        if month.settled_at is None and period.start < month.period_end <= period.end:
-            close_month(entitlement_id=month.id, fee_ppm=settings.MARKET_FEE_PPM, now=now)
+    for month in sources.committed_months:
+        ends_here = month.settled_at is None and period.start < month.period_end <= period.end
+        if ends_here or (month.settled_at is not None and settled is not None):
+            square_month(entitlement_id=month.id, fee_ppm=settings.MARKET_FEE_PPM, now=now)
     return settled
 
 
@@ -265,7 +266,10 @@ def _keep_outcomes(
     record_outcomes(settlement, outcomes, sources.contract, now=now)
     record_attempt_outages(sources.evidence.down, now=now)
     failed: dict[UUID, int] = defaultdict(int)
+    awards = {award.id for award in sources.awards}
     for outcome in outcomes:
+        if outcome.award.id not in awards:
+            continue  # A committed month's F is known at its end: until then he may use his volume later.
         failed[outcome.award.id] += outcome.parts.failed
     for entitlement_id, failed_numerator in failed.items():
         record_failed(entitlement_id=entitlement_id, failed_numerator=failed_numerator)

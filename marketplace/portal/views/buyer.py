@@ -14,10 +14,11 @@ from django.views.decorators.http import require_http_methods, require_safe
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.billing.models import TopUp
-from marketplace.billing.outcomes import outcomes_of
+from marketplace.billing.outcomes import month_outcomes_of, outcomes_of
 from marketplace.billing.selectors import charges_of, top_ups_of
 from marketplace.billing.service_periods import service_periods_of, with_figures
 from marketplace.billing.services.top_ups import top_up
+from marketplace.contracts.history import events_of
 from marketplace.contracts.models import Contract
 from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of, own_kappas
 from marketplace.errors import DomainError
@@ -28,6 +29,7 @@ from marketplace.portal.access import SeatedRequest, actor_of, page
 from marketplace.portal.burndown import burn_down, holdings_of, usage_chart
 from marketplace.portal.forms import TopUpForm
 from marketplace.portal.paging import page_of
+from marketplace.portal.views.terms import is_changeable
 from pricing.selectors import levels_of, prices_per_bucket
 
 SPANS = ("day", "hour")
@@ -112,6 +114,9 @@ def contract(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
         "services": with_figures(
             service_periods_of(organization_id).filter(contract_id=found.id)[:RECENT_PERIODS]
         ),
+        "months": month_outcomes_of(found.id)[:RECENT_PERIODS],
+        "events": events_of(found.id).reverse()[:RECENT_PERIODS],
+        "changeable": is_changeable(found),
         "now": now,
     }
     return render(request, "portal/contract.html", context)

@@ -13,8 +13,10 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
+from marketplace.accounts.services import Actor
+from marketplace.billing.services.terminating import amend
 from marketplace.contracts.committed import month_price_micros
-from marketplace.contracts.models import Payment, Quote
+from marketplace.contracts.models import Contract, Payment, Quote
 from marketplace.contracts.quoting import first_open_start
 from marketplace.contracts.selectors import latest_entitlements, quote_of
 from marketplace.contracts.services import accept_quote, request_quote
@@ -81,13 +83,7 @@ def quote(request: SeatedRequest, quote_id: UUID) -> HttpResponse:
     form = AcceptForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         try:
-            contract = accept_quote(
-                organization_id=organization_id,
-                quote_id=quote_id,
-                operation_id=form.operation_id(organization_id),
-                now=now,
-                actor=actor_of(request),
-            )
+            contract = _accept(found, form.operation_id(organization_id), actor_of(request), now)
         except DomainError as error:
             form.refuse(error)
             found = quote_of(organization_id=organization_id, quote_id=quote_id)
@@ -113,6 +109,29 @@ def quote(request: SeatedRequest, quote_id: UUID) -> HttpResponse:
         "now": now,
     }
     return render(request, "portal/quote.html", context, status=422 if form.is_bound else 200)
+
+
+def _accept(quote: Quote, operation_id: UUID, actor: Actor, now: datetime) -> Contract:
+    """The contract that the quote becomes, in the place of the one that it amends."""
+    organization_id = quote.organization_id
+    if quote.amends_id is None:
+        return accept_quote(
+            organization_id=organization_id,
+            quote_id=quote.id,
+            operation_id=operation_id,
+            now=now,
+            actor=actor,
+        )
+    amended = amend(
+        organization_id=organization_id,
+        contract_id=quote.amends_id,
+        quote_id=quote.id,
+        operation_id=operation_id,
+        now=now,
+        actor=actor,
+    )
+    assert amended.successor is not None
+    return amended.successor
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
-from marketplace.contracts.models import Contract, ContractKind, Payment
+from marketplace.contracts.models import Contract, ContractKind
 from marketplace.contracts.quoting import first_open_start
 from marketplace.contracts.selectors import contract_of
 from marketplace.errors import DomainError
@@ -68,11 +68,7 @@ def releases(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
 
 def is_releasable(contract: Contract) -> bool:
     """Whether the contract has firm volume that may be released at all."""
-    return (
-        contract.kind == ContractKind.COMMITTED
-        and contract.payment == Payment.PREPAID
-        and contract.status == Contract.Status.ACTIVE
-    )
+    return contract.kind == ContractKind.COMMITTED and contract.status == Contract.Status.ACTIVE
 
 
 def release_form(contract: Contract, now: datetime, data: Any = None) -> ReleaseForm:

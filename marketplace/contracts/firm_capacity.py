@@ -1,0 +1,82 @@
+"""The hosts' capacity that a committed contract has bought, hour by hour: taken and given back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from django.conf import settings
+
+from marketplace.contracts.models import Allocation, Contract, Quote
+from marketplace.contracts.quoting import hours_of
+from providers.models import Offering
+from providers.selectors import share_ppm_of
+from providers.services import give_back_firm_share, lock_hours, take_firm_share
+
+_HOUR: Final = timedelta(hours=1)
+
+
+def quoted_shares(quote: Quote) -> dict[UUID, int]:
+    """By offering, the share of its host that the quoted lots take. Raises CapacityGone."""
+    offerings = Offering.objects.in_bulk([UUID(share["offering_id"]) for share in quote.shares])
+    return {
+        offering: share_ppm_of(lots, offerings[offering], settings.DELIVERY_PERIOD_S)
+        for offering, lots in ((UUID(share["offering_id"]), share["firm_lots"]) for share in quote.shares)
+    }
+
+
+def taken_by_host(contract_id: UUID) -> dict[UUID, int]:
+    """The share of every host that a contract took; of one made before that was kept, what it would take now."""
+    shares: dict[UUID, int] = defaultdict(int)
+    rows = Allocation.objects.filter(contract_id=contract_id, period_start__isnull=True)
+    for item in rows.select_related("offering"):
+        shares[item.offering.host_id] += item.share_ppm or share_ppm_of(
+            item.firm_lots, item.offering, settings.DELIVERY_PERIOD_S
+        )
+    return dict(shares)
+
+
+def by_host(shares: dict[UUID, int]) -> dict[UUID, int]:
+    hosts = dict(Offering.objects.filter(pk__in=list(shares)).values_list("pk", "host_id"))
+    summed: dict[UUID, int] = defaultdict(int)
+    for offering, share in shares.items():
+        summed[hosts[offering]] += share
+    return dict(summed)
+
+
+def lock_term(hosts: Iterable[UUID], starts_at: datetime, ends_at: datetime) -> None:
+    """Lock the hours of all these hosts in one step, where some are given back and others taken."""
+    lock_hours(sorted(set(hosts)), hours_of(starts_at, ends_at))
+
+
+def take(shares: dict[UUID, int], starts_at: datetime, ends_at: datetime, *, now: datetime) -> None:
+    """Shares by host in every hour of the term, host by host in id order. Raises CapacityGone."""
+    for host_id in sorted(shares):
+        take_firm_share(
+            host_id=host_id,
+            hours=hours_of(starts_at, ends_at),
+            share_ppm=shares[host_id],
+            now=now,
+            starts_at=starts_at,
+        )
+
+
+def give_back(contract: Contract, since: datetime, ends_at: datetime, *, now: datetime) -> Sequence[datetime]:
+    """What the contract took of the whole hours from `since` to the end of its term: on sale again.
+
+    The hour that `since` lies in stays the contract's: an hour is sold as a whole. Returns the hours.
+    """
+    hours = [hour for hour in hours_of(since, ends_at) if hour >= since]
+    if hours:
+        for host_id, share in sorted(taken_by_host(contract.id).items()):
+            give_back_firm_share(host_id=host_id, hours=hours, share_ppm=share, now=now)
+    return hours
+
+
+def first_whole_hour(at: datetime) -> datetime:
+    """The start of the first UTC hour that does not begin before `at`."""
+    hour = at.replace(minute=0, second=0, microsecond=0)
+    return hour if hour == at else hour + _HOUR
