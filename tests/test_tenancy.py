@@ -273,6 +273,7 @@ BODIES = {
         "lots": 1,
         "floor_micros_per_mtok": 0,
     },
+    "api/v1/contracts/<uuid:contract_id>/terminate": {"ends_at": None},
     "api/v1/contracts/<uuid:contract_id>/amendment-quotes": {
         "starts_at": "2026-04-10T12:00:00Z",
         "firm_lots": 1,

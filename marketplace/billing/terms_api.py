@@ -75,9 +75,8 @@ class MonthOutcomeOut(serializers.ModelSerializer[MonthOutcome]):
 
 
 class TerminateIn(StrictSerializer):
-    ends_at = TimestampField(
-        required=False, allow_null=True, default=None, help_text="default: as early as its notice allows"
-    )
+    # To be said, even if it is null: an empty body ends nothing.
+    ends_at = TimestampField(allow_null=True, help_text="null: as early as its notice allows")
     reason = TextField(max_length=200, required=False, default="ended by the buyer")
 
 

@@ -28,7 +28,7 @@ from marketplace.contracts.quoting import request_quote
 from marketplace.contracts.suspending import RUNNING
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import derived_id
-from marketplace.periods import Period, delivery_period
+from marketplace.periods import Period, contract_month, delivery_period
 from pricing.rating import lots_numerator
 from pricing.units import NUMERATOR_PER_LOT, div_ceil
 
@@ -150,7 +150,8 @@ def amend_contract(
     assert contract.ends_at is not None
     hosts = firm_capacity.by_host(firm_capacity.quoted_shares(quote)).keys()
     mine = firm_capacity.taken_by_host(contract.id).keys()
-    firm_capacity.lock_term([*hosts, *mine], quote.starts_at, contract.ends_at)
+    until = max(contract.ends_at, contract_month(quote.starts_at, quote.months - 1).end)
+    firm_capacity.lock_term([*hosts, *mine], quote.starts_at, until)
     cut = _end_at(
         contract,
         quote.starts_at,

@@ -108,6 +108,8 @@ def request_quote(
     _check_range("rollover_cap_lots", rollover_cap_lots, 0, MAX_LOTS * 1_000)
     if rollover_share_ppm and payment != Payment.PREPAID:
         raise InvalidInput("Only volume that is paid ahead can roll over.", field="rollover_share_ppm")
+    if rollover_share_ppm and not rollover_cap_lots:
+        raise InvalidInput("A share that rolls over needs a cap above zero.", field="rollover_cap_lots")
     start = first_open_start(now) if starts_at is None else starts_at
     _check_start(start, now)
     month_ends = [contract_month(start, number).end for number in range(months)]

@@ -16,6 +16,7 @@ from marketplace.billing.services.terminating import terminate_contract
 from marketplace.contracts.committed import month_of
 from marketplace.contracts.ending import LEAST_NOTICE, first_end, quote_amendment
 from marketplace.contracts.models import Contract, ContractKind
+from marketplace.contracts.quoting import MAX_START_AHEAD
 from marketplace.contracts.selectors import contract_of
 from marketplace.contracts.suspending import RUNNING
 from marketplace.errors import DomainError, NotFound
@@ -95,7 +96,7 @@ def later_months(contract: Contract, now: datetime) -> list[datetime]:
     """Where an amendment may begin."""
     starts, number = [], 1
     while (month := month_of(contract, number)) is not None:
-        if month.start >= now + LEAST_NOTICE:
+        if now + LEAST_NOTICE <= month.start <= now + MAX_START_AHEAD:
             starts.append(month.start)
         number += 1
     return starts
