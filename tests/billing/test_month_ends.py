@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import pytest
+
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.auditing import check_charges
 from marketplace.billing.models import Charge, DeliveryOutcome, Earning, MonthOutcome
@@ -11,6 +13,7 @@ from marketplace.billing.services.committed_months import charge_committed_month
 from marketplace.billing.services.settling import settle_due_periods, settle_period
 from marketplace.contracts.models import Contract, ContractEvent, Entitlement
 from marketplace.contracts.services import accept_quote, advance_contracts, request_quote
+from marketplace.errors import InvalidInput
 from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, set_overdraft_limit
@@ -297,3 +300,21 @@ def test_a_month_that_passed_while_nobody_charged_it_is_charged_out_of_its_hold(
     assert money(hyperion, "payable") == PRICE * 95 // 100
     assert charge_committed_months(now=back).charged == []
     assert_books_balance()
+
+
+@pytest.mark.parametrize(
+    ("terms", "field"),
+    [
+        ({"payment": "arrears", "rollover_share_ppm": 1, "rollover_cap_lots": 1}, "rollover_share_ppm"),
+        ({"rollover_share_ppm": 1_000_001, "rollover_cap_lots": 1}, "rollover_share_ppm"),
+        ({"rollover_share_ppm": 1}, "rollover_cap_lots"),
+        ({"rollover_cap_lots": -1}, "rollover_cap_lots"),
+    ],
+)
+def test_only_what_is_paid_can_roll_over_and_within_a_cap(
+    acme: Party, grade: Grade, plant: Plant, now: datetime, terms: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        buy(acme, grade, now, **terms)
+    assert refused.value.field == field
+    assert not Contract.objects.exists()
