@@ -29,6 +29,7 @@ from marketplace.billing.evidence_money import (
 from marketplace.billing.evidence_usage import Known, cell_usage
 from marketplace.billing.models import (
     Charge,
+    ChargeKind,
     CreditNote,
     CreditNoteTax,
     Invoice,
@@ -186,8 +187,8 @@ def _document(invoice: Invoice) -> Iterator[Record]:
 
 
 def _account(line: InvoiceLine) -> str:
-    kind = AccountKind.RECEIVABLE if line.contract.payment == Payment.ARREARS else AccountKind.PREPAID
-    return kind.value
+    in_arrears = line.contract.payment == Payment.ARREARS and line.kind != ChargeKind.RELEASE
+    return (AccountKind.RECEIVABLE if in_arrears else AccountKind.PREPAID).value
 
 
 def _tax(tax: InvoiceTax) -> Record:

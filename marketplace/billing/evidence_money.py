@@ -10,8 +10,8 @@ from uuid import UUID
 from django.db.models import Q, QuerySet, Sum
 
 from marketplace.billing.evidence_usage import Known
-from marketplace.billing.models import Charge, ChargeKind, Earning, Invoice, InvoiceLineCharge
-from marketplace.contracts.models import Entitlement
+from marketplace.billing.models import Charge, ChargeKind, Earning, Invoice, InvoiceLineCharge, MonthOutcome
+from marketplace.contracts.models import ContractEvent, Entitlement
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, LedgerAccount, Transfer
 
@@ -69,7 +69,7 @@ def money_of_charges(
 
 
 def loose_charges(invoice: Invoice, known: Known, *, with_regions: bool) -> Iterator[Record]:
-    """Charges that no settlement period made: fees of months, proceeds of released volume, what failed of it."""
+    """Charges that no settlement period made: fees and ends of months, early ends, and what released volume came to."""
     charges = charges_in_order(
         Charge.objects.filter(invoiced_as__line__invoice=invoice, settlement__isnull=True)
     )
@@ -95,7 +95,23 @@ def _made_of(charge: Charge) -> Iterator[Record]:
             "rate_id": month.rate_id,
             "start": month.period_start,
             "end": month.period_end,
-            "entitled_numerator": month.entitled_numerator,
+            # Its own volume without what rolled over into it, and what an early end took off after it was paid.
+            "entitled_numerator": month.volume_numerator,
+            "cut_numerator": _cut_after(charge, month),
+        }
+    elif charge.kind == ChargeKind.TRUE_UP:
+        # A true-up is of the month's first run; later ones adjust it.
+        outcome = MonthOutcome.objects.select_related("contract").get(
+            contract_id=charge.contract_id, entitlement__period_start=charge.period_start, run=1
+        )
+        yield {
+            "t": "month_end",
+            "volume_numerator": outcome.volume_numerator,
+            "take_share_ppm": outcome.contract.take_share_ppm,
+            "released_numerator": outcome.released_numerator,
+            "delivered_numerator": outcome.delivered_numerator,
+            "failed_numerator": outcome.failed_numerator,
+            "unused_numerator": outcome.unused_numerator,
         }
     elif charge.kind == ChargeKind.RELEASE:
         for earning in _resold(charge):
@@ -106,6 +122,16 @@ def _made_of(charge: Charge) -> Iterator[Record]:
                 "gross_micros": earning.gross_micros,
                 "fee_micros": earning.fee_micros,
             }
+
+
+def _cut_after(charge: Charge, month: Entitlement) -> int:
+    """What an early end that came after the fee took off the month."""
+    ended = ContractEvent.objects.filter(
+        contract_id=charge.contract_id,
+        kind__in=[ContractEvent.Kind.TERMINATED, ContractEvent.Kind.AMENDED],
+        occurred_at__gte=charge.created_at,
+    )
+    return charge.numerator - month.volume_numerator if ended.exists() else 0
 
 
 def _resold(charge: Charge) -> list[Earning]:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.db.models import Exists, OuterRef, QuerySet, Sum
 
+from marketplace.billing.models import DeliveryOutcome
 from marketplace.billing.outcomes import latest_outcomes
 from marketplace.contracts.models import Contract, ContractKind, Entitlement, Payment
 from metering.models import DisputedUsage, MeterKind, UsageCorrection, UsageEvent, UsageRollup
@@ -67,8 +68,10 @@ def cell_usage(contract: Contract, start: datetime, end: datetime, known: Known)
     )
     if contract.kind == ContractKind.SPOT:
         yield from _awards(contract, start, end, known)
-    elif contract.kind == ContractKind.COMMITTED and contract.payment == Payment.PREPAID:
-        yield from _months(contract, start, end, known)
+    elif contract.kind == ContractKind.COMMITTED:
+        if contract.payment == Payment.PREPAID:
+            yield from _months(contract, start, end, known)
+        yield from _firm_outcomes(contract, start, end, known)
     yield from known.rates_of(rollups.values_list("rate_id", flat=True).distinct())
     used = rollups.filter(native_tokens__gt=0).values_list("grade_id", "bucket").distinct()
     yield from known.weights_of(used)
@@ -162,28 +165,43 @@ def _awards(contract: Contract, start: datetime, end: datetime, known: Known) ->
             "minimum_numerator": div_ceil(take_ppm * left, PPM),
         }
         for part in parts:
-            owed = remedy_micros(
-                entitled=part.entitled_numerator,
-                failed=part.failed_numerator,
-                rate=part.rate_micros_per_mtok,
-                replaced=part.replaced_numerator,
-                replacement_rate=part.replacement_micros_per_mtok,
-            )
-            yield {
-                "t": "outcome",
-                "rate_id": award.rate_id,
-                "period_start": award.period_start,
-                "offering_id": part.offering_id,
-                "entitled_numerator": part.entitled_numerator,
-                "released_numerator": part.released_numerator,
-                "delivered_numerator": part.delivered_numerator,
-                "failed_numerator": part.failed_numerator,
-                "unused_numerator": part.unused_numerator,
-                "replaced_numerator": part.replaced_numerator,
-                "replacement_micros_per_mtok": part.replaced_numerator and part.replacement_micros_per_mtok,
-                "owed_micros": owed,
-                "remedy_micros": part.remedy_micros,
-            }
+            yield _outcome(part, award.rate_id)
+
+
+def _firm_outcomes(contract: Contract, start: datetime, end: datetime, known: Known) -> Iterator[Record]:
+    """Of a committed contract: the delivery periods in which something was down, and what was owed in them."""
+    rows = latest_outcomes().filter(contract=contract, period_start__gte=start, period_start__lt=end)
+    parts = list(rows.order_by("period_start", "offering_id"))
+    assert contract.rate_id is not None
+    if parts:
+        yield from known.rates_of([contract.rate_id])
+    for part in parts:
+        yield _outcome(part, contract.rate_id)
+
+
+def _outcome(part: DeliveryOutcome, rate_id: UUID) -> Record:
+    owed = remedy_micros(
+        entitled=part.entitled_numerator,
+        failed=part.failed_numerator,
+        rate=part.rate_micros_per_mtok,
+        replaced=part.replaced_numerator,
+        replacement_rate=part.replacement_micros_per_mtok,
+    )
+    return {
+        "t": "outcome",
+        "rate_id": rate_id,
+        "period_start": part.period_start,
+        "offering_id": part.offering_id,
+        "entitled_numerator": part.entitled_numerator,
+        "released_numerator": part.released_numerator,
+        "delivered_numerator": part.delivered_numerator,
+        "failed_numerator": part.failed_numerator,
+        "unused_numerator": part.unused_numerator,
+        "replaced_numerator": part.replaced_numerator,
+        "replacement_micros_per_mtok": part.replaced_numerator and part.replacement_micros_per_mtok,
+        "owed_micros": owed,
+        "remedy_micros": part.remedy_micros,
+    }
 
 
 def _months(contract: Contract, start: datetime, end: datetime, known: Known) -> Iterator[Record]:

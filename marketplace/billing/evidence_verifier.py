@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 FORM = 1
 PPM = 10**6
 MTOK = 10**12
+LOT = 10**9
 # Decimals of currencies (ISO 4217) that do not have two.
 _BY_DECIMALS = {
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
@@ -278,8 +279,27 @@ class Verifier:
         equal(
             f"{name}: volume of the month",
             number(self.charge, "numerator"),
-            number(record, "entitled_numerator"),
+            number(record, "entitled_numerator") + number(record, "cut_numerator"),
         )
+        if record["cut_numerator"]:
+            self.stated.append(f"{name}: its month was cut by {record['cut_numerator']} after it was paid")
+        self.has_month = True
+
+    def _on_month_end(self, record: Record) -> None:
+        """What a true-up charges: R + max(0, floor(take x V) - U - R - F)."""
+        charge = self.charge
+        assert charge is not None
+        assert charge["kind"] == "true_up"
+        name = f"charge {charge['id']}"
+        equal(f"{name}: ends of months before this one", self.has_month, False)
+        whole, released = number(record, "volume_numerator"), number(record, "released_numerator")
+        delivered, failed = number(record, "delivered_numerator"), number(record, "failed_numerator")
+        unused = number(record, "unused_numerator")
+        equal(f"{name}: V = R + U + F + N", whole, released + delivered + failed + unused)
+        take = whole // LOT * number(record, "take_share_ppm") // PPM * LOT
+        due = released + max(0, take - delivered - released - failed)
+        equal(f"{name}: R + T", number(charge, "numerator"), due)
+        self.stated.append(f"{name}: R, U and F of its month are taken as stated")
         self.has_month = True
 
     def _on_withheld(self, record: Record) -> None:
@@ -331,7 +351,7 @@ class Verifier:
         is_covered = rate == 0 and kind in ("usage", "adjustment") and bool(cell.months)
         if not is_covered:
             equal(f"{name}: rate", rate, self.rates[record["rate_id"]])
-        if kind in ("usage", "overage", "spot", "committed_fee"):
+        if kind in ("usage", "overage", "spot", "committed_fee", "true_up"):
             equal(f"{name}: {volume} x {rate}", amount, half_even(volume * rate, MTOK))
         key = (record["rate_id"], record["period_start"])
         is_loose = cell.record["contract_kind"] == "none"
@@ -393,10 +413,14 @@ class Verifier:
         name, amount, kind = f"charge {charge['id']}", charge["amount_micros"], charge["kind"]
         if kind == "release":
             equal(f"{name}: what was resold, less fees", amount, -resold)
-        elif kind == "committed_fee" and not has_month:
+        elif kind in ("committed_fee", "true_up") and not has_month:
             raise Difference(f"{name}: its month", "none", "one")
+        elif kind in ("termination", "adjustment") and self._in_cell().record["contract_kind"] == "none":
+            self.stated.append(f"{name}: {kind} of {amount} micros is taken as stated")
         elif kind == "remedy" and self._in_cell().record["contract_kind"] == "none":
-            self.stated.append(f"{name}: a remedy of {-amount} micros for resold volume is taken as stated")
+            self.stated.append(
+                f"{name}: a remedy of {-amount} micros for resold volume or of a month is taken as stated"
+            )
             if amount > 0:
                 return  # What he got too much of and has spent, the market repays.
         equal(f"{name}: its transfers", moved, -amount)
