@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 
 import pytest
 
+from marketplace.billing.evidence import evidence_of
 from marketplace.billing.evidence_verifier import Difference, verify
 from marketplace.billing.models import Charge, Invoice
 from marketplace.billing.services.committed_months import charge_committed_months
@@ -63,10 +65,6 @@ def test_a_true_up_and_a_remedy_in_arrears_are_recomputed(
 
 
 def test_a_true_up_that_was_forged_is_found(acme: Party, grade: Grade, plant: Plant, now: datetime) -> None:
-    from io import BytesIO
-
-    from marketplace.billing.evidence import evidence_of
-
     credit(acme, now)
     settle_end(deliver(buy(acme, grade, now, payment="arrears"), plant))
     records = list(evidence_of(invoiced()))

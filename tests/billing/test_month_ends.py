@@ -11,13 +11,13 @@ from marketplace.billing.auditing import check_charges
 from marketplace.billing.models import Charge, DeliveryOutcome, Earning, MonthOutcome
 from marketplace.billing.services.committed_months import charge_committed_months
 from marketplace.billing.services.settling import settle_due_periods, settle_period
-from marketplace.contracts.models import Contract, ContractEvent, Entitlement
+from marketplace.contracts.models import Contract, ContractEvent, Curtailment, Entitlement
 from marketplace.contracts.services import accept_quote, advance_contracts, request_quote
 from marketplace.errors import InvalidInput
 from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, set_overdraft_limit
-from marketplace.periods import settlement_period
+from marketplace.periods import delivery_period, settlement_period
 from pricing.models import Grade
 from providers.models import HostHour, Outage
 from tests.billing.world import (
@@ -299,6 +299,32 @@ def test_a_month_that_passed_while_nobody_charged_it_is_charged_out_of_its_hold(
     settle_due_periods(now=back)
     assert money(hyperion, "payable") == PRICE * 95 // 100
     assert charge_committed_months(now=back).charged == []
+    assert_books_balance()
+
+
+def test_firm_lots_that_are_curtailed_have_failed_from_that_moment_on(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """A host that supplies nothing from half of a period on: half of its 100 lots failed, and nothing was down."""
+    fund(acme, FUNDS, now)
+    contract = buy(acme, grade, now)
+    start = contract.starts_at
+    charge_committed_months(now=start)
+    Curtailment.objects.create(
+        allocation=contract.allocations.get(),
+        period_start=start,
+        period_end=delivery_period(start).end,
+        lots=100,
+        kept_numerator=0,
+        curtailed_at=start + timedelta(seconds=150),
+    )
+    result = settle_due_periods(now=start + DUE_AFTER)
+    assert [(one.contract_id, one.settlement_start) for one in result.settled] == [(contract.id, start)]
+    outcome = DeliveryOutcome.objects.get()
+    assert (outcome.curtailed_numerator, outcome.failed_numerator) == (100 * LOT, 50 * LOT)
+    assert (outcome.down_ms, Charge.objects.get(kind="remedy").amount_micros) == (0, -2_450)
+    assert settle_due_periods(now=start + DUE_AFTER + timedelta(minutes=1)).settled == []
+    assert check_charges(since=now).differences == []
     assert_books_balance()
 
 

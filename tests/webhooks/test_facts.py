@@ -24,6 +24,7 @@ from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.paying import pay_invoice
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.statements import issue_statements
+from marketplace.billing.services.terminating import terminate_contract
 from marketplace.contracts.models import Contract
 from marketplace.contracts.services import advance_contracts, mark_month_paid, suspend_contract
 from marketplace.orders.models import Auction
@@ -37,6 +38,7 @@ from providers.models import Provider
 from tests.billing.test_committed import buy
 from tests.billing.test_invoicing import APRIL_2, MARCH, use
 from tests.billing.test_lifecycle import in_arrears
+from tests.billing.test_month_ends import buy as buy_terms
 from tests.billing.world import HOUR, identify
 from tests.cast import Party, Plant, fund
 from tests.orders.world import PERIOD, beat, bid_of
@@ -172,6 +174,28 @@ def test_committed_contracts(acme: Party, grade: Grade, plant: Plant, now: datet
     end = contract.ends_at
     assert tells_once("contract.ended", lambda: advance_contracts(now=end))["reason"] == "term_over"
     assert charge_committed_months(now=end).charged == []
+
+
+def test_an_early_end_is_told_when_it_has_come(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 100_000_000, now)
+    listen(acme, now)
+    contract = buy_terms(acme, grade, now, months=3)
+    terminate_contract(
+        organization_id=acme.id,
+        contract_id=contract.id,
+        ends_at=None,
+        reason="moved away",
+        operation_id=uuid4(),
+        now=now,
+        actor=SYSTEM,
+    )
+    contract.refresh_from_db()
+    end = contract.ends_at
+    assert end is not None
+    assert told("contract.ended") == []
+    assert tells_once("contract.ended", lambda: advance_contracts(now=end))["reason"] == "terminated"
 
 
 def test_awards_are_told_at_publication_in_one_statement(
