@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from fcntl import LOCK_EX, flock
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 import psutil
@@ -28,7 +28,7 @@ TEMPLATE = "tokenyard_template"
 _READY = "ready.json"
 _FAILED = "failed.txt"
 _PASSWORD = "for-tests-on-loopback"
-_START_TIMEOUT_S = 90
+_START_TIMEOUT_S = 300
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _QUICK = {
     "fsync": "off",
@@ -100,7 +100,7 @@ def stop_services(folder: Path) -> None:
 
 
 def _start_guardian(folder: Path, pytest_pid: int) -> None:
-    with (folder / "guardian.log").open("w") as log:
+    with (folder / "guardian.log").open("a") as log:
         guardian = subprocess.Popen(
             [sys.executable, "-m", "tests.database", str(folder), str(pytest_pid)],
             cwd=_CHECKOUT,
@@ -111,45 +111,66 @@ def _start_guardian(folder: Path, pytest_pid: int) -> None:
         )
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not (folder / _READY).exists():
-        if guardian.poll() is not None or time.monotonic() > deadline:
-            failed = folder / _FAILED
-            reason = failed.read_text() if failed.exists() else (folder / "guardian.log").read_text()
-            raise RuntimeError(f"the tests' PostgreSQL and Redis did not start:\n{reason}")
+        failed = folder / _FAILED
+        # One that ends with 0 found another already at it, whose first caller was killed: wait for that one.
+        if guardian.poll() not in (None, 0) or failed.exists() or time.monotonic() > deadline:
+            # The next worker must neither wait again nor start others beside servers that are still on their way.
+            guardian.terminate()
+            guardian.wait()
+            if not failed.exists():
+                log_text = (folder / "guardian.log").read_text()
+                failed.write_text(f"not ready after {_START_TIMEOUT_S} s\n{log_text}")
+            raise RuntimeError(f"the tests' PostgreSQL and Redis did not start:\n{failed.read_text()}")
         time.sleep(0.02)
     guardian.returncode = (
         0  # It outlives this process on purpose: no ResourceWarning for a child left running.
     )
 
 
+class _Stopped(Exception):
+    """Told to end while the servers were still starting."""
+
+
 def _guard(folder: Path, pytest_pid: int) -> None:
     watched = psutil.Process(pytest_pid)
     stopping = False
+    started = False
 
     def stop(signum: int, frame: object) -> None:
         nonlocal stopping
         stopping = True
+        if not started:
+            raise _Stopped("the tests' servers were told to end before they were ready")
 
     signal.signal(signal.SIGTERM, stop)
     children: list[subprocess.Popen[bytes]] = []
-    try:
-        _start_servers(folder, children)
-        # A reused process id is no longer our pytest: psutil compares the start time too.
-        while not stopping and watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.1)
-    except Exception as error:
-        (folder / _FAILED).write_text(f"{error}\n")
-        raise
-    finally:
-        for child in children:
-            # Not SIGTERM: PostgreSQL would wait for its clients, which may be killed tests' children.
-            child.send_signal(signal.SIGINT)
-        for child in children:
-            try:
-                child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-        if (folder / _READY).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    # Whoever guards this folder keeps the lock as long as a server may write to it: two clusters in one folder would
+    # destroy each other's files.
+    with (folder / "guardian.lock").open("w") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return
+        try:
+            _start_servers(folder, children)
+            started = True
+            # A reused process id is no longer our pytest: psutil compares the start time too.
+            while not stopping and watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+        except Exception as error:
+            (folder / _FAILED).write_text(f"{error}\n")
+            raise
+        finally:
+            for child in children:
+                # Not SIGTERM: PostgreSQL would wait for its clients, which may be killed tests' children.
+                child.send_signal(signal.SIGINT)
+            for child in children:
+                try:
+                    child.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+            if (folder / _READY).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_servers(folder: Path, children: list[subprocess.Popen[bytes]]) -> None:
@@ -169,11 +190,11 @@ def _start_servers(folder: Path, children: list[subprocess.Popen[bytes]]) -> Non
         command = redis.server_command(folder / "redis", port=redis_port, password=_PASSWORD)
         children.append(subprocess.Popen(command, stdout=log, stderr=log))
     services = Services(os.getpid(), port, redis.redis_url(_PASSWORD, port=redis_port))
-    postgres.wait_until_ready(services.admin_url(), timeout_s=30)
+    postgres.wait_until_ready(services.admin_url(), timeout_s=_START_TIMEOUT_S)
     passwords = {postgres.OWNER_ROLE: _PASSWORD, postgres.APP_ROLE: _PASSWORD}
     postgres.make_roles(services.admin_url(), passwords=passwords, database=TEMPLATE)
     _migrate(services)
-    redis.wait_until_ready(services.redis_url, timeout_s=30)
+    redis.wait_until_ready(services.redis_url, timeout_s=_START_TIMEOUT_S)
     (folder / "ready.new").write_text(json.dumps(asdict(services)))
     (folder / "ready.new").rename(folder / _READY)
 
