@@ -98,9 +98,7 @@ def test_anothers_key_is_a_key_of_its_own_also_where_money_moves(
     assert check_ledger() == []
 
 
-def test_an_operation_that_is_asked_for_again_with_another_amount_is_refused(
-    acme: Party, now: datetime
-) -> None:
+def test_an_operation_that_is_asked_for_again_is_the_first_one(acme: Party, now: datetime) -> None:
     """Below the keys: the service itself knows its operation."""
     from marketplace.accounts.services import SYSTEM
     from marketplace.billing.services.top_ups import top_up
