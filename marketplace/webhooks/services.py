@@ -245,9 +245,10 @@ def replay_event(*, organization_id: UUID, event_id: UUID, now: datetime) -> int
 
 def forget_old_events(*, now: datetime, limit: int = 5_000) -> int:
     """Drop events older than 30 days with their log, at most `limit` of them; how many."""
-    old = WebhookEvent.objects.filter(created_at__lt=now - KEPT).order_by("created_at").values("pk")[:limit]
-    WebhookDelivery.objects.filter(event__in=list(old.values_list("pk", flat=True))).delete()
-    gone, _ = WebhookEvent.objects.filter(pk__in=list(old.values_list("pk", flat=True))).delete()
+    old = WebhookEvent.objects.filter(created_at__lt=now - KEPT).order_by("created_at")
+    ids = list(old.values_list("pk", flat=True)[:limit])
+    WebhookDelivery.objects.filter(event__in=ids).delete()
+    gone, _ = WebhookEvent.objects.filter(pk__in=ids).delete()
     return gone
 
 

@@ -3,9 +3,8 @@
     python -m tests.benchmarks.accelerator_engine
 
 Run by hand on an inference host with an NVIDIA card and `transformers[serving]`: its own OpenAI-compatible server
-serves a Llama of about a billion random weights with continuous batching. For each concurrency: standard figures
-of the bench, mean power and tokens per joule from the agent's energy counter, and the bench's token count beside
-what the engine itself reported.
+serves a Llama of about a billion random weights with continuous batching. For each concurrency: the figures of the
+bench, mean power and tokens per joule from the agent's energy counter.
 """
 
 import asyncio
@@ -63,11 +62,10 @@ async def bench(plan: BenchPlan, model: str) -> dict[str, Any]:
         engine_model=model,
         bench=plan,
     )
-    noted: list[tuple[int, int]] = []
     async with aiohttp.ClientSession() as http:
         engine = await wait_for_engine(http, config)
         before = energy_millijoules() or 0
-        figures = await bench_engine(http, config, engine, note=lambda *tokens: noted.append(tokens))
+        figures = await bench_engine(http, config, engine, note=lambda *_: None)
         used = (energy_millijoules() or 0) - before
     return {
         "engine": engine.kind,
@@ -75,7 +73,6 @@ async def bench(plan: BenchPlan, model: str) -> dict[str, Any]:
         "requests": figures.requests,
         "input_tokens": figures.input_tokens,
         "output_tokens": figures.output_tokens,
-        "noted": [sum(part) for part in zip(*noted, strict=True)],
         "output_tokens_per_second": round(1000 * figures.output_tokens / figures.duration_ms, 1),
         "first_byte_p50_ms": figures.first_byte_p50_ms,
         "first_byte_p95_ms": figures.first_byte_p95_ms,
