@@ -124,12 +124,6 @@ def unsold_ppm(host_id: UUID, period_start: datetime) -> int:
     return period_capacity(host_id, period_start).unsold_ppm
 
 
-def unsold_firm_ppm(host_id: UUID, hour_start: datetime) -> int:
-    """The share of the host that can still be sold firm in the UTC hour."""
-    hour = HostHour.objects.filter(host_id=host_id, hour_start=hour_start).first()
-    return sellable_ppm() if hour is None else hour.sellable_ppm - hour.sold_ppm
-
-
 def latest_bench(host_id: UUID) -> Bench | None:
     return Bench.objects.filter(host_id=host_id).order_by("-measured_at", "-pk").first()
 
@@ -190,10 +184,6 @@ def reconciliation_ppm_of(organization_id: UUID, *, now: datetime) -> int | None
     """What is published of the organization's hosts; None without settled usage."""
     host_ids = Host.objects.filter(provider__organization_id=organization_id).values_list("pk", flat=True)
     return reconciliation_ppm(list(host_ids), now=now)
-
-
-def open_outages(host_id: UUID) -> QuerySet[Outage]:
-    return Outage.objects.filter(host_id=host_id, ended_at__isnull=True)
 
 
 def _with_all(offerings: QuerySet[Offering]) -> QuerySet[Offering]:

@@ -339,15 +339,6 @@ def payout_blocked_reason(organization_id: UUID) -> str | None:
     return reasons[0].text if reasons else None
 
 
-def earnings_total(organization_id: UUID, start: datetime, end: datetime) -> dict[str, int]:
-    """What a provider earned in `[start, end)`: gross, fee and net in micros."""
-    sums = Earning.objects.filter(
-        organization_id=organization_id, ask__isnull=True, period_start__gte=start, period_start__lt=end
-    ).aggregate(gross=Sum("gross_micros"), fee=Sum("fee_micros"))
-    gross, fee = sums["gross"] or 0, sums["fee"] or 0
-    return {"gross_micros": gross, "fee_micros": fee, "net_micros": gross - fee}
-
-
 def top_ups_of(organization_id: UUID) -> QuerySet[TopUp]:
     return TopUp.objects.filter(organization_id=organization_id).order_by("-id")
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 
 from marketplace.contracts.models import (
-    Accrual,
-    Allocation,
     Contract,
     Curtailment,
     Entitlement,
@@ -56,18 +54,6 @@ def entitlements_of(contract_id: UUID) -> QuerySet[Entitlement]:
     )
 
 
-def allocations_of(contract_id: UUID) -> QuerySet[Allocation]:
-    return Allocation.objects.filter(contract_id=contract_id).order_by("-period_start", "id")
-
-
-def entitlement_in_force(*, contract_id: UUID, at: datetime) -> Entitlement | None:
-    return (
-        Entitlement.objects.filter(contract_id=contract_id, period_start__lte=at, period_end__gt=at)
-        .select_related("rate")
-        .first()
-    )
-
-
 def hold_of_request(*, organization_id: UUID, request_id: UUID) -> Hold:
     """The last attempt of a buyer's request (its generation id). Raises NotFound, also for another organization's."""
     hold = (
@@ -79,23 +65,6 @@ def hold_of_request(*, organization_id: UUID, request_id: UUID) -> Hold:
     if hold is None:
         raise NotFound("There is no such generation.")
     return hold
-
-
-def has_open_holds(*, contract_id: UUID, since: datetime, until: datetime) -> bool:
-    """Whether a request admitted in `[since, until)` may still be running."""
-    return Hold.objects.filter(
-        contract_id=contract_id, status=Hold.Status.OPEN, opened_at__gte=since, opened_at__lt=until
-    ).exists()
-
-
-def accruals_due(*, until: datetime) -> QuerySet[Accrual]:
-    """Pending accruals of settlement periods that began before `until` and that hold nothing for open requests."""
-    return (
-        Accrual.objects.filter(settlement_start__lt=until, held_micros=0)
-        .filter(Q(ledger_hold__status="open"))
-        .select_related("contract", "ledger_hold")
-        .order_by("settlement_start", "pk")
-    )
 
 
 def period_rate(*, grade_id: UUID, period_start: datetime) -> PeriodRate | None:
