@@ -9,6 +9,7 @@ from django.views.decorators.http import require_safe
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Gauge, generate_latest
 
 from marketplace import clock
+from marketplace.isolating import items_left_to_people
 from marketplace.orders.controls_selectors import grades_by_status, grades_halted_by_rule
 from marketplace.orders.models import MarketControl
 from metering.selectors import overdue_gaps, sources_with_gaps
@@ -16,6 +17,7 @@ from metering.selectors import overdue_gaps, sources_with_gaps
 _PROBE_TIMEOUT_S = 2
 GAPS = Gauge("tokenyard_metering_gaps", "Meters of which numbered usage is missing")
 OVERDUE_GAPS = Gauge("tokenyard_metering_overdue_gaps", "Those whose usage is missing for too long: an alarm")
+FAILING = Gauge("tokenyard_failing_items", "What periodic jobs failed to do five times in a row: an alarm")
 MARKETS = Gauge("tokenyard_market_grades", "Grades' spot markets, by what they do now", ["status"])
 HALTED_BY_RULE = Gauge(
     "tokenyard_market_halted_by_rule", "Markets that a rule halted, as engines disagreed: an alarm"
@@ -46,6 +48,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     try:
         GAPS.set(sources_with_gaps().count())
         OVERDUE_GAPS.set(overdue_gaps(clock.now()).count())
+        FAILING.set(items_left_to_people().count())
         HALTED_BY_RULE.set(grades_halted_by_rule())
         for status, grades in grades_by_status().items():
             MARKETS.labels(status).set(grades)
@@ -53,6 +56,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
         # Not what it was an hour ago, and not zero: unknown. The other figures are needed all the more now.
         GAPS.set(float("nan"))
         OVERDUE_GAPS.set(float("nan"))
+        FAILING.set(float("nan"))
         HALTED_BY_RULE.set(float("nan"))
         for status in MarketControl.Status.values:
             MARKETS.labels(status).set(float("nan"))

@@ -2,6 +2,8 @@ from typing import Final
 
 from django.db import models
 
+from marketplace.ids import uuid7
+
 
 class ClockOffset(models.Model):
     """At most one row: how far the market's clock is moved. Read only where TEST_CLOCK=1."""
@@ -37,5 +39,26 @@ class JobRun(models.Model):
             models.CheckConstraint(
                 name="marketplace_jobrun_lease_after_claim",
                 condition=models.Q(lease_until__gt=models.F("claimed_at")),
+            ),
+        )
+
+
+class FailingItem(models.Model):
+    """One item of a periodic job that failed at its last try; gone as soon as it succeeds."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7)
+    job = models.TextField()
+    item = models.TextField()
+    attempts = models.IntegerField()
+    first_failed_at = models.DateTimeField()
+    last_failed_at = models.DateTimeField()
+    next_attempt_at = models.DateTimeField()
+    error = models.TextField()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(fields=("job", "item"), name="marketplace_failingitem_one_per_item"),
+            models.CheckConstraint(
+                name="marketplace_failingitem_attempts", condition=models.Q(attempts__gte=1)
             ),
         )

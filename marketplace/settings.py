@@ -3,11 +3,13 @@
 import base64
 import binascii
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
+
+from pricing.units import CURRENCY_EXPONENTS
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -328,15 +330,10 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
 
 # The market.
 
-_CURRENCY_EXPONENTS: Final = {
-    "AUD": 2, "BHD": 3, "BRL": 2, "CAD": 2, "CHF": 2, "CLP": 0, "CNY": 2, "CZK": 2, "DKK": 2, "EUR": 2, "GBP": 2,
-    "HKD": 2, "HUF": 2, "ILS": 2, "INR": 2, "ISK": 0, "JOD": 3, "JPY": 0, "KRW": 0, "KWD": 3, "MXN": 2, "NOK": 2,
-    "NZD": 2, "OMR": 3, "PLN": 2, "RON": 2, "SEK": 2, "SGD": 2, "TND": 3, "TWD": 2, "USD": 2, "VND": 0, "ZAR": 2,
-}  # fmt: skip
 MARKET_CURRENCY = str(env.str("MARKET_CURRENCY", default="USD"))
-if MARKET_CURRENCY not in _CURRENCY_EXPONENTS:
+if MARKET_CURRENCY not in CURRENCY_EXPONENTS:
     raise ImproperlyConfigured(f"MARKET_CURRENCY must be a known ISO 4217 code, not {MARKET_CURRENCY!r}")
-MARKET_CURRENCY_EXPONENT = _CURRENCY_EXPONENTS[MARKET_CURRENCY]
+MARKET_CURRENCY_EXPONENT = CURRENCY_EXPONENTS[MARKET_CURRENCY]
 
 DELIVERY_PERIOD_S = _integer("DELIVERY_PERIOD_S", 300, least=10, most=3_600)
 SETTLEMENT_PERIOD_S = _integer("SETTLEMENT_PERIOD_S", 3_600, least=10, most=86_400)

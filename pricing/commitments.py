@@ -6,8 +6,16 @@ docs/contracts.md.
 
 from __future__ import annotations
 
-from pricing.rating import lots_numerator, price_of
-from pricing.units import NUMERATOR_PER_LOT, PPM, Lots, Micros, StandardNumerator, div_half_even
+from pricing.rating import lots_numerator
+from pricing.units import (
+    NUMERATOR_PER_LOT,
+    NUMERATOR_PER_MTOK,
+    PPM,
+    Lots,
+    Micros,
+    StandardNumerator,
+    div_half_even,
+)
 
 
 def take_lots(volume_lots: int, take_share_ppm: int) -> Lots:
@@ -50,7 +58,9 @@ def prorated_lots(volume_lots: int, *, part_s: int, whole_s: int) -> Lots:
 
 
 def termination_fee(*, lots_left: int, take_share_ppm: int, fee_ppm: int, rate: int) -> Micros:
-    """`fee x floor(take x V left) x rate`: what ending early costs, of the take that will never be due."""
+    """`fee x floor(take x V left) x rate`, rounded once, half to even: what ending early costs, of the take that will
+    never be due.
+    """
     assert 0 <= fee_ppm <= PPM
-    price = price_of(lots_numerator(take_lots(lots_left, take_share_ppm)), rate)
-    return Micros(div_half_even(price * fee_ppm, PPM))
+    owed = lots_numerator(take_lots(lots_left, take_share_ppm))
+    return Micros(div_half_even(owed * rate * fee_ppm, NUMERATOR_PER_MTOK * PPM))

@@ -32,6 +32,8 @@ from marketplace.billing.services.collecting import save_card
 from marketplace.billing.services.left_to_people import give_up_operation, operations_left_to_people
 from marketplace.billing.services.provider_accounts import onboarding_link, payout_account_of
 from marketplace.billing.services.refunds import refund_payment, refunds_of
+from marketplace.isolating import items_left_to_people
+from marketplace.models import FailingItem
 
 
 class CardOut(serializers.Serializer[Any]):
@@ -40,6 +42,21 @@ class CardOut(serializers.Serializer[Any]):
     last4 = serializers.CharField()
     expires = serializers.CharField(help_text="YYYY-MM")
     collect_automatically = serializers.BooleanField()
+
+
+class FailingItemOut(serializers.ModelSerializer[FailingItem]):
+    class Meta:
+        model = FailingItem
+        fields = (
+            "id",
+            "job",
+            "item",
+            "attempts",
+            "error",
+            "first_failed_at",
+            "last_failed_at",
+            "next_attempt_at",
+        )
 
 
 class CardIn(StrictSerializer):
@@ -250,6 +267,16 @@ class OperationGiveUpView(ApiView):
         return Response(OperationOut(made).data)
 
 
+class FailingItemsView(ApiView):
+    role = OrganizationRole.OPERATOR
+    pagination_class = CursorPagination
+
+    @extend_schema(operation_id="failing_items_list", responses=FailingItemOut(many=True))
+    def get(self, request: Request) -> Response:
+        """What periodic jobs could not do five times in a row, and why; each is tried again by itself."""
+        return self.page(items_left_to_people(), FailingItemOut)
+
+
 class ReportsView(ApiView):
     role = OrganizationRole.OPERATOR
     pagination_class = CursorPagination
@@ -279,4 +306,5 @@ urlpatterns = [
     path("processor-operations", OperationsView.as_view()),
     path("processor-operations/<uuid:operation_id>/give-up", OperationGiveUpView.as_view()),
     path("processor-reports", ReportsView.as_view()),
+    path("failing-items", FailingItemsView.as_view()),
 ]

@@ -34,6 +34,7 @@ from marketplace.contracts.services import (
     suspend_contract,
 )
 from marketplace.ids import derived_id
+from marketplace.isolating import for_each
 from marketplace.ledger.models import Hold
 from marketplace.ledger.services import InsufficientFunds, NewTransfer, close_hold, post_transfers
 from pricing.commitments import own_usage
@@ -75,7 +76,9 @@ def charge_committed_months(*, now: datetime) -> ChargedMonths:
         .values_list("id", "contract_id")
     )
     result = ChargedMonths()
-    for entitlement_id, contract_id in due:
+
+    def charge(month: tuple[UUID, UUID]) -> None:
+        entitlement_id, contract_id = month
         try:
             if charge_month(entitlement_id=entitlement_id, now=now):
                 result.charged.append(entitlement_id)
@@ -83,6 +86,8 @@ def charge_committed_months(*, now: datetime) -> ChargedMonths:
             suspend_contract(contract_id=contract_id, now=now)
             result.unpaid.append(entitlement_id)
             logger.warning("committed month unpaid", extra={"contract_id": str(contract_id)})
+
+    for_each("billing.charge_month", due, charge, key=lambda month: month[0], now=now)
     return result
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from django.conf import settings
 
@@ -12,16 +13,18 @@ from marketplace.billing.models import Invoice, Payout, Statement
 from marketplace.billing.selectors import unsettled_contracts
 from marketplace.billing.services.automatic import collect_automatically
 from marketplace.billing.services.dunning import advance_dunning
-from marketplace.billing.services.invoice_batches import issue_many
+from marketplace.billing.services.invoice_batches import JOB, issue_many
 from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.statements import issue_statement, providers_to_state
 from marketplace.billing.services.taxes import refresh_holding_rates
 from marketplace.contracts.models import Contract
+from marketplace.isolating import for_each
 from marketplace.periods import calendar_month
 
 # After this a month's statements go out without what is still unsettled: it goes to the next month's.
 _PATIENCE: Final = timedelta(days=1)
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -36,10 +39,22 @@ def issue_due_documents(*, now: datetime) -> IssuedDocuments:
 
     A buyer's invoice waits for the settlement of his own contracts only; a statement for all, as any may pay it.
     """
-    refresh_holding_rates(now=now)
+    documents = IssuedDocuments()
+    steps: dict[str, Callable[[], object]] = {
+        "refresh_holding_rates": lambda: refresh_holding_rates(now=now),
+        "issue": lambda: _issue(documents, now),
+        "collect": lambda: collect_automatically(now=now),
+        "dun": lambda: advance_dunning(now=now),
+        "pay_out": lambda: documents.payouts.extend(pay_out_statements(now=now)),
+    }
+    # What goes wrong in one step must not keep money from moving in the others.
+    for_each("billing.documents", steps, lambda name: steps[name](), key=str, now=now)
+    return documents
+
+
+def _issue(documents: IssuedDocuments, now: datetime) -> None:
     this_month = calendar_month(now)
     month = calendar_month(this_month.start - timedelta(microseconds=1))
-    documents = IssuedDocuments()
     buyers, providers = buyers_to_invoice(month=month), providers_to_state(month=month)
     # Requests admitted in the month's last second may still be running or be on their way through the inbox.
     ended = month.end + timedelta(seconds=settings.MAX_REQUEST_S + settings.SETTLEMENT_GRACE_S)
@@ -53,15 +68,28 @@ def issue_due_documents(*, now: datetime) -> IssuedDocuments:
         )
         ready = [organization_id for organization_id in buyers if organization_id not in blocked]
         if settings.INVOICE_GRACE_S:
-            for organization_id in ready:
-                invoice = issue_after_grace(organization_id=organization_id, month=month, now=now)
-                documents.invoices += [invoice] if invoice else []
+            for_each(
+                JOB,
+                ready,
+                lambda buyer: _add(
+                    documents.invoices, issue_after_grace(organization_id=buyer, month=month, now=now)
+                ),
+                key=str,
+                now=now,
+            )
         else:
             documents.invoices += issue_many(organization_ids=ready, month=month, now=now)
-        for organization_id in () if blocked else providers:
-            statement = issue_statement(organization_id=organization_id, month=month, now=now)
-            documents.statements += [statement] if statement else []
-    collect_automatically(now=now)
-    advance_dunning(now=now)
-    documents.payouts = pay_out_statements(now=now)
-    return documents
+        for_each(
+            "billing.statement",
+            () if blocked else providers,
+            lambda provider: _add(
+                documents.statements, issue_statement(organization_id=provider, month=month, now=now)
+            ),
+            key=str,
+            now=now,
+        )
+
+
+def _add(documents: list[T], made: T | None) -> None:
+    if made is not None:
+        documents.append(made)

@@ -18,6 +18,7 @@ from marketplace.billing.services.lifecycle import Status, move_invoice, outstan
 from marketplace.contracts.events import tell_of_contracts
 from marketplace.contracts.models import Contract, ContractKind
 from marketplace.ids import derived_id
+from marketplace.isolating import for_each
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,16 @@ def advance_dunning(*, now: datetime) -> list[DunningStep]:
     """
     done: list[DunningStep] = []
     chased = Invoice.objects.filter(status__in=_CHASED, amount_due_micros__gt=0, due_at__lte=now)
-    for invoice_id in list(chased.order_by("due_at", "id").values_list("id", flat=True)):
-        done += _chase(invoice_id, now)
-    for organization_id in list(
-        Organization.objects.filter(status=Organization.Status.PAST_DUE).values_list("id", flat=True)
-    ):
-        resume_if_paid(organization_id=organization_id, now=now)
+    invoice_ids = list(chased.order_by("due_at", "id").values_list("id", flat=True))
+    for_each("billing.dun", invoice_ids, lambda each: done.extend(_chase(each, now)), key=str, now=now)
+    closed = Organization.objects.filter(status=Organization.Status.PAST_DUE)
+    for_each(
+        "billing.resume",
+        list(closed.values_list("id", flat=True)),
+        lambda each: resume_if_paid(organization_id=each, now=now),
+        key=str,
+        now=now,
+    )
     return done
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from uuid import UUID
 
+from django.db import transaction
 from django.db.models import F
 
 from marketplace.billing.documents import InvoiceTotals, cover, foot, split_tax
@@ -15,7 +16,13 @@ from marketplace.billing.services.posting import tax_hold_id
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, Hold, Transfer
 from marketplace.ledger.selectors import balance
-from marketplace.ledger.services import NewTransfer, account_id, close_holds, post_transfers
+from marketplace.ledger.services import (
+    InsufficientFunds,
+    NewTransfer,
+    account_id,
+    close_holds,
+    post_transfers,
+)
 
 
 class Ledger:
@@ -80,10 +87,18 @@ def post_invoice(
 
     Sets `tax_unposted_micros`: tax that nothing covered, which is due with the invoice.
     """
-    ledger = Ledger(invoice, now)
     holds = tax_holds(charges)
+    ledger = Ledger(invoice, now)
     totals = plan_invoice(ledger, drawn, holds)
-    ledger.post()
+    try:
+        with transaction.atomic():
+            ledger.post()
+    except InsufficientFunds:
+        # What was free when it was read is spent by now. It cannot be locked at the reading: accounts are locked
+        # by the posting alone, all at once in the order of their ids.
+        ledger = Ledger(invoice, now)
+        totals = plan_invoice(ledger, drawn, holds, takes_free_balance=False)
+        ledger.post()
     close_holds(ends_of(holds, ledger.transfers), now=now)
     return totals
 
@@ -101,7 +116,11 @@ def ends_of(
 
 
 def plan_invoice(
-    ledger: Ledger, drawn: Drawn, holds: Mapping[AccountKind, Mapping[UUID, int]]
+    ledger: Ledger,
+    drawn: Drawn,
+    holds: Mapping[AccountKind, Mapping[UUID, int]],
+    *,
+    takes_free_balance: bool = True,
 ) -> InvoiceTotals:
     """The transfers of one invoice, into its ledger, and what it comes to; `tax_unposted_micros` as `post_invoice`."""
     invoice = ledger.invoice
@@ -139,7 +158,7 @@ def plan_invoice(
             )
         # Not held (an award's hold without tax): from the free balance, and what that cannot cover is due.
         extra = 0
-        if posted < needed:
+        if posted < needed and takes_free_balance:
             found = balance(organization_id=invoice.organization_id, kind=kind, currency=invoice.currency)
             extra = min(needed - posted, max(0, found.available_micros))
         ledger.move(

@@ -32,6 +32,7 @@ from marketplace.billing.services.payment_disputes import recover_owed
 from marketplace.billing.services.payout_destinations import apply_due_destination, apply_due_destinations
 from marketplace.billing.services.processor_effects import payout_hold_id
 from marketplace.ids import derived_id
+from marketplace.isolating import for_each, isolated
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import available_by_organization
 from marketplace.ledger.services import InsufficientFunds, account_id, open_hold
@@ -43,14 +44,26 @@ _OPEN = (Status.REQUESTED, Status.SENT, Status.UNKNOWN)
 
 def pay_out_statements(*, now: datetime) -> list[Payout]:
     """Begin the payouts that are due, and bring every pending one as far as it goes."""
-    apply_due_destinations(now=now)
+    isolated("billing.payout_destinations", lambda: apply_due_destinations(now=now), now=now)
     providers = Provider.objects.order_by("id").values_list("organization_id", flat=True)
     owed = available_by_organization(providers, kind=AccountKind.PAYABLE, currency=settings.MARKET_CURRENCY)
-    for organization_id in [owner for owner, amount in owed.items() if amount > 0]:
-        begin_payout(organization_id=organization_id, now=now)
+    for_each(
+        "billing.begin_payout",
+        [owner for owner, amount in owed.items() if amount > 0],
+        lambda owner: begin_payout(organization_id=owner, now=now),
+        key=str,
+        now=now,
+    )
     pending = Payout.objects.filter(status=Payout.Status.PENDING).order_by("id").values_list("id", flat=True)
-    done = [finish_payout(payout_id=payout_id, now=now) for payout_id in list(pending)]
-    send_to_banks(now=now)
+    done: list[Payout] = []
+    for_each(
+        "billing.finish_payout",
+        list(pending),
+        lambda payout_id: done.append(finish_payout(payout_id=payout_id, now=now)),
+        key=str,
+        now=now,
+    )
+    isolated("billing.send_to_banks", lambda: send_to_banks(now=now), now=now)
     return done
 
 

@@ -65,6 +65,7 @@ from marketplace.billing.services.service_crediting import (
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.services import mark_entitlement_settled, record_failed
 from marketplace.errors import DomainError
+from marketplace.isolating import for_each
 from marketplace.jobs import claim_job, finish_job
 from marketplace.ledger.grants import draw_grants
 from marketplace.ledger.services import close_hold
@@ -129,22 +130,32 @@ def settle_period(*, settlement_start: datetime, now: datetime) -> SettlementRes
 def _settle(due: list[Due], *, now: datetime) -> SettlementResult:
     result = SettlementResult()
     reconciled: set[datetime] = set()
-    for item in due:
+
+    def settle(item: Due) -> None:
         reason = waiting_reason(item, now=now) or _reconcile_first(item, reconciled, now=now)
         if reason is not None:
             result.waiting.append((item, reason))
-            continue
+            return
         try:
             settled = settle_contract(
                 contract_id=item.contract_id, settlement_start=item.settlement_start, now=now
             )
         except DomainError as error:
-            # One contract that cannot be charged must not keep the others from being settled.
+            # Foreseen, such as late usage without cover: it waits for what would cover it.
             logger.exception("contract not settled", extra={"contract_id": str(item.contract_id)})
             result.failed.append((item, f"{error.code}: {error.detail}"))
-            continue
+            return
         if settled is not None:
             result.settled.append(settled)
+
+    # One contract that cannot be charged must not keep the others from being settled.
+    for_each(
+        "billing.settle",
+        due,
+        settle,
+        key=lambda item: f"{item.contract_id} {item.settlement_start.isoformat()}",
+        now=now,
+    )
     return result
 
 

@@ -21,6 +21,7 @@ from marketplace.billing.services.provider_accounts import onboarding_link
 from marketplace.billing.services.refunds import find_payment, left_of, refund_payment, refunds_of
 from marketplace.errors import DomainError, NotFound
 from marketplace.ids import uuid7
+from marketplace.isolating import items_left_to_people
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
 from marketplace.portal.access import SeatedRequest, actor_of, page
@@ -28,6 +29,7 @@ from marketplace.portal.forms import ReasonForm, RefundForm
 from marketplace.portal.paging import page_of
 
 REPORTS = 14
+FAILING = 50
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -118,6 +120,7 @@ def operations(request: SeatedRequest) -> HttpResponse:
     left = operations_left_to_people(clock.now()).select_related("organization")
     context = {
         "operations": page_of(left, request),
+        "failing": items_left_to_people().order_by("first_failed_at")[:FAILING],
         "reports": ProcessorReport.objects.order_by("-until")[:REPORTS],
         "now": clock.now(),
     }
