@@ -30,6 +30,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "tax_number": "DE123456789",
     },
     "post /api/v1/organizations": {"name": "Fresh", "roles": ["buyer"], "tax_ppm": 0},
+    "post /api/v1/organizations/{organization_id}/verify-tax-number": {"tax_number": "DE123456789"},
     "post /api/v1/members": {
         "email": "m@acme.example",
         "name": "M",
@@ -291,6 +292,7 @@ OPERATORS = {
     "post /api/v1/grants",
     "post /api/v1/grades",
     "post /api/v1/organizations",
+    "post /api/v1/organizations/{organization_id}/verify-tax-number",
     "post /api/v1/usage/corrections",
     "post /api/v1/discrepancies/{discrepancy_id}/resolve",
     "post /api/v1/recount-baselines",

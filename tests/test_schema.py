@@ -24,6 +24,7 @@ APPEND_ONLY = (
     "metering_usageevent",
     "billing_charge",
     "accounts_auditentry",
+    "accounts_taxidentity",
     "pricing_rate",
     "pricing_gradebucket",
     "pricing_tokenizercalibration",

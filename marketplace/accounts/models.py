@@ -40,7 +40,9 @@ class OrganizationRole(models.TextChoices):
 
 
 class Organization(models.Model):
-    """The tenant. `tax_ppm` is the tax on what it buys, in millionths, until billing knows jurisdictions."""
+    """The tenant. `own_tax_ppm` is the tax on what it buys, in millionths, where no rule of its country says another;
+    `tax_ppm` is what holds are grossed up by now, by the rules or its own.
+    """
 
     class Status(models.TextChoices):
         ACTIVE = "active"
@@ -56,6 +58,9 @@ class Organization(models.Model):
     address = models.TextField(max_length=1000, blank=True)
     country = models.CharField(max_length=2, blank=True)
     tax_number = models.CharField(max_length=64, blank=True)
+    # When the operator saw that the number is this organization's; a number that anybody can type proves nothing.
+    tax_number_verified_at = models.DateTimeField(null=True, blank=True)
+    own_tax_ppm = models.BigIntegerField(default=0, db_default=0)
     tax_ppm = models.BigIntegerField(default=0)
     # What pays for on-demand usage: the balance, or (`arrears`) the credit line.
     on_demand_payment = models.CharField(
@@ -78,6 +83,14 @@ class Organization(models.Model):
                 name="accounts_organization_tax_in_range",
             ),
             models.CheckConstraint(
+                condition=Q(own_tax_ppm__gte=0) & Q(own_tax_ppm__lte=1_000_000),
+                name="accounts_organization_own_tax_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(tax_number_verified_at__isnull=True) | ~Q(tax_number=""),
+                name="accounts_organization_verified_number",
+            ),
+            models.CheckConstraint(
                 condition=Q(on_demand_payment__in=["prepaid", "arrears"]),
                 name="accounts_organization_on_demand_payment_known",
             ),
@@ -88,6 +101,31 @@ class Organization(models.Model):
 
     def has_role(self, role: str) -> bool:
         return role in self.roles
+
+
+class TaxIdentity(models.Model):
+    """Where an organization was taxed, and as what, from an instant on: what is bought is taxed by who bought it.
+
+    Append-only, in the order of `valid_from` and id; the verification of a number is a further row of the same
+    instant. An organization without rows has always been what it is.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="tax_identities")
+    valid_from = models.DateTimeField()
+    country = models.CharField(max_length=2, blank=True)
+    tax_number = models.CharField(max_length=64, blank=True)
+    is_verified = models.BooleanField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["organization", "valid_from"], name="accounts_taxidentity_lookup")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(is_verified=False) | ~Q(tax_number=""),
+                name="accounts_taxidentity_verified_number",
+            ),
+        ]
 
 
 class Membership(models.Model):

@@ -15,7 +15,15 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q
 
 from marketplace.accounts import keys
-from marketplace.accounts.models import ApiKey, AuditEntry, Membership, Organization, OrganizationRole, User
+from marketplace.accounts.models import (
+    ApiKey,
+    AuditEntry,
+    Membership,
+    Organization,
+    OrganizationRole,
+    TaxIdentity,
+    User,
+)
 from marketplace.accounts.scopes import scopes_allowed
 from marketplace.accounts.tax_numbers import can_be_tax_number
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound, constraint_of
@@ -77,7 +85,7 @@ def create_organization(
     try:
         with transaction.atomic():
             organization = Organization.objects.create(
-                name=name, roles=list(roles), tax_ppm=tax_ppm, created_at=now
+                name=name, roles=list(roles), own_tax_ppm=tax_ppm, tax_ppm=tax_ppm, created_at=now
             )
             record_audit(
                 organization_id=organization.id,
@@ -117,9 +125,13 @@ def ensure_operator(*, now: datetime) -> Organization:
 def update_organization(
     *, organization_id: UUID, changes: Mapping[str, str], now: datetime, actor: Actor
 ) -> Organization:
-    """Change what documents say about the organization: legal_name, address, country, tax_number."""
+    """Change what documents say about the organization: legal_name, address, country, tax_number.
+
+    Another country or number counts for what is bought from now on, and is not verified.
+    """
     assert set(changes) <= set(LEGAL_FIELDS), "only the legal fields change here"
     organization = _locked_organization(organization_id)
+    before = identity_of(organization)
     if "country" in changes and changes["country"] and not _is_country(changes["country"]):
         raise InvalidInput("country must be two capital letters (ISO 3166-1)", field="country")
     limits = {"legal_name": 200, "address": 1000, "country": 2, "tax_number": 64}
@@ -129,7 +141,15 @@ def update_organization(
     if {"tax_number", "country"} & set(changes) and number and not can_be_tax_number(number, country):
         form = f"the form of tax numbers in {country}" if country else "the form of a tax number"
         raise InvalidInput(f"{number!r} does not have {form}", field="tax_number")
-    organization.save(update_fields=list(changes))
+    if (number, country) != (before.tax_number, before.country):
+        organization.tax_number_verified_at = None
+        if not organization.tax_identities.exists():
+            before.valid_from, before.created_at = organization.created_at, now
+            before.save(force_insert=True)
+        made = identity_of(organization)
+        made.valid_from = made.created_at = now
+        made.save(force_insert=True)
+    organization.save(update_fields=[*changes, "tax_number_verified_at"])
     record_audit(
         organization_id=organization_id,
         actor=actor,
@@ -137,6 +157,46 @@ def update_organization(
         object_kind="organization",
         object_id=organization_id,
         detail={"fields": sorted(changes)},
+        now=now,
+    )
+    return organization
+
+
+def identity_of(organization: Organization) -> TaxIdentity:
+    """What the organization is taxed as now, unsaved and without its time."""
+    return TaxIdentity(
+        organization=organization,
+        country=organization.country,
+        tax_number=organization.tax_number,
+        is_verified=organization.tax_number_verified_at is not None,
+    )
+
+
+@transaction.atomic
+def verify_tax_number(*, organization_id: UUID, tax_number: str, now: datetime, actor: Actor) -> Organization:
+    """The operator has seen that the number is this organization's, since it has had it. Again changes nothing.
+
+    Raises NotFound, Conflict (tax_number) where the organization has another number by now.
+    """
+    organization = _locked_organization(organization_id)
+    if not organization.tax_number or organization.tax_number != tax_number:
+        raise Conflict("it has another tax number now: look at that one", field="tax_number")
+    if organization.tax_number_verified_at is not None:
+        return organization
+    organization.tax_number_verified_at = now
+    organization.save(update_fields=["tax_number_verified_at"])
+    last = organization.tax_identities.order_by("valid_from", "id").last()
+    if last is not None:
+        made = identity_of(organization)
+        made.valid_from, made.created_at = last.valid_from, now
+        made.save(force_insert=True)
+    record_audit(
+        organization_id=organization_id,
+        actor=actor,
+        action="organization.tax_number_verified",
+        object_kind="organization",
+        object_id=organization_id,
+        detail={"tax_number": tax_number},
         now=now,
     )
     return organization

@@ -27,6 +27,7 @@ from marketplace.accounts.services import (
     remove_member,
     revoke_api_key,
     update_organization,
+    verify_tax_number,
 )
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
@@ -43,7 +44,16 @@ from marketplace.api.views import ApiView, NoSuchView
 class OrganizationOut(serializers.ModelSerializer[Organization]):
     class Meta:
         model = Organization
-        fields = ("id", "name", "roles", "status", *LEGAL_FIELDS, "tax_ppm", "created_at")
+        fields = (
+            "id",
+            "name",
+            "roles",
+            "status",
+            *LEGAL_FIELDS,
+            "tax_number_verified_at",
+            "tax_ppm",
+            "created_at",
+        )
 
 
 class OrganizationIn(StrictSerializer):
@@ -59,6 +69,10 @@ class OrganizationChange(StrictSerializer):
     address = TextField(max_length=1000, allow_blank=True, required=False)
     country = TextField(max_length=2, allow_blank=True, required=False)
     tax_number = TextField(max_length=64, allow_blank=True, required=False)
+
+
+class TaxNumberIn(StrictSerializer):
+    tax_number = TextField(max_length=64, help_text="the one that was looked at")
 
 
 class MemberOut(serializers.ModelSerializer[Membership]):
@@ -160,6 +174,20 @@ class OrganizationsView(ApiView):
         return Response(OrganizationOut(made).data, status=status.HTTP_201_CREATED)
 
 
+class TaxNumberView(ApiView):
+    scopes = {"POST": Scope.OPERATE}
+    role = OrganizationRole.OPERATOR
+
+    @extend_schema(operation_id="verify_tax_number", request=TaxNumberIn, responses=OrganizationOut)
+    def post(self, request: Request, organization_id: UUID) -> Response:
+        """The operator has seen that the tax number is this organization's: it counts as a business from now on, also
+        for what it bought with that number before."""
+        verified = verify_tax_number(
+            organization_id=organization_id, **self.parse(TaxNumberIn), now=clock.now(), actor=self.actor
+        )
+        return Response(OrganizationOut(verified).data)
+
+
 class MembersView(ApiView):
     scopes = {"GET": Scope.READ, "POST": Scope.MANAGE}
     pagination_class = CursorPagination
@@ -249,6 +277,7 @@ class AuditView(ApiView):
 urlpatterns = [
     path("organization", OrganizationView.as_view(), name="api-organization"),
     path("organizations", OrganizationsView.as_view(), name="api-organizations"),
+    path("organizations/<uuid:organization_id>/verify-tax-number", TaxNumberView.as_view()),
     path("members", MembersView.as_view(), name="api-members"),
     path("members/<uuid:membership_id>", MemberView.as_view(), name="api-member"),
     path("api-keys", ApiKeysView.as_view(), name="api-keys"),

@@ -355,8 +355,9 @@ class DiscountsView(_OperatorView):
         return self.page(Discount.objects.all(), DiscountOut)
 
     @extend_schema(operation_id="discounts_give", request=DiscountIn, responses={201: DiscountOut})
+    @idempotent
     def post(self, request: Request) -> Response:
-        """Give a buyer a share or an amount off his invoices."""
+        """Give a buyer a share or an amount off his invoices. Needs an Idempotency-Key."""
         made = give_discount(**self.parse(DiscountIn), now=clock.now(), actor=self.actor)
         return Response(DiscountOut(made).data, status=201)
 

@@ -127,6 +127,7 @@ def _fill(buyers: int, rollups: int, *, hours: int = HOURS, rates: int = 1) -> N
                 id=uuid7(MONTH),
                 name=f"Buyer {hours}-{number}",
                 roles=["buyer"],
+                own_tax_ppm=TAX_PPM,
                 tax_ppm=TAX_PPM,
                 created_at=MONTH,
             )

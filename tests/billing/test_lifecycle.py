@@ -55,7 +55,10 @@ def rule(now: datetime, **terms: object) -> UUID:
 
 
 def live_in(party: Party, country: str, *, tax_number: str = "") -> None:
-    Organization.objects.filter(pk=party.id).update(country=country, tax_number=tax_number)
+    """Since ever; its tax number is verified."""
+    Organization.objects.filter(pk=party.id).update(
+        country=country, tax_number=tax_number, tax_number_verified_at=APRIL_2 if tax_number else None
+    )
 
 
 def invoice_of(acme: Party, grade: Grade, plant: Plant, now: datetime, *, funds: int = FUNDS) -> Invoice:

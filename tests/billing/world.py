@@ -30,7 +30,7 @@ __all__ = ["FUNDS", "format_micros"]
 
 
 def set_tax(party: Party, tax_ppm: int) -> None:
-    Organization.objects.filter(pk=party.id).update(tax_ppm=tax_ppm)
+    Organization.objects.filter(pk=party.id).update(own_tax_ppm=tax_ppm, tax_ppm=tax_ppm)
 
 
 def identify(party: Party) -> None:

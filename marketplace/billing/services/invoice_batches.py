@@ -29,10 +29,11 @@ from marketplace.billing.services.invoicing import (
 )
 from marketplace.billing.services.lifecycle import Status, tell_of_batch
 from marketplace.billing.services.numbers import next_numbers
-from marketplace.billing.services.taxes import Taxation
+from marketplace.billing.services.taxes import Taxation, identities_of
 from marketplace.contracts.models import Contract
 from marketplace.errors import DomainError
 from marketplace.ids import uuid7
+from marketplace.isolating import failing_keys, for_each
 from marketplace.ledger.models import AccountKind, LedgerAccount
 from marketplace.ledger.services import close_holds, post_transfers
 from marketplace.periods import Period
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Bounds of one transaction: how long it holds the issuer's accounts, and how much it keeps in memory.
 BUYERS_AT_ONCE: Final = 100
+JOB: Final = "billing.invoice"
 CHARGES_AT_ONCE: Final = 10_000
 _DRAFTED: Final = ("id", "organization", "issuer", "period_start", "period_end", "created_at")
 Accounts = dict[tuple[UUID, str], UUID]
@@ -52,19 +54,30 @@ def issue_many(*, organization_ids: Sequence[UUID], month: Period, now: datetime
 
     In bounded transactions: what a crash leaves behind is whole, and the next call goes on from there. Several callers
     share the work: a buyer who is another's at the moment is passed over (`SKIP LOCKED` on his organization). Where one
-    of a batch cannot be invoiced it is issued one by one; the error of that one is raised.
+    of a batch cannot be invoiced it is issued one by one; that one is recorded as failing, and the others are issued.
     """
-    for batch in _batches(organization_ids, month):
+    failing = failing_keys(JOB)
+    yield from _one_by_one([each for each in organization_ids if str(each) in failing], month, now)
+    for batch in _batches([each for each in organization_ids if str(each) not in failing], month):
         try:
             issued, others = _issue_batch(batch, month, now)
         except (DomainError, DatabaseError):
             logger.exception("invoices not issued together", extra={"buyers": len(batch)})
             issued, others = [], batch
         yield from issued
-        for organization_id in others:
-            invoice = issue_invoice(organization_id=organization_id, month=month, now=now)
-            if invoice is not None:
-                yield invoice
+        yield from _one_by_one(others, month, now)
+
+
+def _one_by_one(organization_ids: Sequence[UUID], month: Period, now: datetime) -> list[Invoice]:
+    made: list[Invoice | None] = []
+    for_each(
+        JOB,
+        organization_ids,
+        lambda buyer: made.append(issue_invoice(organization_id=buyer, month=month, now=now)),
+        key=str,
+        now=now,
+    )
+    return [invoice for invoice in made if invoice is not None]
 
 
 def _batches(organization_ids: Sequence[UUID], month: Period) -> Iterator[list[UUID]]:
@@ -147,7 +160,8 @@ def _drawn(
     issuer: Organization,
     month: Period,
 ) -> list[Drawn]:
-    countries = {buyer.country for buyer in buyers.values() if buyer.country}
+    identities = identities_of(list(buyers.values()))
+    countries = {each.country for of_buyer in identities.values() for each in of_buyer} - {""}
     rules: dict[str, list[TaxRule]] = defaultdict(list)
     if countries:
         for rule in TaxRule.objects.filter(jurisdiction__in=countries).order_by("id"):
@@ -158,7 +172,9 @@ def _drawn(
     for draft in drafts:
         buyer = buyers[draft.organization_id]
         discounts = discounts_for(organization_id=buyer.id, month=month) if buyer.id in reduced else []
-        taxation = Taxation(buyer, issuer, rules[buyer.country] if buyer.country else ())
+        own = identities[buyer.id]
+        lived_in = sorted({each.country for each in own} - {""})
+        taxation = Taxation(buyer, issuer, [rule for each in lived_in for rule in rules[each]], own)
         drawn.append(draw(charges[buyer.id], taxation, discounts))
     return drawn
 

@@ -127,7 +127,9 @@ def reissue_invoice(*, invoice_id: UUID, reason: str, now: datetime, actor: Acto
     old = Invoice.objects.select_for_update().filter(pk=invoice_id).exclude(status__in=UNISSUED).first()
     if old is None:
         raise NotFound("There is no such invoice.")
-    if CreditNote.objects.filter(invoice=old).exists() or InvoicePayment.objects.filter(invoice=old).exists():
+    # A payment that failed moved nothing; one that is under way or was made is of this document.
+    paid = InvoicePayment.objects.filter(invoice=old).exclude(status=InvoicePayment.Status.FAILED)
+    if CreditNote.objects.filter(invoice=old).exists() or paid.exists():
         raise Conflict("it has credit notes or payments: credit the rest instead")
     if not move_invoice(
         invoice_id=old.id,
@@ -167,7 +169,7 @@ def _finalise(
     issuer = operator_organization()
     invoice.currency = charges[0].contract.currency
     discounts = discounts_for(organization_id=buyer.id, month=month)
-    drawn = draw(charges, taxation_of(buyer, issuer), discounts)
+    drawn = draw(charges, taxation_of(buyer, issuer, as_now=moved), discounts)
     written = write(invoice, drawn, moved=moved)
     totals = post_invoice(invoice, charges, drawn, now=now)
     set_figures(invoice, totals, buyer=buyer, issuer=issuer, now=now)

@@ -12,11 +12,11 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Q, Sum
+from django.db.models import F, Q, Sum
 
-from marketplace.accounts.models import Organization
+from marketplace.accounts.models import Organization, TaxIdentity
 from marketplace.accounts.selectors import operator_organization
-from marketplace.accounts.services import Actor, record_audit
+from marketplace.accounts.services import Actor, identity_of, record_audit
 from marketplace.billing.amounts import TaxTerm
 from marketplace.billing.lines import Line
 from marketplace.billing.models import Earning, TaxRule
@@ -56,31 +56,36 @@ class AppliedTax:
 
 @dataclass(frozen=True, slots=True)
 class Taxation:
-    """One buyer's taxes at any moment. Without a rule for his country it is the rate the operator gave him."""
+    """One buyer's taxes at any moment, by what he was then. Where his country has no rules it is the rate the operator
+    gave him.
+
+    `rules` are those of the countries of all his identities, `identities` as `identities_of` gives them.
+    """
 
     buyer: Organization
     issuer: Organization
     rules: Sequence[TaxRule]
+    identities: Sequence[TaxIdentity]
 
-    @property
-    def by_rules(self) -> bool:
-        return bool(self.rules)
+    def identity_at(self, moment: datetime) -> TaxIdentity:
+        """The latest that names a country; before the first of these, the first: to fill it in is no change."""
+        named = [identity for identity in self.identities if identity.country]
+        if not named:
+            return self.identities[-1]
+        first = named[0].valid_from
+        return [identity for identity in named if identity.valid_from <= max(moment, first)][-1]
 
     def at(self, moment: datetime) -> tuple[AppliedTax, ...]:
-        if not self.by_rules:
-            own = AppliedTax(OWN_RATE, "Tax", rate_ppm=self.buyer.tax_ppm)
-            return (own,) if self.buyer.tax_ppm else ()
-        kinds = {TaxRule.Buyers.ALL, buyer_kind(self.buyer)}
+        identity = self.identity_at(moment)
+        rules = [rule for rule in self.rules if rule.jurisdiction == identity.country]
+        if not rules:
+            own = AppliedTax(OWN_RATE, "Tax", rate_ppm=self.buyer.own_tax_ppm)
+            return (own,) if self.buyer.own_tax_ppm else ()
+        kinds = {TaxRule.Buyers.ALL, buyer_kind(identity)}
+        is_reversed = is_reverse_charge(identity, self.issuer)
         return tuple(
-            AppliedTax(
-                str(rule.id),
-                rule.title,
-                rule,
-                rate_ppm=rule.rate_ppm,
-                levy_micros_per_mtok=rule.levy_micros_per_mtok,
-                reversed=rule.reverse_charge and is_reverse_charge(self.buyer, self.issuer),
-            )
-            for rule in self.rules
+            _applied(rule, is_reversed=rule.reverse_charge and is_reversed)
+            for rule in rules
             if rule.buyers in kinds
             and rule.valid_from <= moment
             and (rule.valid_until is None or moment < rule.valid_until)
@@ -91,13 +96,25 @@ class Taxation:
         return min(PPM, sum(tax.rate_ppm for tax in self.at(moment) if not tax.reversed))
 
 
-def buyer_kind(buyer: Organization) -> TaxRule.Buyers:
-    """A business is who has a tax number."""
-    return TaxRule.Buyers.BUSINESS if buyer.tax_number else TaxRule.Buyers.CONSUMER
+def _applied(rule: TaxRule, *, is_reversed: bool) -> AppliedTax:
+    # A document may have both of one rule: a buyer may become a business in the middle of a month.
+    return AppliedTax(
+        f"{rule.id}:reversed" if is_reversed else str(rule.id),
+        rule.title,
+        rule,
+        rate_ppm=rule.rate_ppm,
+        levy_micros_per_mtok=rule.levy_micros_per_mtok,
+        reversed=is_reversed,
+    )
 
 
-def is_reverse_charge(buyer: Organization, issuer: Organization) -> bool:
-    """A business with a tax number in another country of the union that the issuer is in."""
+def buyer_kind(buyer: TaxIdentity) -> TaxRule.Buyers:
+    """A business is who has a tax number that the operator has verified."""
+    return TaxRule.Buyers.BUSINESS if buyer.is_verified else TaxRule.Buyers.CONSUMER
+
+
+def is_reverse_charge(buyer: TaxIdentity, issuer: Organization) -> bool:
+    """A business in another country of the union that the issuer is in."""
     union = set(settings.TAX_UNION_COUNTRIES)
     return (
         buyer_kind(buyer) == TaxRule.Buyers.BUSINESS
@@ -106,9 +123,27 @@ def is_reverse_charge(buyer: Organization, issuer: Organization) -> bool:
     )
 
 
-def taxation_of(buyer: Organization, issuer: Organization) -> Taxation:
-    rules = TaxRule.objects.filter(jurisdiction=buyer.country).order_by("id") if buyer.country else ()
-    return Taxation(buyer, issuer, list(rules))
+def taxation_of(buyer: Organization, issuer: Organization, *, as_now: bool = False) -> Taxation:
+    """`as_now` takes the buyer for what he is now, whatever he was: the operator corrects a document by it."""
+    identities = {buyer.id: [now_of(buyer)]} if as_now else identities_of([buyer])
+    countries = {identity.country for identity in identities[buyer.id]} - {""}
+    rules = TaxRule.objects.filter(jurisdiction__in=countries).order_by("id") if countries else ()
+    return Taxation(buyer, issuer, list(rules), identities[buyer.id])
+
+
+def identities_of(buyers: Sequence[Organization]) -> dict[UUID, list[TaxIdentity]]:
+    """What each of them was, in order of time, at least one each."""
+    found: dict[UUID, list[TaxIdentity]] = {buyer.id: [] for buyer in buyers}
+    rows = TaxIdentity.objects.filter(organization_id__in=list(found)).order_by("valid_from", "id")
+    for identity in rows:
+        found[identity.organization_id].append(identity)
+    return {buyer.id: found[buyer.id] or [now_of(buyer)] for buyer in buyers}
+
+
+def now_of(buyer: Organization) -> TaxIdentity:
+    identity = identity_of(buyer)
+    identity.valid_from = buyer.created_at
+    return identity
 
 
 def foreign_volume(applied: Mapping[UUID, Sequence[AppliedTax]]) -> dict[UUID, dict[str, int]]:
@@ -132,18 +167,21 @@ def foreign_volume(applied: Mapping[UUID, Sequence[AppliedTax]]) -> dict[UUID, d
 
 def levy_shares(lines: Mapping[UUID, Line], buyer: Organization, *, now: datetime) -> dict[UUID, int]:
     """What is set aside of a levy with each newly charged line, up; by the key given."""
-    if not buyer.country:
+    identities = identities_of([buyer])[buyer.id]
+    countries = {identity.country for identity in identities} - {""}
+    if not countries:
         return {}
-    rules = list(TaxRule.objects.filter(jurisdiction=buyer.country, kind=TaxRule.Kind.LEVY).order_by("id"))
+    levies = TaxRule.objects.filter(jurisdiction__in=countries, kind=TaxRule.Kind.LEVY)
+    rules = list(levies.order_by("id"))
     if not rules:
         return {}
-    taxation = Taxation(buyer, operator_organization(), rules)
+    taxation = Taxation(buyer, operator_organization(), rules, identities)
     offerings = {offering for line in lines.values() for offering in line.shares}
     regions = dict(Offering.objects.filter(id__in=offerings).values_list("id", "host__region"))
     shares: dict[UUID, int] = {}
     for key, line in lines.items():
         for levy in taxation.at(line.period_start):
-            if levy.reversed:
+            if levy.reversed or levy.rule is None:
                 continue
             volume = sum(
                 share.numerator
@@ -159,17 +197,16 @@ def levy_shares(lines: Mapping[UUID, Line], buyer: Organization, *, now: datetim
 def refresh_holding_rates(*, now: datetime) -> int:
     """Bring the rate by which buyers' holds are grossed up to what the rules say now; how many changed.
 
-    For buyers whose country has rules; others keep the rate the operator gave them. Rules begin and end by the clock,
-    so beat asks for it; what a hold lacks in between comes from the free balance or is due with the invoice.
+    For buyers whose country has no rules it is the rate the operator gave them. Rules begin and end by the clock, so
+    beat asks for it; what a hold lacks in between comes from the free balance or is due with the invoice.
     """
     rules: dict[str, list[TaxRule]] = defaultdict(list)
     for rule in TaxRule.objects.order_by("id"):
         rules[rule.jurisdiction].append(rule)
-    if not rules:
-        return 0
     issuer, changed = operator_organization(), 0
-    for buyer in Organization.objects.filter(country__in=list(rules)).order_by("id"):
-        ppm = Taxation(buyer, issuer, rules[buyer.country]).holding_ppm(now)
+    affected = Q(country__in=list(rules)) | ~Q(tax_ppm=F("own_tax_ppm"))
+    for buyer in Organization.objects.filter(affected).order_by("id"):
+        ppm = Taxation(buyer, issuer, rules.get(buyer.country, ()), [now_of(buyer)]).holding_ppm(now)
         if ppm != buyer.tax_ppm:
             changed += Organization.objects.filter(pk=buyer.id, tax_ppm=buyer.tax_ppm).update(tax_ppm=ppm)
     return changed
