@@ -55,7 +55,7 @@ FROM moves AS m WHERE a.id = m.account
 
 def run() -> Iterator[dict[str, Any]]:
     """One dict per benchmark: name, value, unit, floor, ratio."""
-    accounts = _accounts()
+    accounts = fifty_accounts()
     with _bare("default") as app, _bare("owner") as owner:
         owner.execute(_FLOOR_TABLES)
         try:
@@ -66,7 +66,7 @@ def run() -> Iterator[dict[str, Any]]:
             owner.execute("DROP TABLE benchmark_transfer, benchmark_account")
 
 
-def _accounts() -> list[UUID]:
+def fifty_accounts() -> list[UUID]:
     """A processor and fifty prepaid accounts with money on them."""
     now = clock.now()
     operator = ensure_operator(now=now)
@@ -81,7 +81,7 @@ def _accounts() -> list[UUID]:
     return accounts
 
 
-def _transfers(accounts: list[UUID], count: int) -> list[NewTransfer]:
+def transfers_between(accounts: list[UUID], count: int) -> list[NewTransfer]:
     spread = len(accounts) - 1
     return [
         NewTransfer(uuid7(), accounts[1 + index % spread], accounts[1 + (index + 7) % spread], 5, "usage")
@@ -101,7 +101,7 @@ def _single(accounts: list[UUID], app: psycopg.Connection[Any]) -> dict[str, Any
             app.execute(_POST, _arrays([transfer], now))
 
     value, floor = _interleaved(
-        through_service, bare, lambda count: _transfers(accounts, count), count=SINGLES
+        through_service, bare, lambda count: transfers_between(accounts, count), count=SINGLES
     )
     return _result("ledger_single", value, "transfers/s", floor)
 
@@ -119,7 +119,7 @@ def _batched(accounts: list[UUID], owner: psycopg.Connection[Any]) -> dict[str, 
             owner.execute(_FLOOR_BATCH, (now, *columns))
 
     value, floor = _interleaved(
-        through_service, bare, lambda count: _transfers(accounts, count), count=BATCH * BATCHES
+        through_service, bare, lambda count: transfers_between(accounts, count), count=BATCH * BATCHES
     )
     return _result("ledger_batched", value, "transfers/s", floor)
 
