@@ -23,12 +23,19 @@ class Period(NamedTuple):
     start: datetime
     end: datetime
 
+    # All three in UTC: Python takes two times of one zone by their clocks, which jump.
     def __contains__(self, at: object) -> bool:
-        return isinstance(at, datetime) and self.start <= at < self.end
+        if not isinstance(at, datetime):
+            return False
+        return self.start.astimezone(UTC) <= at.astimezone(UTC) < self.end.astimezone(UTC)
+
+    @property
+    def microseconds(self) -> int:
+        return (self.end.astimezone(UTC) - self.start.astimezone(UTC)) // _MICROSECOND
 
     @property
     def seconds(self) -> int:
-        return (self.end - self.start) // timedelta(seconds=1)
+        return self.microseconds // 1_000_000
 
 
 def period_at(at: datetime, length_s: int) -> Period:
@@ -85,17 +92,13 @@ def prorated(amount_micros: int, part: Period, *, whole: Period) -> Micros:
     A difference of what has accrued at its end and at its start, each half to even: parts that tile the whole add up to
     the amount, however it is cut.
     """
-    start, length = whole.start.astimezone(UTC), _microseconds(whole)
+    start, length = whole.start.astimezone(UTC), whole.microseconds
     assert start <= part.start.astimezone(UTC) <= part.end.astimezone(UTC) <= whole.end.astimezone(UTC)
 
     def accrued(at: datetime) -> int:
-        return div_half_even(amount_micros * _microseconds(Period(start, at)), length)
+        return div_half_even(amount_micros * Period(start, at).microseconds, length)
 
     return Micros(accrued(part.end) - accrued(part.start))
-
-
-def _microseconds(period: Period) -> int:
-    return (period.end.astimezone(UTC) - period.start.astimezone(UTC)) // _MICROSECOND
 
 
 def _add_months(moment: datetime, months: int) -> datetime:

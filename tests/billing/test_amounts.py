@@ -1,4 +1,4 @@
-"""Discounts, taxes and credit notes as pure arithmetic; peers' numeric cases, on minor units, where we agree."""
+"""Discounts, taxes and credit notes as pure arithmetic (peers' own numbers: tests/peers)."""
 
 from __future__ import annotations
 
@@ -22,30 +22,8 @@ from pricing.units import div_half_up
 PERCENT = 10_000  # ppm
 
 
-def test_stacked_taxes_are_rounded_each_for_itself() -> None:
-    """tax-01: 11.5% in one go would be 11.50."""
-    taxes = [TaxTerm("a", ppm=88_750), TaxTerm("b", ppm=21_250), TaxTerm("c", ppm=5_000)]
-    worked = work_out({1: TaxedLine(9_999, taxes=("a", "b", "c"))}, [], taxes)
-    assert (worked.taxes, worked.tax) == ({"a": 887, "b": 212, "c": 50}, 1_149)
-    assert div_half_up(9_999 * 115_000, 10**6) == 1_150
-
-
-def test_discount_then_tax() -> None:
-    """tax-02 and disc-01: a share half-up, a fixed amount never above the line."""
-    worked = work_out(
-        {1: TaxedLine(10_000, taxes=("t",))}, [DiscountTerm("d", amount=1_000)], [TaxTerm("t", ppm=100_000)]
-    )
-    assert (worked.discount, worked.tax, worked.net + worked.tax) == (1_000, 900, 9_900)
-    assert DiscountTerm("d", ppm=333_330).of(1_000) == 333
-    assert DiscountTerm("d", amount=1_500).of(1_000) == 1_000
-
-
-def test_line_discount_then_document_discount_then_prepaid() -> None:
-    """inv-02: 100 less 20 on the line, less 10 on the document; 50 of it is in the prepaid balance."""
-    discounts = [DiscountTerm("a", amount=10), DiscountTerm("b", amount=20, kind="usage")]
-    worked = work_out({1: TaxedLine(100, kind="usage")}, discounts, [])
-    assert (worked.net, min(50, worked.net), worked.net - 50) == (70, 50, 20)
-    # Shares show the order: 20% of the line first, then 10% of what is left.
+def test_shares_show_the_order_of_discounts() -> None:
+    """20% of the line first, then 10% of what is left."""
     discounts = [DiscountTerm("a", ppm=10 * PERCENT), DiscountTerm("b", ppm=20 * PERCENT, kind="usage")]
     assert work_out({1: TaxedLine(100, kind="usage")}, discounts, []).discounts == {"b": 20, "a": 8}
 
@@ -55,41 +33,6 @@ def test_where_peers_disagree_coupon_then_tax_then_prepaid() -> None:
     lines = {1: TaxedLine(50, taxes=("t",)), 2: TaxedLine(20, taxes=("t",))}
     worked = work_out(lines, [DiscountTerm("c", amount=10)], [TaxTerm("t", ppm=10 * PERCENT)])
     assert worked.net + worked.tax - 30 == 36
-
-
-def test_prepaid_pays_the_amount_with_tax() -> None:
-    """credit-18."""
-    balance, left = 3_900, []
-    for fee in (1_429, 1_427):
-        worked = work_out({1: TaxedLine(fee, taxes=("t",))}, [], [TaxTerm("t", ppm=24 * PERCENT)])
-        balance -= worked.net + worked.tax
-        left.append((worked.net + worked.tax, balance))
-    # 14.27 x 1.24 is 17.6948.
-    assert left == [(1_772, 2_128), (1_769, 359)]
-
-
-def test_half_up_in_minor_units_of_each_currency() -> None:
-    """round-01: 10.275 and 0.004 and 0.005 USD, 1000.5 JPY."""
-    micros = [(10_275_000, 10_000), (1_000_500_000, 10**6), (4_000, 10_000), (5_000, 10_000)]
-    assert [div_half_up(amount, minor) for amount, minor in micros] == [1_028, 1_001, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("fee", "tax_ppm", "unused", "of", "credit", "tax", "total"),
-    [
-        (20_000, 250_000, 29, 30, 19_333, 4_833, 24_166),
-        (16_000, 250_000, 29, 30, 15_467, 3_867, 19_334),
-        (2_999, 233_300, 6, 7, 2_571, 600, 3_171),
-    ],
-)
-def test_credit_note_of_an_unused_part(
-    fee: int, tax_ppm: int, unused: int, of: int, credit: int, tax: int, total: int
-) -> None:
-    """cn-01."""
-    charged = work_out({1: TaxedLine(fee, taxes=("t",))}, [], [TaxTerm("t", ppm=tax_ppm)]).tax
-    net = div_half_up(fee * unused, of)
-    part = credited_part(charged, credited=net, of=fee)
-    assert (net, part, net + part) == (credit, tax, total)
 
 
 def test_levy_is_of_the_volume_from_abroad() -> None:

@@ -27,6 +27,7 @@ from pricing.months import calendar_month
 from tests.billing.stripe_market import UNIT, StripeMarket, make_stripe_market, pay_by
 from tests.conftest import TestDatabase
 from tests.contracts.world import World, available, give_money, make_world
+from tests.peers.cases import runs
 from tests.stripe_sim.server import stripe_sim
 
 
@@ -63,7 +64,8 @@ def told() -> list[tuple[str, dict[str, Any]]]:
     return [(event.type, json.loads(bytes(event.body))["data"]) for event in events]
 
 
-def test_case_credit_17(world: World, now: datetime) -> None:
+@runs("credit-17")
+def test_a_balance_below_its_threshold_is_topped_up_once(world: World, now: datetime) -> None:
     """balance 10, used 6, threshold 5, top up 10: 14 afterwards."""
     give_money(world, 10 * UNIT, now)
     watch(world.acme, now)

@@ -34,6 +34,7 @@ from tests.billing.world import (
     set_tax,
 )
 from tests.cast import Party, Plant, fund
+from tests.peers.cases import runs
 
 
 def give(party: Party, amount: int, now: datetime, **terms: Any) -> Grant:
@@ -83,7 +84,8 @@ def test_a_request_burns_the_grant_at_its_hold_and_gives_back_what_it_did_not_us
     assert_books_balance()
 
 
-def test_credit_12_the_grant_pays_its_part_and_the_balance_the_rest(
+@runs("credit-12")
+def test_the_grant_pays_its_part_and_the_balance_the_rest(
     operator: Party, acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
     """On time and late before the cutoff alike: 12.5 of usage, 5 of credit, 7.5 to pay."""

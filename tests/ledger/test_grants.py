@@ -38,6 +38,7 @@ from marketplace.ledger.services import (
 )
 from tests.conftest import TestDatabase
 from tests.ledger.books import Books, make_books
+from tests.peers.cases import runs
 
 DAY = timedelta(days=1)
 GRADE, OTHER_GRADE = UUID(int=7 << 80 | 1), UUID(int=7 << 80 | 2)
@@ -74,7 +75,8 @@ def burn(books: Books, amount: int) -> UUID:
     return hold
 
 
-def test_credit_03_what_was_given_is_burned_before_what_was_bought(books: Books) -> None:
+@runs("credit-03")
+def test_what_was_given_is_burned_before_what_was_bought(books: Books) -> None:
     books.fund(70)
     paid = give(books, 70, kind="purchased", cost_basis_ppm=1_000_000)
     promo = give(books, 30)
@@ -83,7 +85,8 @@ def test_credit_03_what_was_given_is_burned_before_what_was_bought(books: Books)
     assert check_ledger() == []
 
 
-def test_credit_04_priority_comes_before_everything(books: Books) -> None:
+@runs("credit-04")
+def test_priority_comes_before_everything(books: Books) -> None:
     second = give(books, 100, priority=2, expires_at=books.now + DAY)
     first = give(books, 100, priority=1)
     burn(books, 120)
@@ -98,9 +101,8 @@ def test_the_sooner_to_expire_is_burned_first_and_what_never_does_last(books: Bo
     assert free(soon, late, never) == [0, 5, 10]
 
 
-def test_credit_06_a_hundred_thousand_grants_are_burned_at_once(
-    committed_db: TestDatabase, now: datetime
-) -> None:
+@runs("credit-06")
+def test_a_hundred_thousand_grants_are_burned_at_once(committed_db: TestDatabase, now: datetime) -> None:
     """The order comes from an index: the time does not grow with the number of grants."""
     books = make_books(now)
     sooner = give(books, 100, expires_at=now + DAY)
@@ -124,7 +126,8 @@ def test_credit_06_a_hundred_thousand_grants_are_burned_at_once(
     assert Grant.objects.filter(free_micros=100).count() == 100_001
 
 
-def test_credit_14_half_of_it_is_paid_and_all_of_it_spent(books: Books) -> None:
+@runs("credit-14")
+def test_half_of_it_is_paid_and_all_of_it_spent(books: Books) -> None:
     books.fund(50)
     grant = give(books, 100, kind="purchased", cost_basis_ppm=500_000)
     assert books.balance(books.prepaid).posted_micros == 0
