@@ -15,6 +15,8 @@ from marketplace.orders.models import MarketControl
 from metering.selectors import overdue_gaps, sources_with_gaps
 
 _PROBE_TIMEOUT_S = 2
+# Not on a standby either, whose transactions are read-only.
+ACCEPTS_WRITES = "SELECT current_setting('transaction_read_only') = 'off'"
 GAPS = Gauge("tokenyard_metering_gaps", "Meters of which numbered usage is missing")
 OVERDUE_GAPS = Gauge("tokenyard_metering_overdue_gaps", "Those whose usage is missing for too long: an alarm")
 FAILING = Gauge("tokenyard_failing_items", "What periodic jobs failed to do five times in a row: an alarm")
@@ -34,8 +36,8 @@ def alive(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def ready(request: HttpRequest) -> HttpResponse:
-    """200 when the database and the broker answer, else 503 that names the part (never its address)."""
-    parts = {"database": _database_answers(), "broker": _broker_answers()}
+    """200 when the database accepts writes and the broker answers, else 503 that names the part (never its address)."""
+    parts = {"database": _database_accepts_writes(), "broker": _broker_answers()}
     status = 200 if all(parts.values()) else 503
     body = {name: "ok" if answers else "unavailable" for name, answers in parts.items()}
     return JsonResponse(body, status=status)
@@ -63,13 +65,14 @@ def metrics(request: HttpRequest) -> HttpResponse:
     return HttpResponse(generate_latest(REGISTRY), content_type=CONTENT_TYPE_LATEST)
 
 
-def _database_answers() -> bool:
+def _database_accepts_writes() -> bool:
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
+            cursor.execute(ACCEPTS_WRITES)
+            (accepts,) = cursor.fetchone()
     except DatabaseError:
         return False
-    return True
+    return bool(accepts)
 
 
 def _broker_answers() -> bool:

@@ -209,6 +209,8 @@ DATABASES = {
     # The owner: `manage.py migrate --database owner`, nothing else.
     "owner": _database("DATABASE_OWNER_URL", env.str("DATABASE_OWNER_URL", default=_DATABASE_URL)),
 }
+# A migration that waits for a table's lock makes all who come after it wait too: it gives up, and is started again.
+DATABASES["owner"]["OPTIONS"].setdefault("options", "-c lock_timeout=5s")
 REDIS_URL = str(env.str("REDIS_URL", default="redis://127.0.0.1:6379/0"))
 if urlsplit(REDIS_URL).scheme not in ("redis", "rediss", "unix", "amqp", "amqps"):
     raise ImproperlyConfigured("REDIS_URL must begin with redis://, rediss:// or unix://")

@@ -18,6 +18,7 @@ from marketplace.errors import DomainError, sqlstate_of
 PROBLEM_TYPE: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = 2
 _OUT_OF_RANGE: Final = "22003"
+_READ_ONLY: Final = "25006"
 
 
 class IdempotencyKeyMissing(DomainError):
@@ -98,7 +99,8 @@ def _problem_of(error: Exception) -> tuple[dict[str, Any] | None, dict[str, str]
         # A sum left the 64 bits of a column. The statement was refused as a whole.
         detail = "an amount is too large"
         return problem(status=422, code="out_of_range", title="Out of range", detail=detail), {}
-    if isinstance(error, OperationalError):
+    # A full disk and a lost connection are the first; a standby, or a server that was set read-only, the second.
+    if isinstance(error, OperationalError) or sqlstate_of(error) == _READ_ONLY:
         detail = "The database cannot be reached or does not accept writes; nothing was changed. Try again."
         headers = {"Retry-After": str(_RETRY_AFTER_S)}
         return problem(status=503, code="unavailable", title="Unavailable", detail=detail), headers

@@ -19,7 +19,7 @@ from marketplace.clock import now as market_now
 from marketplace.gateway import metrics, upstream
 from marketplace.gateway.config import Config, read_config
 from marketplace.gateway.delivery import Delivery, Means
-from marketplace.gateway.errors import ApiError, invalid, unavailable
+from marketplace.gateway.errors import BOOKS_AWAY, ApiError, invalid, unavailable
 from marketplace.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send
 from marketplace.gateway.parsing import CHAT, COMPLETIONS, EMBEDDINGS, parse_request
 from marketplace.gateway.refusals import CONTRACT_HEADER
@@ -96,7 +96,7 @@ class Application:
             pass
         except ApiError as error:
             await self._refuse(exchange, error)
-        except (psycopg.OperationalError, PoolTimeout, TooManyRequests):
+        except (*BOOKS_AWAY, TooManyRequests):
             logger.exception("the database does not answer")
             await self._refuse(exchange, unavailable("The market's books do not answer. Retry shortly."))
         except Exception:
@@ -175,11 +175,13 @@ class Application:
     async def _show_readiness(self, exchange: Exchange) -> None:
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                await self._ready().store.ping()
+                accepts = await self._ready().store.accepts_writes()
         except (ApiError, TimeoutError, psycopg.Error, PoolTimeout, TooManyRequests):
+            accepts = False
+        if accepts:
+            await exchange.answer(200, b'{"database":"ok"}')
+        else:
             await exchange.answer(503, b'{"database":"unavailable"}')
-            return
-        await exchange.answer(200, b'{"database":"ok"}')
 
     def _ready(self) -> Means:
         if self._means is None:

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+import psycopg
+from psycopg_pool import PoolTimeout
 
 JSON_TYPE: Final = b"application/json"
+# The books cannot be written now: no answer, a full disk, a standby. It may pass.
+BOOKS_AWAY: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, PoolTimeout)
 
 
 class ApiError(Exception):

@@ -12,9 +12,6 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-import psycopg
-from psycopg_pool import PoolTimeout
-
 from marketplace.contracts.holds import Opened
 from marketplace.gateway import metrics
 from marketplace.gateway.attempts import Attempt, Means
@@ -25,6 +22,7 @@ from marketplace.gateway.config import (
     READER_SLOW_SHARE,
 )
 from marketplace.gateway.counting import count_input_tokens
+from marketplace.gateway.errors import BOOKS_AWAY
 from marketplace.gateway.exchange import Exchange
 from marketplace.gateway.parsing import Asked
 from marketplace.gateway.store import Caller
@@ -158,7 +156,7 @@ class Settling:
                     source_id=self._means.source_id,
                     now=await self._means.store.now(),
                 )
-            except (psycopg.OperationalError, PoolTimeout):
+            except BOOKS_AWAY:
                 if pause_s is None:
                     # The hold stays open, and the sweeper captures the agent's count.
                     logger.exception("capture failed", extra={"hold_id": str(attempt.hold_id)})
@@ -184,12 +182,12 @@ class Settling:
             await self._means.store.record_failed_attempt(
                 id=hold_id, offering_id=opened.offering_id, cause=cause, now=await self._means.store.now()
             )
-        except (psycopg.OperationalError, PoolTimeout):
+        except BOOKS_AWAY:
             logger.exception("failed attempt not recorded", extra={"hold_id": str(hold_id)})
 
     async def void(self, hold_id: UUID) -> None:
         """Gives the hold back; where the database does not answer, the sweeper will."""
         try:
             await self._means.store.void_hold(id=hold_id, now=await self._means.store.now())
-        except (psycopg.OperationalError, PoolTimeout):
+        except BOOKS_AWAY:
             logger.exception("void failed", extra={"hold_id": str(hold_id)})

@@ -119,8 +119,9 @@ class Store:
     async def close(self) -> None:
         await self._pool.close()
 
-    async def ping(self) -> None:
-        await self._one("SELECT 1")
+    async def accepts_writes(self) -> bool:
+        (accepts,) = await self._one("SELECT current_setting('transaction_read_only') = 'off'")
+        return bool(accepts)
 
     async def now(self) -> datetime:
         """The market's time. Without TEST_CLOCK no statement is run for it."""

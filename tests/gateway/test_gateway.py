@@ -31,7 +31,10 @@ from pricing.tokenizers import count_o200k
 from providers.models import FailedAttempt, Host
 from tests.conftest import TestDatabase
 from tests.contracts.world import INPUT_PPM, OUTPUT_PPM, World, available, give_money, make_world
+from tests.database import Services
 from tests.engine import RunningEngine, free_port
+from tests.faults.test_no_writes import read_only
+from tests.market import wait_until
 from tests.providers.agent_rig import LoopThread, Market, write_agent
 
 CHAT: Any = [{"role": "user", "content": "How many lots are in one Mtok?"}]
@@ -282,3 +285,20 @@ def test_a_spend_cap_refuses_in_openais_form(rig: Rig) -> None:
     assert "this API key per UTC day" in refused.value.message
     assert 1 <= int(refused.value.response.headers["retry-after"]) <= 86_400
     assert not Hold.objects.exists()
+
+
+def test_books_that_only_read_are_away_and_the_request_costs_nothing(
+    rig: Rig, committed_db: TestDatabase, services: Services
+) -> None:
+    rig.fund()
+    ready = f"{rig.url}/readyz"
+    with read_only(committed_db, services):
+        wait_until(lambda: requests.get(ready, timeout=5).status_code == 503, "the gateway to notice")
+        with pytest.raises(openai.APIStatusError) as refused:
+            rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20)
+        assert (refused.value.status_code, refused.value.code) == (503, "service_unavailable")
+        assert int(refused.value.response.headers["retry-after"]) > 0
+        assert not Hold.objects.exists()
+    wait_until(lambda: requests.get(ready, timeout=5).status_code == 200, "the gateway to notice")
+    assert rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=20).choices
+    assert Hold.objects.count() == 1
