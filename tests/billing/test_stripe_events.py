@@ -14,10 +14,12 @@ from django.db import connection
 
 from marketplace import clock
 from marketplace.billing.models import ProcessorEvent, ProcessorOperation, ProcessorReport, TopUp
+from marketplace.billing.processors.base import Outcome, OutcomeStatus
+from marketplace.billing.services.operations import record_outcome
 from marketplace.billing.services.processor_events import PATIENCE, apply_events
 from marketplace.billing.services.processor_reconciling import reconcile_processor
-from marketplace.ids import uuid7
-from marketplace.ledger.models import AccountKind
+from marketplace.ids import derived_id, uuid7
+from marketplace.ledger.models import AccountKind, Transfer
 from tests.billing.stripe_market import UNIT, StripeMarket, make_stripe_market, pay_by
 from tests.conftest import TestDatabase
 from tests.stripe_sim.server import sign, stripe_sim
@@ -54,6 +56,8 @@ def test_doubled_and_reordered_events_for_one_fact_post_it_once(market: StripeMa
     made.refresh_from_db()
     assert made.status == TopUp.Status.SUCCEEDED
     assert (market.prepaid(), postings()) == (10 * UNIT, 1)
+    # The fact makes the posting's id, so that no other way to it could post it again.
+    assert Transfer.objects.get(code="top_up").id == derived_id(made.id, "transfer")
     market.assert_books_balance()
 
 
@@ -84,6 +88,15 @@ def test_a_failure_that_arrives_after_the_success_changes_nothing(market: Stripe
     made.refresh_from_db()
     assert made.status == TopUp.Status.SUCCEEDED
     assert market.prepaid() == 10 * UNIT
+    # Not by what the message says, and not by what a reading of it that was on its way says either.
+    operation = market.collection(made.id)
+    assert operation.status == ProcessorOperation.Status.SUCCEEDED
+    late_reading = Outcome(OutcomeStatus.FAILED, reference=operation.object_id, reason="card_declined")
+    record_outcome(operation_id=operation.id, outcome=late_reading, now=market.now)
+    after = market.collection(made.id)
+    assert (after.status, after.ended_at) == (operation.status, operation.ended_at)
+    made.refresh_from_db()
+    assert (made.status, market.prepaid()) == (TopUp.Status.SUCCEEDED, 10 * UNIT)
 
 
 def test_an_event_before_our_own_commit_waits_for_it(market: StripeMarket) -> None:

@@ -44,10 +44,24 @@ POINTS = {
                            FOR EACH ROW EXECUTE FUNCTION fault_stop()""",
     "at the inbox's commit": """CREATE CONSTRAINT TRIGGER fault_stop AFTER INSERT ON metering_usagebatch
                                 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fault_stop()""",
+    "amid the invoices": """CREATE TRIGGER fault_stop AFTER INSERT ON billing_invoiceline
+                            FOR EACH ROW EXECUTE FUNCTION fault_stop()""",
+    # Of the second batch, where batches are of two.
+    "after the numbers": """CREATE TRIGGER fault_stop AFTER INSERT OR UPDATE ON billing_documentnumber FOR EACH ROW
+                            WHEN (NEW.last_number > 2) EXECUTE FUNCTION fault_stop()""",
+    "at the invoices' commit": """CREATE CONSTRAINT TRIGGER fault_stop AFTER INSERT ON billing_invoicestatuschange
+                                  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fault_stop()""",
 }
 # Between claim and commit of an ingestion, in its order.
 OF_INGESTION = tuple(POINTS)[:8]
-_TABLES = ("metering_usageevent", "metering_usagerollup", "metering_usagebatch")
+_TABLES = (
+    "metering_usageevent",
+    "metering_usagerollup",
+    "metering_usagebatch",
+    "billing_invoiceline",
+    "billing_documentnumber",
+    "billing_invoicestatuschange",
+)
 
 
 class Stop:
