@@ -17,10 +17,12 @@ from pricing.months import (
     calendar_month,
     contract_month,
     contract_month_at,
+    period_at,
     prorated,
 )
 
 INSTANT = timedelta(microseconds=1)
+HOUR = timedelta(hours=1)
 YEARS = 10
 ZONES = sorted(available_timezones())
 # Local times at which zones jump, days that months lack, and the turn of a year; ten years with three leap days.
@@ -60,6 +62,52 @@ def test_months_of_a_contract_tile_ten_years_in_every_zone(local: datetime) -> N
     assert len(terms) > 20
 
 
+@pytest.mark.parametrize("year", [2024, 2026])
+def test_every_jump_of_a_clock_in_every_zone_is_in_one_period_of_each_kind(year: int) -> None:
+    """The hour that a clock shows twice, and the one that it leaves out: two instants an hour apart, not one."""
+    jumps = 0
+    for name in ZONES:
+        zone = ZoneInfo(name)
+        for at in jumps_of(zone, year):
+            jumps += 1
+            before, after = at - INSTANT, at
+            for moment in (before, after):
+                shown = moment.astimezone(zone)
+                # The same instant, however it is written; and each in exactly one.
+                assert shown.astimezone(UTC) == moment
+                for length_s in (30, 300, 3_600, 86_400):
+                    period = period_at(shown, length_s)
+                    assert period == period_at(moment, length_s)
+                    assert period.start <= moment < period.end
+                    assert shown in period
+                    assert (period.end - INSTANT).astimezone(zone) in period
+                    assert period.end.astimezone(zone) not in period
+                    assert Period(*(edge.astimezone(zone) for edge in period)).seconds == length_s
+                assert calendar_month(shown) == calendar_month(moment)
+                assert contract_month(shown, 1) == contract_month(moment, 1)
+            # A period written by the zone's clock from before the jump to after it is as long as it takes.
+            across = Period((at - HOUR).astimezone(zone), (at + HOUR).astimezone(zone))
+            assert across.seconds == 7_200
+            assert prorated(7_200, Period(across.start, at.astimezone(zone)), whole=across) == 3_600
+    assert jumps > 100
+
+
+def jumps_of(zone: ZoneInfo, year: int) -> list[datetime]:
+    """Instants of a year at which a zone's clock is set forward or back, by halving."""
+    days = [datetime(year, 1, 1, tzinfo=UTC) + timedelta(days=day) for day in range(366)]
+    found = []
+    for start, end in pairwise(days):
+        low, high = start, end
+        if low.astimezone(zone).utcoffset() == high.astimezone(zone).utcoffset():
+            continue
+        while high - low > timedelta(seconds=1):
+            middle = low + (high - low) // 2
+            is_before = middle.astimezone(zone).utcoffset() == low.astimezone(zone).utcoffset()
+            low, high = (middle, high) if is_before else (low, middle)
+        found.append(high.replace(microsecond=0))
+    return found
+
+
 def months_of(anchor: datetime) -> list[Period]:
     """Ten years of months, which tile the time and never drift."""
     months = [contract_month(anchor, n) for n in range(12 * YEARS)]
@@ -91,6 +139,16 @@ def test_every_instant_is_in_exactly_one_month_of_a_contract(start: datetime, n:
         assert contract_month_at(start, at) == n
     assert contract_month_at(start, month.end) == n + 1
     assert 28 <= (month.end - month.start).days <= 31
+
+
+@given(moments, st.integers(1, 400_000))
+def test_every_instant_is_in_exactly_one_period_of_any_length(at: datetime, length_s: int) -> None:
+    period = period_at(at, length_s)
+    assert at in period
+    assert period.seconds == length_s
+    assert period_at(period.end - INSTANT, length_s) == period
+    assert period_at(period.end, length_s).start == period.end
+    assert at not in period_at(period.end, length_s)
 
 
 @given(moments)
@@ -143,6 +201,20 @@ def test_summer_time_moves_the_clock_on_the_wall_and_not_the_instant() -> None:
     second = contract_month(start, 1).start
     assert second == datetime(2026, 4, 14, 23, tzinfo=UTC)
     assert second.astimezone(ZoneInfo("Europe/Berlin")).isoformat() == "2026-04-15T01:00:00+02:00"
+
+
+def test_an_hour_that_the_clock_shows_twice_is_in_the_period_once() -> None:
+    """Both are written 02:30 in Berlin; Python takes them for one time of that zone."""
+    berlin = ZoneInfo("Europe/Berlin")
+    first = datetime(2026, 10, 25, 2, 30, tzinfo=berlin)
+    second = first.replace(fold=1)
+    assert (first == second, first.astimezone(UTC) == second.astimezone(UTC)) == (True, False)
+    between = Period(
+        datetime(2026, 10, 25, 2, tzinfo=berlin), datetime(2026, 10, 25, 2, tzinfo=berlin, fold=1)
+    )
+    assert between.seconds == 3_600
+    assert first in between
+    assert second not in between
 
 
 def test_shares_are_of_time_passed_and_not_of_the_clock() -> None:
