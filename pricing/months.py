@@ -27,6 +27,7 @@ class Period(NamedTuple):
     def __contains__(self, at: object) -> bool:
         if not isinstance(at, datetime):
             return False
+        assert at.tzinfo is not None, "a period needs an aware time"
         return self.start.astimezone(UTC) <= at.astimezone(UTC) < self.end.astimezone(UTC)
 
     @property

@@ -42,7 +42,8 @@ def reserved_on_average(changes: Sequence[Change], *, period: Period, carried: i
 
 
 def reserved_charge(tariff: Tariff, changes: Sequence[Change], *, period: Period, carried: int = 0) -> Micros:
-    """What a period's reserved volume comes to, at most the tariff's maximum; half to even, once.
+    """What a period's reserved volume comes to, at most the tariff's maximum; half to even, once. `true_up` knows its
+    minimum.
 
     A change is priced in the tiers that it lies in, for the time that is left: less comes out of the highest tier. Of a
     volume tariff the highest volume reserved at any time chooses the tier, and its rate applies to the average. Flat
