@@ -70,6 +70,16 @@ def contract_month_at(start: datetime, at: datetime) -> int:
     return n if _add_months(anchor, n) <= moment else n - 1
 
 
+def last_term_before(end: datetime, months: int) -> datetime:
+    """The start of a term of so many contract months that is over by `end`, and as late as its day of the month may be.
+
+    31 March less one month is 28 February: its month ends on 28 March.
+    """
+    assert end.tzinfo is not None
+    assert months >= 0
+    return _add_months(end.astimezone(UTC), -months)
+
+
 def calendar_month(at: datetime) -> Period:
     """The UTC calendar month that holds `at`: what an invoice is about."""
     assert at.tzinfo is not None

@@ -48,6 +48,8 @@ DOORS = {
     "api/v1/monitoring/spoofing": OPERATOR,
     # Any buyer may ask, about his own orders; tests/orders/test_what_if.py shows whose he may not.
     "api/v1/auctions/<uuid:auction_id>/what-if": EACH,
+    # Any buyer may ask, about his own usage: tests/billing/test_simulations.py.
+    "api/v1/contract-simulations": EACH,
     "api/v1/market-key": PUBLIC,
     "api/v1/market/<slug:slug>": PUBLIC,
     "api/v1/market/<slug:slug>/history": PUBLIC,

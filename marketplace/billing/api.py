@@ -18,7 +18,7 @@ from marketplace.accounts.models import OrganizationRole
 from marketplace.api.idempotency import idempotent_in_phases
 from marketplace.api.pagination import CursorPagination, page_of, window_of
 from marketplace.api.views import ApiView
-from marketplace.billing import serializers, terms_api
+from marketplace.billing import serializers, simulations_api, terms_api
 from marketplace.billing.disputes_api import (
     DiscrepanciesView,
     DiscrepancyAcceptView,
@@ -294,4 +294,5 @@ urlpatterns = [
     *payment_urls,
     *evidence_urls,
     *terms_api.urlpatterns,
+    *simulations_api.urlpatterns,
 ]

@@ -60,9 +60,14 @@ class Metered:
     digest: int = 0
 
 
-# What the gateway carried, by what billing can tell apart, less what is in dispute. A count that was corrected since
-# the dispute began is not lowered twice; usage that came since is billed. The digest changes with any of it.
-_TO_BILL = """
+def to_bill_sql(which: str) -> str:
+    """What the gateway carried from `since` on before `until`, by what billing can tell apart, less what is in dispute.
+
+    Of the contracts that the condition `which` on `contract_id` admits.
+    """
+    # A count that was corrected since the dispute began is not lowered twice; usage that came since is billed. The
+    # digest changes with any of it.
+    return f"""
 SELECT contract_id, rate_id, grade_id, period_start, offering_id, numerator, estimated, waiting,
        CASE WHEN numerator = 0 AND estimated = 0 AND waiting = 0 THEN 0
             ELSE hashtextextended(concat_ws('|', rate_id, grade_id, extract(epoch FROM period_start), offering_id,
@@ -80,7 +85,7 @@ FROM (
                sum(estimated_numerator)::bigint AS estimated
         FROM metering_usagerollup
         WHERE meter = 'gateway' AND period_start >= %(since)s AND period_start < %(until)s
-          AND (%(contract)s::uuid IS NULL OR contract_id = %(contract)s)
+          AND {which}
         GROUP BY 1, 2, 3, 4, 5
     ) AS carried
     LEFT JOIN (
@@ -89,12 +94,15 @@ FROM (
                (sum(withheld_numerator) FILTER (WHERE discrepancy.status = 'open'))::bigint AS waiting
         FROM metering_disputedusage usage JOIN metering_discrepancy discrepancy ON discrepancy.id = usage.discrepancy_id
         WHERE period_start >= %(since)s AND period_start < %(until)s
-          AND (%(contract)s::uuid IS NULL OR contract_id = %(contract)s)
+          AND {which}
         GROUP BY 1, 2, 3, 4
     ) AS disputed USING (contract_id, rate_id, period_start, offering_id)
     ) AS counted
 ) AS netted
-"""
+"""  # noqa: S608
+
+
+_TO_BILL: Final = to_bill_sql("(%(contract)s::uuid IS NULL OR contract_id = %(contract)s)")
 # Nine reasons to settle: usage that no run has seen as it is, an outage recorded after the last run, a failure that is
 # replaced by more or less than was counted, an outage, a failed attempt or a curtailment of who owes firm volume, an
 # accrual whose hold is open, an award not settled yet, a committed month that is not squared up. The last three do not

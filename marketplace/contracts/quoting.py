@@ -122,7 +122,6 @@ def request_quote(
         now=now,
         own=own or {},
     )
-    weighted = sum(share.firm_lots * share.rate_micros_per_mtok for share in shares)
     return Quote.objects.create(
         organization_id=organization_id,
         grade=grade,
@@ -138,7 +137,7 @@ def request_quote(
         notice_days=settings.COMMITTED_NOTICE_DAYS,
         termination_fee_ppm=settings.TERMINATION_FEE_PPM,
         amends_id=amends_id,
-        rate_micros_per_mtok=div_half_even(weighted, firm_lots),
+        rate_micros_per_mtok=average_rate(shares),
         shares=[
             {
                 "offering_id": str(share.offering_id),
@@ -195,6 +194,12 @@ def fill_firm(
         f"{firm_lots - left} lots are.",
         field="firm_lots",
     )
+
+
+def average_rate(shares: Sequence[Share]) -> int:
+    """The volume-weighted average of the shares' rates, half-even to a whole micro per Mtok."""
+    weighted = sum(share.firm_lots * share.rate_micros_per_mtok for share in shares)
+    return div_half_even(weighted, sum(share.firm_lots for share in shares))
 
 
 def hours_of(starts_at: datetime, ends_at: datetime) -> list[datetime]:
