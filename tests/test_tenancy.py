@@ -195,6 +195,7 @@ DOORS = {
     "buyer/contracts/<uuid:contract_id>/releases": ACME,
     "buyer/contracts/<uuid:contract_id>/terms": ACME,
     "buyer/buy": ACME,
+    "buyer/simulator": ACME,
     "buyer/quotes/<uuid:quote_id>": ACME,
     "buyer/bid": ACME,
     "buyer/bid/worst-case": ACME,
