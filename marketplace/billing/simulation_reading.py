@@ -23,26 +23,22 @@ from providers.models import Offering
 _LONGEST_CHARGE: Final = timedelta(days=32)
 _AT_ONCE: Final = 2_000
 
-# Of each delivery period what is to be billed, whether any of it came under another version of the grade, and the rate
-# of overage that was known before delivery.
+# Of each delivery period what is to be billed, and whether any of it came under another version of the grade.
 _USED: Final = f"""
-SELECT period_start, numerator, of_another_version, overage.rate_id, overage.micros_per_mtok
-FROM (
-    SELECT period_start, sum(numerator)::bigint AS numerator, bool_or(grade_id <> %(grade)s) AS of_another_version
-    FROM ({to_bill_sql("contract_id = ANY (%(contracts)s::uuid[])")}) AS to_bill
-    GROUP BY 1
-) AS used
-LEFT JOIN (
-    SELECT DISTINCT ON (period_start) period_start, rate.id AS rate_id, rate.micros_per_mtok
-    FROM contracts_periodrate period
-    JOIN pricing_grade grade ON grade.id = period.grade_id AND grade.family_id = %(family)s
-    JOIN pricing_rate rate ON rate.id = period.overage_rate_id
-    WHERE period_start >= %(since)s AND period_start < %(until)s
-    ORDER BY period_start, grade.version DESC
-) AS overage USING (period_start)
-WHERE numerator > 0
+SELECT period_start, sum(numerator)::bigint, bool_or(grade_id <> %(grade)s)
+FROM ({to_bill_sql("contract_id = ANY (%(contracts)s::uuid[])")}) AS to_bill
+GROUP BY period_start HAVING sum(numerator) > 0
 ORDER BY period_start
 """  # noqa: S608
+# The rates of overage that were known before delivery: of several versions in a period the newest is last.
+_OVERAGE: Final = """
+SELECT period.period_start, rate.id, rate.micros_per_mtok
+FROM contracts_periodrate period
+JOIN pricing_grade grade ON grade.id = period.grade_id AND grade.family_id = %(family)s
+JOIN pricing_rate rate ON rate.id = period.overage_rate_id
+WHERE period.period_start >= %(since)s AND period.period_start < %(until)s
+ORDER BY period.period_start, grade.version
+"""
 _PAID: Final = """
 SELECT charge.kind, charge.period_start, charge.period_end, sum(charge.amount_micros)::bigint
 FROM billing_charge charge JOIN pricing_grade grade ON grade.id = charge.grade_id AND grade.family_id = %(family)s
@@ -77,9 +73,15 @@ def usage_of(
         "until": until,
     }
     cheapest = Cheapest(() if terms.overage is Overage.STOP else _list_rates(grade, until))
-    for start, numerator, of_another, rate_id, micros in _rows(_USED, asked):
+    rates = _rows(_OVERAGE, asked) if terms.overage is Overage.SPOT else iter(())
+    # Read side by side, both in the order of time: no plan of a join can make the two quadratic.
+    ahead = next(rates, None)
+    for start, numerator, of_another in _rows(_USED, asked):
         seen.another_version |= of_another
-        overage = KnownRate(rate_id, micros) if rate_id is not None else None
+        overage = None
+        while ahead is not None and ahead[0] <= start:
+            overage = KnownRate(ahead[1], ahead[2]) if ahead[0] == start else None
+            ahead = next(rates, None)
         yield PeriodUsage(start, numerator, cheapest.at(start), overage)
 
 

@@ -236,7 +236,7 @@ def _term(
                 return [contract_month(start, number) for number in range(count)]
         field_at_fault = "starts_at" if months in (None, 1) else "months"
     else:
-        _check_start(starts_at, begins)
+        _check_start(starts_at, begins, now)
         for count in counts:
             if contract_month(starts_at, count - 1).end <= settled:
                 return [contract_month(starts_at, number) for number in range(count)]
@@ -249,9 +249,11 @@ def _term(
     )
 
 
-def _check_start(starts_at: datetime, begins: datetime) -> None:
+def _check_start(starts_at: datetime, begins: datetime, now: datetime) -> None:
     if starts_at.tzinfo is None:
         raise InvalidInput("It must carry a time zone.", field="starts_at")
+    if starts_at >= now:
+        raise InvalidInput("It must lie in the past.", field="starts_at")
     if settlement_period(starts_at).start != starts_at:
         raise InvalidInput("It must be the start of a settlement period (UTC).", field="starts_at")
     if starts_at < begins:
@@ -291,7 +293,7 @@ def _per_mtok(amount: int, numerator: int) -> int | None:
 
 def _notes(terms: Terms, total: Comparison, seen: Seen, *, is_quoted: bool) -> list[Note]:
     """Always the same ones, and then those that this answer needs."""
-    others = sum(total.paid.get(kind, 0) for kind in _NOT_SIMULATED)
+    has_others = any(total.paid.get(kind) for kind in _NOT_SIMULATED)
     said: list[tuple[bool, str, str]] = [
         (
             True,
@@ -345,7 +347,7 @@ def _notes(terms: Terms, total: Comparison, seen: Seen, *, is_quoted: bool) -> l
             "Part of the usage came under another version of the grade, and is counted as it was metered then.",
         ),
         (
-            others != 0,
+            has_others,
             "other_charges",
             "What you paid includes remedies, credits, proceeds of releases or fees for ending early, which the "
             "simulated contract has none of.",

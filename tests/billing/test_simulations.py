@@ -302,6 +302,7 @@ def test_the_default_window_is_the_last_whole_months_that_are_settled(
         ({"starts_at": datetime.fromisoformat("2026-03-10T12:05:00Z")}, "starts_at"),
         ({"starts_at": datetime.fromisoformat("2026-03-10T12:00:00")}, "starts_at"),
         ({"starts_at": datetime.fromisoformat("2026-03-10T13:00:00Z")}, "starts_at"),
+        ({"starts_at": datetime.fromisoformat("9999-12-31T00:00:00Z")}, "starts_at"),
         ({"rate_micros_per_mtok": 0}, "rate_micros_per_mtok"),
         ({"rate_micros_per_mtok": 10**12 + 1}, "rate_micros_per_mtok"),
         ({"payment": "later"}, "payment"),

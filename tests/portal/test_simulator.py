@@ -121,6 +121,7 @@ def test_the_verdict_is_a_sentence_and_the_figures_stand_below(
     [
         ({"starts_at": "2026-03-10T12:05:00"}, "starts_at"),
         ({"starts_at": "2026-03-10T11:00:00"}, "starts_at"),
+        ({"starts_at": "9999-12-31T00:00:00"}, "starts_at"),
         ({"months": "2"}, "months"),
         ({"months": "13"}, "months"),
         ({"firm_lots": "0"}, "firm_lots"),
