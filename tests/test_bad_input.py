@@ -250,6 +250,10 @@ GOOD: dict[str, dict[str, Any]] = {
         "grade_id": "{grade_id}",
         "expires_at": "2030-01-01T00:00:00Z",
     },
+    "post /api/v1/grants/{grant_id}/refund": {
+        "amount_micros": 1_000,
+        "payment_id": "01a1fa2c-14f7-7136-8b1d-740cbe8302f3",
+    },
     "post /api/v1/invoices/{invoice_id}/payments": {"source": "balance"},
     "post /api/v1/invoices/{invoice_id}/reissue": {"reason": "wrong name"},
     "post /api/v1/invoices/{invoice_id}/credit-notes": {
@@ -304,6 +308,7 @@ ELSEWHERE = {
 OPERATORS = {
     "put /api/v1/credit-lines",
     "post /api/v1/grants",
+    "post /api/v1/grants/{grant_id}/refund",
     "post /api/v1/grades",
     "post /api/v1/organizations",
     "post /api/v1/organizations/{organization_id}/verify-tax-number",

@@ -21,6 +21,7 @@ APPEND_ONLY = (
     "ledger_sealedbalance",
     "ledger_grantpart",
     "ledger_burninghold",
+    "ledger_grantrefund",
     "metering_usageevent",
     "billing_charge",
     "accounts_auditentry",
@@ -55,6 +56,7 @@ THROUGH_FUNCTIONS = (
     "ledger_grant",
     "ledger_grantpart",
     "ledger_burninghold",
+    "ledger_grantrefund",
 )
 # Their state moves, the row stays.
 NEVER_DELETED = (

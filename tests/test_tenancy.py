@@ -83,6 +83,7 @@ DOORS = {
     "api/v1/ledger/balances-at": EACH,
     "api/v1/grants": EACH,
     "api/v1/grants/<uuid:grant_id>/revoke": OPERATOR,
+    "api/v1/grants/<uuid:grant_id>/refund": OPERATOR,
     "api/v1/ledger/accounts/<uuid:account_id>/statement": ACME,
     "api/v1/ledger/extract": EACH,
     "api/v1/ledger/extract/verifier": EACH,

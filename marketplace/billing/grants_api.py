@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.accounts.scopes import Scope
-from marketplace.api.idempotency import idempotent
+from marketplace.api.idempotency import idempotent, idempotent_in_phases
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
     MicrosField,
@@ -27,9 +27,11 @@ from marketplace.api.serializers import (
     UuidField,
 )
 from marketplace.api.views import ApiView
+from marketplace.billing.payments_api import RefundOut
+from marketplace.billing.services.grant_refunds import give_grant_back
 from marketplace.errors import NotFound
 from marketplace.ledger.grants import GrantTerms, give_grant, grants_of, revoke_grant
-from marketplace.ledger.models import Grant
+from marketplace.ledger.models import Grant, GrantRefund
 from pricing.models import Grade
 
 _HIGHEST_PRIORITY = 999
@@ -74,6 +76,35 @@ class RevokedSerializer(serializers.Serializer[Any]):
     revoked_micros = serializers.IntegerField(help_text="what was free of it; open holds keep theirs")
 
 
+class GrantRefundRequest(StrictSerializer):
+    amount_micros = MicrosField(
+        min_value=1,
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="of the credit; null: all that is free",
+    )
+    payment_id = UuidField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="a payment of the buyer, whose card gets it; null: it stays on the balance",
+    )
+
+
+class GrantRefundSerializer(serializers.ModelSerializer[GrantRefund]):
+    """`paid_micros` went to the balance, the rest of `amount_micros` had not been paid for."""
+
+    class Meta:
+        model = GrantRefund
+        fields = ("id", "grant_id", "amount_micros", "paid_micros", "created_at")
+
+
+class GivenBackSerializer(serializers.Serializer[Any]):
+    refund = GrantRefundSerializer()
+    sent = RefundOut(allow_null=True, help_text="its way to the card")
+
+
 class GrantsView(ApiView):
     scopes: ClassVar = {"GET": Scope.READ, "POST": Scope.OPERATE}
     pagination_class = CursorPagination
@@ -112,7 +143,28 @@ class RevokeGrantView(ApiView):
         return Response(RevokedSerializer({"revoked_micros": revoked}).data)
 
 
+class RefundGrantView(ApiView):
+    scopes: ClassVar = {"POST": Scope.OPERATE}
+    role = OrganizationRole.OPERATOR
+
+    @extend_schema(
+        operation_id="grants_refund", request=GrantRefundRequest, responses={201: GivenBackSerializer}
+    )
+    @idempotent_in_phases
+    def post(self, request: Request, grant_id: UUID) -> Response:
+        """Give unused credit back, as far as it was paid for. For the operator. Needs an Idempotency-Key."""
+        given = give_grant_back(
+            grant_id=grant_id,
+            **self.parse(GrantRefundRequest),
+            operation_id=self.operation_id,
+            now=clock.now(),
+            actor=self.actor,
+        )
+        return Response(GivenBackSerializer(given).data, status=201)
+
+
 urlpatterns = [
     path("grants", GrantsView.as_view(), name="api-grants"),
     path("grants/<uuid:grant_id>/revoke", RevokeGrantView.as_view(), name="api-grant-revoke"),
+    path("grants/<uuid:grant_id>/refund", RefundGrantView.as_view(), name="api-grant-refund"),
 ]

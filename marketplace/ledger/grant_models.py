@@ -83,6 +83,33 @@ class GrantPart(models.Model):
     part = models.OneToOneField("ledger.Hold", on_delete=models.PROTECT, related_name="+")
 
 
+class GrantRefund(models.Model):
+    """Part of a grant given back: of `amount_micros` of credit `paid_micros` had been paid for and went to the prepaid
+    balance, the rest to the operator. `asked_micros` null: all that was free. Append-only.
+    """
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    grant = models.ForeignKey(Grant, on_delete=models.PROTECT, related_name="refunds")
+    asked_micros = models.BigIntegerField(null=True)
+    amount_micros = models.BigIntegerField()
+    paid_micros = models.BigIntegerField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount_micros__gt=0)
+                & Q(paid_micros__gte=0)
+                & Q(paid_micros__lte=F("amount_micros")),
+                name="ledger_grantrefund_paid_within_amount",
+            ),
+            models.CheckConstraint(
+                condition=Q(asked_micros__isnull=True) | Q(asked_micros=F("amount_micros")),
+                name="ledger_grantrefund_as_asked",
+            ),
+        ]
+
+
 class BurningHold(models.Model):
     """A hold that burns grants for deliveries of this grade."""
 

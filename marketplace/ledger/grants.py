@@ -15,7 +15,7 @@ from marketplace.accounts.selectors import operator_organization
 from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.errors import InvalidInput, NotFound
 from marketplace.ids import derived_id
-from marketplace.ledger.models import Grant
+from marketplace.ledger.models import Grant, GrantRefund
 from marketplace.ledger.services import call, check_amount
 
 WHOLE_PPM: Final = 1_000_000
@@ -97,6 +97,56 @@ def revoke_grant(*, grant_id: UUID, now: datetime, actor: Actor = SYSTEM) -> int
         grant = Grant.objects.get(pk=grant_id)
         _audit(grant, "grant.revoked", revoked, actor=actor, now=now)
     return revoked
+
+
+def refund_grant(
+    *,
+    id: UUID,  # noqa: A002
+    grant_id: UUID,
+    amount_micros: int | None,
+    now: datetime,
+    actor: Actor = SYSTEM,
+) -> GrantRefund:
+    """Give credit back that is not used: what was paid for it to the prepaid balance, the rest to the operator.
+
+    `amount_micros` is of the credit, None for all that is free; what holds have of it they keep. The same id on the
+    same terms again gives nothing more. Raises NotFound, GrantEnded, TransferConflict (the id's refund was another),
+    InvalidInput (amount_micros) for more than is unused.
+    """
+    if amount_micros is not None:
+        check_amount(amount_micros, least=1, field="amount_micros")
+    grant = Grant.objects.filter(pk=grant_id).first()
+    if grant is None:
+        raise NotFound("There is no such grant.")
+    with transaction.atomic():
+        is_fresh = call(
+            "SELECT ledger_refund_grant(%s, %s, %s, %s, %s, %s, %s)",
+            (
+                id,
+                grant_id,
+                amount_micros,
+                operator_organization().id,
+                derived_id(id, "paid"),
+                derived_id(id, "rest"),
+                now,
+            ),
+        )
+        refund = GrantRefund.objects.get(pk=id)
+        if is_fresh:
+            _audit(grant, "grant.refunded", refund.amount_micros, actor=actor, now=now)
+    return refund
+
+
+def refundable(grant: Grant, *, amount_micros: int | None = None) -> int:
+    """What a refund of so much of its credit, or of all that is free, would give back of what was paid, in micros."""
+    before = sum(grant.refunds.values_list("amount_micros", flat=True))
+    amount = grant.free_micros if amount_micros is None else amount_micros
+    return paid_part(before + amount, grant.cost_basis_ppm) - paid_part(before, grant.cost_basis_ppm)
+
+
+def paid_part(credit_micros: int, cost_basis_ppm: int) -> int:
+    """What so much credit cost, rounded down. `sql/grant_refunds.sql` computes the same."""
+    return credit_micros * cost_basis_ppm // WHOLE_PPM
 
 
 def expire_grants(*, now: datetime, limit: int = 1_000) -> int:

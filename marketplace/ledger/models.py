@@ -7,7 +7,7 @@ from django.db.models import F, Q
 
 from marketplace.accounts.models import Organization
 from marketplace.ids import uuid7
-from marketplace.ledger.grant_models import BurningHold, Grant, GrantPart
+from marketplace.ledger.grant_models import BurningHold, Grant, GrantPart, GrantRefund
 from marketplace.ledger.sealing_models import Seal, SealedBalance
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "BurningHold",
     "Grant",
     "GrantPart",
+    "GrantRefund",
     "Hold",
     "LedgerAccount",
     "Seal",

@@ -290,6 +290,10 @@ def fact_of(*, sqlstate: str, constraint: str) -> DomainError | None:
             return TransferConflict("a grant of this id exists on other terms")
         case "TY409", "ledger_grant_ended":
             return GrantEnded("the grant has ended, or has not expired yet")
+        case "TY409", "ledger_grant_refund_terms":
+            return TransferConflict("a refund of this id was made on other terms")
+        case "TY409", "ledger_grant_refund_within_free":
+            return InvalidInput("must not be more than what is unused of the grant", field="amount_micros")
         case "TY409", "ledger_hold_terms":
             return HoldConflict("a hold of this id exists on other terms")
         case "TY409", _:

@@ -40,21 +40,27 @@ def refund_payment(
     """
     fact_id = derived_id(operation_id, "refund")
     with transaction.atomic():
-        payment = (
-            ProcessorOperation.objects.select_for_update()
-            .filter(subject_id=payment_id, organization_id=organization_id, kind__in=COLLECTIONS)
-            .first()
-        )
-        if payment is None:
-            raise NotFound("There is no such payment.")
+        payment = locked_payment(organization_id, payment_id)
         known = ProcessorOperation.objects.filter(kind=OperationKind.REFUND, fact_id=fact_id).first()
         if known is None:
-            refund_id = _request(payment, amount_micros, fact_id, now=now, actor=actor).id
+            refund_id = request_refund(payment, amount_micros, fact_id, now=now, actor=actor).id
         elif known.amount_micros != amount_micros or known.parent_id != payment.id:
             raise Conflict("this operation was begun with other terms")
         else:
             refund_id = known.id
     return run_operation(operation_id=refund_id, now=now)
+
+
+def locked_payment(organization_id: UUID, payment_id: UUID) -> ProcessorOperation:
+    """As `find_payment`, until the transaction ends nobody else's."""
+    payment = (
+        ProcessorOperation.objects.select_for_update()
+        .filter(subject_id=payment_id, organization_id=organization_id, kind__in=COLLECTIONS)
+        .first()
+    )
+    if payment is None:
+        raise NotFound("There is no such payment.")
+    return payment
 
 
 def find_payment(organization_id: UUID, payment_id: UUID) -> ProcessorOperation:
@@ -78,9 +84,12 @@ def refunds_of(organization_id: UUID) -> QuerySet[ProcessorOperation]:
     return ProcessorOperation.objects.filter(organization_id=organization_id, kind=OperationKind.REFUND)
 
 
-def _request(
+def request_refund(
     payment: ProcessorOperation, amount_micros: int, fact_id: UUID, *, now: datetime, actor: Actor
 ) -> ProcessorOperation:
+    """Hold the money and write the order to send it back down, in the caller's transaction, which has locked the
+    payment; `run_operation` sends it. Raises as `refund_payment` does.
+    """
     minor = micros_per_minor_unit(payment.currency)
     if amount_micros < minor or amount_micros % minor:
         raise InvalidInput(
