@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from uuid import UUID
 
 from django.db.models import QuerySet
 
 from marketplace.accounts import keys
-from marketplace.accounts.models import ApiKey, AuditEntry, Membership, Organization, OrganizationRole
+from marketplace.accounts.models import ApiKey, AuditEntry, Membership, Organization, OrganizationRole, User
 from marketplace.errors import NotFound
 
 
@@ -67,3 +69,23 @@ def audit_of(organization_id: UUID) -> QuerySet[AuditEntry]:
 def all_organizations() -> QuerySet[Organization]:
     """Every organization, newest first: for the operator."""
     return Organization.objects.order_by("-id")
+
+
+def trail_of(kinds: Collection[str], *, object_ids: Collection[UUID] | None = None) -> QuerySet[AuditEntry]:
+    """What was done to objects of these kinds, or to these objects, newest first, of every organization: for the
+    operator."""
+    rows = AuditEntry.objects.filter(object_kind__in=kinds).select_related("organization").order_by("-id")
+    return rows if object_ids is None else rows.filter(object_id__in=object_ids)
+
+
+def names_of_actors(entries: Iterable[AuditEntry]) -> dict[UUID, str]:
+    """Who they were: people by e-mail, API keys by their labels. Two queries, however many."""
+    ids: dict[str, set[UUID]] = defaultdict(set)
+    for entry in entries:
+        if entry.actor_id is not None:
+            ids[entry.actor_kind].add(entry.actor_id)
+    people = User.objects.filter(id__in=ids[AuditEntry.ActorKind.USER]).values_list("id", "email")
+    labels = ApiKey.objects.filter(id__in=ids[AuditEntry.ActorKind.API_KEY]).values_list(
+        "id", "label", "key_id"
+    )
+    return dict(people) | {id_: label or f"ty_{key_id}" for id_, label, key_id in labels}

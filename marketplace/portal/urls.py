@@ -3,6 +3,9 @@
 from django.urls import path
 
 from marketplace.portal.views import (
+    billing_grants,
+    billing_invoices,
+    billing_rules,
     buyer,
     buying,
     controls,
@@ -128,6 +131,38 @@ urlpatterns = [
         disputes.resolve,
         name="operator-discrepancy-resolve",
     ),
+    path("operator/billing", billing_invoices.invoices, name="operator-billing"),
+    path(
+        "operator/billing/invoices/<uuid:invoice_id>",
+        billing_invoices.invoice,
+        name="operator-billing-invoice",
+    ),
+    path(
+        "operator/billing/invoices/<uuid:invoice_id>/credit",
+        billing_invoices.credit,
+        name="operator-billing-credit",
+    ),
+    path(
+        "operator/billing/invoices/<uuid:invoice_id>/reissue",
+        billing_invoices.reissue,
+        name="operator-billing-reissue",
+    ),
+    path("operator/billing/tax-rules", billing_rules.taxes, name="operator-billing-taxes"),
+    path("operator/billing/tax-rules/<uuid:rule_id>", billing_rules.tax, name="operator-billing-tax"),
+    path("operator/billing/discounts", billing_rules.discounts, name="operator-billing-discounts"),
+    path(
+        "operator/billing/discounts/<uuid:discount_id>",
+        billing_rules.discount,
+        name="operator-billing-discount",
+    ),
+    path("operator/billing/grants", billing_grants.grants, name="operator-billing-grants"),
+    path("operator/billing/grants/<uuid:grant_id>", billing_grants.grant, name="operator-billing-grant"),
+    path(
+        "operator/billing/grants/<uuid:grant_id>/revoke",
+        billing_grants.revoke,
+        name="operator-billing-grant-revoke",
+    ),
+    path("operator/billing/trail", billing_invoices.whole_trail, name="operator-billing-trail"),
     path("operator/credit-lines", spending.credit_lines, name="operator-credit-lines"),
     path("operator/ledger-check", operator.ledger_check, name="operator-ledger-check"),
 ]

@@ -19,6 +19,7 @@ from marketplace.orders.selectors import published_auctions
 from marketplace.portal.urls import urlpatterns
 from tests.cast import Party
 from tests.portal.conftest import SignIn
+from tests.portal.papers import papers
 from tests.portal.world import Day
 
 PUBLIC = {
@@ -55,6 +56,7 @@ ACTIONS = {
     "operator-control-rate",
     "operator-control-cap",
     "operator-cap-decline",
+    "operator-billing-grant-revoke",
 }
 # Pages of every organization, whatever its role: tests/portal/test_webhooks.py, tests/test_tenancy.py.
 EVERYBODYS = {"webhooks", "webhook"}
@@ -81,6 +83,7 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
         "review_id": uuid7(),
         "operation_id": uuid7(),
         "outage_id": uuid7(),
+        **papers(day),
         "auction_id": published_auctions([day.grade.id])[0].id,
     }
     found = {}

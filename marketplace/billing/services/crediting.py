@@ -80,7 +80,7 @@ def issue_credit_note(
     adjustment. The same operation again returns the first note. Raises NotFound, InvalidInput (reason,
     lines), Conflict (a void invoice, nothing left).
     """
-    note_id = derived_id(operation_id, "credit_note")
+    note_id = _note_id(operation_id)
     # The invoice's row is the lock: what is left of it is read behind it.
     invoice = Invoice.objects.select_for_update().filter(pk=invoice_id).exclude(status__in=UNISSUED).first()
     if invoice is None:
@@ -146,6 +146,45 @@ def issue_credit_note(
         now=now,
     )
     return note
+
+
+def note_of_operation(operation_id: UUID) -> CreditNote | None:
+    """The note that this operation has issued, if it has."""
+    return CreditNote.objects.filter(pk=_note_id(operation_id)).first()
+
+
+def _note_id(operation_id: UUID) -> UUID:
+    return derived_id(operation_id, "credit_note")
+
+
+def net_left(invoice: Invoice) -> dict[UUID, int]:
+    """What notes have left of each line's net amount, in the order of the lines; empty where all is credited."""
+    lines = _what_is_left(invoice)
+    return (
+        {}
+        if all(line.is_done for line in lines.values())
+        else {key: line.left for key, line in lines.items()}
+    )
+
+
+def spread_over_lines(invoice: Invoice, amount_micros: int) -> dict[UUID, int]:
+    """A net amount taken from the lines in their order, as far as each has some left; lines that are credits themselves
+    give none. Raises InvalidInput (amount_micros) for more than what is left of the invoice.
+    """
+    left = net_left(invoice)
+    whole = max(0, sum(left.values()))
+    if not 0 < amount_micros <= whole:
+        shown = format_micros(whole, invoice.currency)
+        raise InvalidInput(
+            f"must be above zero and at most the {shown} {invoice.currency} that are left without tax",
+            field="amount_micros",
+        )
+    taken: dict[UUID, int] = {}
+    for key, amount in left.items():
+        part = min(max(0, amount), amount_micros - sum(taken.values()))
+        if part:
+            taken[key] = part
+    return taken
 
 
 def taxes_by_title(taxes: Sequence[CreditNoteTax]) -> dict[str, int]:

@@ -47,17 +47,15 @@ def give_grant_back(
     grant = Grant.objects.filter(pk=grant_id).first()
     if grant is None:
         raise NotFound("There is no such grant.")
-    refund_id = derived_id(operation_id, "grant_refund")
-    fact_id = derived_id(refund_id, "refund")
+    id_ = refund_id(operation_id)
+    fact_id = derived_id(id_, "refund")
     with transaction.atomic():
         payment = None
         if payment_id is not None:
             payment = _payment_of(grant, payment_id)
         # Behind the payment's lock: who repeats the operation with it finds what it began.
-        is_new = not GrantRefund.objects.filter(pk=refund_id).exists()
-        refund = refund_grant(
-            id=refund_id, grant_id=grant_id, amount_micros=amount_micros, now=now, actor=actor
-        )
+        is_new = not GrantRefund.objects.filter(pk=id_).exists()
+        refund = refund_grant(id=id_, grant_id=grant_id, amount_micros=amount_micros, now=now, actor=actor)
         kept = ProcessorOperation.objects.filter(kind=OperationKind.REFUND, fact_id=fact_id).first()
         if kept is not None and (payment is None or kept.parent_id != payment.id):
             raise Conflict("this operation was begun with another payment", field="payment_id")
@@ -67,6 +65,11 @@ def give_grant_back(
             kept = _send_on(refund, payment, fact_id, now=now, actor=actor)
     sent = None if kept is None else run_operation(operation_id=kept.id, now=now)
     return GivenBack(refund, sent)
+
+
+def refund_id(operation_id: UUID) -> UUID:
+    """The ledger's id of the refund that this operation makes."""
+    return derived_id(operation_id, "grant_refund")
 
 
 def sendable(paid_micros: int, currency: str) -> int:

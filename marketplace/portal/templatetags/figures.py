@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -117,6 +118,34 @@ def moment(at: datetime | None, form: str = "day") -> SafeString | str:
         return "–"
     shown = figures.clock_time(at) if form == "clock" else figures.day_time(at)
     return format_html('<time datetime="{}">{}</time>', at.astimezone(UTC).isoformat(), shown)
+
+
+@register.simple_tag
+def moment_of_year(at: datetime | None) -> SafeString | str:
+    """A time in UTC with its year, for what holds longer than one."""
+    if at is None:
+        return "–"
+    utc = at.astimezone(UTC)
+    shown = f"{utc:%d %b %Y}" if (utc.hour, utc.minute, utc.second) == (0, 0, 0) else f"{utc:%d %b %Y %H:%M}"
+    return format_html('<time datetime="{}">{}</time>', utc.isoformat(), shown)
+
+
+@register.filter
+def said(action: str) -> str:
+    """`credit_note.issued` as people say it."""
+    return action.replace("_", " ").replace(".", ": ")
+
+
+@register.filter
+def said_detail(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """An entry's detail in words: amounts as money, names without underscores."""
+    shown = []
+    for name, value in detail.items():
+        if name.endswith("_micros") and isinstance(value, int):
+            shown.append((words(name.removesuffix("_micros")), money(value)))
+        elif value not in ("", None, [], {}):
+            shown.append((words(name), str(value)))
+    return shown
 
 
 @register.inclusion_tag("portal/fragments/chart.html")
