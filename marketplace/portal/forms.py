@@ -113,7 +113,11 @@ class RefundForm(OperationForm):
 
 
 class QuoteForm(PortalForm):
-    service_fields = {"take_share_ppm": "take_share"}
+    service_fields = {
+        "take_share_ppm": "take_share",
+        "rollover_share_ppm": "rollover_share",
+        "rollover_cap_lots": "rollover_cap",
+    }
     grade = forms.ChoiceField()
     firm_lots = LotsField(
         label="Firm quantity per delivery period", help_text="Lots. One lot is 1,000 standard tokens."
@@ -149,6 +153,15 @@ class QuoteForm(PortalForm):
         label="Minimum take",
         initial="0",
         help_text="Per cent of the monthly volume that is paid even if unused; matters in arrears.",
+    )
+    rollover_share = DecimalField(
+        decimals=4,
+        label="Rolls over",
+        required=False,
+        help_text="Per cent of a month's unused volume that the next month has too; prepaid only.",
+    )
+    rollover_cap = LotsField(
+        least=0, label="At most", required=False, help_text="Lots; how much of it a month may have."
     )
 
     def clean_starts_at(self) -> datetime | None:

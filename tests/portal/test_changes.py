@@ -139,6 +139,10 @@ def test_a_quote_is_bought_once(buyer: Client, acme: Party, grade: Grade) -> Non
         ("volume_lots", "999999999"),
         ("months", "13"),
         ("take_share", "101"),
+        ("rollover_share", "101"),
+        ("rollover_share", "-1"),
+        ("rollover_cap", "-1"),
+        ("rollover_cap", "x"),
         ("starts_at", "2020-01-01T00:00"),
         ("starts_at", "soon"),
     ],
@@ -148,6 +152,18 @@ def test_a_bad_quote_is_named_at_its_field(buyer: Client, grade: Grade, field: s
     assert answer.status_code == 422
     assert f"id_{field}_error" in answer.content.decode()
     assert not Quote.objects.exists()
+
+
+def test_what_rolls_over_is_asked_for_shown_and_kept(buyer: Client, grade: Grade) -> None:
+    asked = {"rollover_share": "12.5", "rollover_cap": "40"}
+    page = buyer.post("/buyer/buy", quote_terms(grade, **asked), follow=True).content.decode()
+    assert "12.5\u2009% of what is unused, at most 40 lots" in page
+    quote = Quote.objects.get()
+    assert (quote.rollover_share_ppm, quote.rollover_cap_lots) == (125_000, 40)
+    without_cap = buyer.post("/buyer/buy", quote_terms(grade, rollover_share="5"))
+    assert (without_cap.status_code, "id_rollover_cap_error" in without_cap.content.decode()) == (422, True)
+    in_arrears = buyer.post("/buyer/buy", quote_terms(grade, payment="arrears", **asked))
+    assert (in_arrears.status_code, "id_rollover_share_error" in in_arrears.content.decode()) == (422, True)
 
 
 def test_a_quote_beyond_the_balance_says_so_and_takes_nothing(

@@ -57,6 +57,8 @@ def quote_form(request: SeatedRequest) -> HttpResponse:
                 take_share_ppm=data["take_share"],
                 overage_policy=data["overage_policy"],
                 payment=data["payment"],
+                rollover_share_ppm=data["rollover_share"] or 0,
+                rollover_cap_lots=data["rollover_cap"] or 0,
                 now=now,
             )
             return redirect("buyer-quote", quote_id=made.id)
