@@ -197,9 +197,7 @@ class CreditForm(OperationForm):
         super().__init__(*args, **options)
         self._ids = {number: line_id for number, line_id, _ in lines[:_MOST_LINES]}
         for number in self._ids:
-            field = SignedField(label=f"Line {number}", required=False)
-            field.widget.attrs["aria-label"] = f"Credit of line {number}, without tax"
-            self.fields[f"line_{number}"] = field
+            self.fields[f"line_{number}"] = SignedField(label=f"Credit of line {number}", required=False)
 
     def line(self, number: int) -> forms.BoundField | None:
         return self[f"line_{number}"] if number in self._ids else None

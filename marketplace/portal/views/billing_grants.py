@@ -192,7 +192,7 @@ def _look_at_gift(grant: Grant) -> Look:
     return Look(
         title=f"Credit for {grant.organization.name}",
         lead="Burned before the balance, at the priority "
-        f"{grant.priority}, until {figures.day_time(grant.expires_at) if grant.expires_at else 'it is used up'}.",
+        f"{grant.priority}, until {f'{grant.expires_at:%d %b %Y %H:%M}' if grant.expires_at else 'it is used up'}.",
         rows=[
             ("The buyer pays from his balance", figures.money(paid, grant.currency)),
             ("The market gives", figures.money(grant.amount_micros - paid, grant.currency)),

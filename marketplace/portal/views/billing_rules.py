@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from django.conf import settings
@@ -166,7 +166,7 @@ def _standing(one: TaxRule | Discount, now: datetime) -> str:
 
 
 def _when(at: datetime | None) -> str:
-    return f"{figures.day_time(at)} {at:%Y}" if at is not None else "no end"
+    return f"{at.astimezone(UTC):%d %b %Y %H:%M}" if at is not None else "no end"
 
 
 def _terms_of(rule: TaxRule) -> str:
@@ -203,7 +203,7 @@ def _together(rule: TaxRule, beside: list[TaxRule]) -> list[tuple[str, str]]:
 
 def _figure(rule: TaxRule) -> str:
     if rule.kind == TaxRule.Kind.LEVY:
-        return f"{figures.rate(rule.levy_micros_per_mtok)} {settings.MARKET_CURRENCY} per Mtok from abroad"
+        return f"{figures.rate(rule.levy_micros_per_mtok)} {settings.MARKET_CURRENCY} per Mtok"
     return figures.percent(rule.rate_ppm)
 
 
