@@ -277,6 +277,8 @@ _HINTS_S: dict[str, int] = {
     "providers.tasks.pull_missing_usage": 30,
     "marketplace.ledger.tasks.check_ledger_nightly": 3_600,
     "marketplace.webhooks.tasks.send_due_webhooks": 2,
+    "marketplace.webhooks.tasks.send_notices": 5,
+    "marketplace.contracts.tasks.tell_of_spend_caps": 60,
     "marketplace.webhooks.tasks.forget_old_webhooks": 3_600,
     "marketplace.ledger.tasks.seal_transfers_hourly": 3_600,
 }
@@ -401,6 +403,23 @@ if PAYMENT_PROCESSOR == "stripe" and not (STRIPE_SECRET_KEY and STRIPE_WEBHOOK_S
     raise ImproperlyConfigured(
         "PAYMENT_PROCESSOR=stripe needs STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRETS to be set"
     )
+
+# Mail: without a server it is printed by the worker, for development.
+SMTP_HOST = str(env.str("SMTP_HOST", default=""))
+EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if SMTP_HOST else 'console'}.EmailBackend"
+EMAIL_HOST = SMTP_HOST
+EMAIL_PORT = _integer("SMTP_PORT", 587, least=1, most=65_535)
+EMAIL_HOST_USER = str(env.str("SMTP_USER", default=""))
+EMAIL_HOST_PASSWORD = str(env.str("SMTP_PASSWORD", default=""))
+SMTP_SECURITY = str(env.str("SMTP_SECURITY", default="starttls"))
+if SMTP_SECURITY not in ("starttls", "tls", "none"):
+    raise ImproperlyConfigured(f"SMTP_SECURITY must be starttls, tls or none, not {SMTP_SECURITY!r}")
+EMAIL_USE_TLS, EMAIL_USE_SSL = SMTP_SECURITY == "starttls", SMTP_SECURITY == "tls"
+EMAIL_TIMEOUT = 15
+MAIL_FROM = str(env.str("MAIL_FROM", default=""))
+DEFAULT_FROM_EMAIL = MAIL_FROM or "Tokenyard <notices@localhost>"
+if SMTP_HOST and not MAIL_FROM:
+    raise ImproperlyConfigured("MAIL_FROM must be set where SMTP_HOST is: who the mails are from")
 
 
 def _signing_key_seed() -> bytes:

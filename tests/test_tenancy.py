@@ -213,6 +213,7 @@ DOORS = {
     "buyer/spend-caps": ACME,
     "buyer/auto-top-up": ACME,
     "buyer/on-demand-payment": ACME,
+    "notices": ACME,
     "webhooks": ACME,
     "webhooks/<uuid:endpoint_id>": ACME,
     "buyer/invoices": ACME,

@@ -4,6 +4,7 @@ from celery import shared_task
 
 from marketplace import clock
 from marketplace.contracts import services
+from marketplace.contracts.cap_notices import tell_of_near_caps
 
 
 @shared_task
@@ -19,6 +20,11 @@ def advance_contracts() -> None:
 @shared_task
 def curtail_derated() -> None:
     services.curtail_derated(now=clock.now())
+
+
+@shared_task
+def tell_of_spend_caps() -> None:
+    tell_of_near_caps(now=clock.now())
 
 
 @shared_task

@@ -16,10 +16,12 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "dispute.opened": "a bank has taken a payment back",
     "invoice.issued": "an invoice is final and has its number",
     "invoice.overdue": "an invoice was not paid by its due date, or is due again after it",
+    "invoice.reminder": "an overdue invoice was reminded of; `days` after its due date",
     "invoice.paid": "an invoice is paid in full",
     "payment.action_required": "a payment waits for the buyer at a link",
     "payout_destination.changed": "a new place for payouts was asked for, applied or cancelled",
     "payout.paid": "earnings were paid out",
+    "spend_cap.near": "nine tenths of a spend cap are spent or held in its window",
     "statement.issued": "a statement is final and has its number",
     "top_up.succeeded": "money was added to the balance",
 }

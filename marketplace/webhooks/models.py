@@ -8,6 +8,16 @@ from django.db.models import Q
 
 from marketplace.accounts.models import Organization
 from marketplace.ids import uuid7
+from marketplace.webhooks.notice_models import Notice, NoticeSettings
+
+__all__ = [
+    "Notice",
+    "NoticeSettings",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
+]
 
 
 class WebhookEndpoint(models.Model):

@@ -19,6 +19,7 @@ from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import derived_id, uuid7
 from marketplace.webhooks.catalogue import EVENT_TYPES
 from marketplace.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
+from marketplace.webhooks.notices import mailed_organizations, queue_notices
 from marketplace.webhooks.schedule import GIVE_UP_AFTER
 from marketplace.webhooks.signing import signing_secret
 
@@ -71,8 +72,9 @@ class Fact(NamedTuple):
 def record_event(
     *, organization_id: UUID, event_type: str, fact_id: UUID, data: Mapping[str, Any], now: datetime
 ) -> None:
-    """Tell an organization's endpoints that something happened, in the caller's transaction: it is told if, and only
-    if, that commits. The same `event_type` of the same `fact_id` is told once. `data` must go into JSON without floats.
+    """Tell an organization's endpoints, and its people by mail, that something happened, in the caller's transaction:
+    it is told if, and only if, that commits. The same `event_type` of the same `fact_id` is told once. `data` must go
+    into JSON without floats.
     """
     record_events([Fact(organization_id, fact_id, data)], event_type=event_type, now=now)
 
@@ -84,6 +86,7 @@ def record_events(facts: Sequence[Fact], *, event_type: str, now: datetime) -> N
     assert event_type in EVENT_TYPES, event_type
     if not facts:
         return
+    queue_notices(facts, event_type=event_type, now=now)
     with connection.cursor() as cursor:
         cursor.execute(
             _RECORD,
@@ -101,10 +104,11 @@ def record_events(facts: Sequence[Fact], *, event_type: str, now: datetime) -> N
 
 
 def organizations_listening(event_type: str) -> list[UUID]:
-    """Those with an endpoint that is told of this type now."""
+    """Those with an endpoint that is told of this type now, and those who are mailed of it."""
     active = WebhookEndpoint.objects.filter(status=WebhookEndpoint.Status.ACTIVE)
     told = active.filter(Q(event_types=[]) | Q(event_types__contains=[event_type]))
-    return list(told.order_by().values_list("organization_id", flat=True).distinct())
+    listening = told.order_by().values_list("organization_id", flat=True)
+    return list({*listening, *mailed_organizations(event_type)})
 
 
 @transaction.atomic

@@ -59,7 +59,7 @@ ACTIONS = {
     "operator-billing-grant-revoke",
 }
 # Pages of every organization, whatever its role: tests/portal/test_webhooks.py, tests/test_tenancy.py.
-EVERYBODYS = {"webhooks", "webhook"}
+EVERYBODYS = {"webhooks", "webhook", "notices"}
 # Session, user, memberships and the market's clock, on every page.
 DOOR = 6
 

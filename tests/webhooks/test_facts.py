@@ -112,6 +112,9 @@ def test_money_and_invoices(acme: Party, grade: Grade, plant: Plant, now: dateti
     due, late = invoice.due_at, invoice.due_at + timedelta(days=21)
     overdue = tells_once("invoice.overdue", lambda: advance_dunning(now=due))
     assert overdue["number"] == invoice.number
+    third_day = due + timedelta(days=3)
+    reminder = tells_once("invoice.reminder", lambda: advance_dunning(now=third_day))
+    assert (reminder["days"], reminder["outstanding_micros"]) == (3, 2_400_000)
     suspended = tells_once("contract.suspended", lambda: advance_dunning(now=late))
     assert suspended["reason"] == "past_due"
     fund(acme, 3_000_000, late)

@@ -14,7 +14,7 @@ from marketplace.accounts.models import Organization
 from marketplace.accounts.services import SYSTEM, set_past_due
 from marketplace.billing.models import DunningStep, Invoice
 from marketplace.billing.services.invoice_payments import settle_if_nothing_is_due
-from marketplace.billing.services.lifecycle import Status, move_invoice, outstanding
+from marketplace.billing.services.lifecycle import Status, move_invoice, outstanding, tell_of_reminder
 from marketplace.contracts.events import tell_of_contracts
 from marketplace.contracts.models import Contract, ContractKind
 from marketplace.ids import derived_id
@@ -77,9 +77,12 @@ def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
     late = now - invoice.due_at
     done = [
         step
-        for days in settings.DUNNING_REMINDER_DAYS
+        for days in sorted(settings.DUNNING_REMINDER_DAYS)
         if late >= timedelta(days=days) and (step := _record(invoice, f"reminder:{days}", now))
     ]
+    if done:
+        # Where nobody has looked for days, they are recorded together and told as one.
+        tell_of_reminder(invoice, done[-1], now=now)
     if late >= timedelta(days=settings.DUNNING_SUSPEND_DAYS):
         if step := _record(invoice, SUSPENSION, now):
             done.append(step)

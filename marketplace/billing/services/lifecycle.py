@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from django.conf import settings
 from django.db import connection
 
-from marketplace.billing.models import CreditNote, Invoice, InvoicePayment, InvoiceStatusChange
+from marketplace.billing.models import CreditNote, DunningStep, Invoice, InvoicePayment, InvoiceStatusChange
 from marketplace.ids import uuid7
 from marketplace.webhooks.services import Fact, organizations_listening, record_events
 
@@ -78,6 +79,17 @@ def tell_of_batch(steps: Iterable[tuple[Invoice, UUID, str]], *, now: datetime) 
             if (event_type == "invoice.paid") == (to == Status.PAID) and invoice.organization_id in told
         ]
         record_events(facts, event_type=event_type, now=now)
+
+
+def tell_of_reminder(invoice: Invoice, step: DunningStep, *, now: datetime) -> None:
+    """Once for each step: the step is the fact."""
+    assert invoice.due_at is not None
+    fact = _fact(invoice, step.id, step.amount_micros)
+    more = {
+        "days": (now - invoice.due_at).days,
+        "suspended_after_days": settings.DUNNING_SUSPEND_DAYS,
+    }
+    record_events([fact._replace(data={**fact.data, **more})], event_type="invoice.reminder", now=now)
 
 
 def _fact(invoice: Invoice, fact_id: UUID, outstanding_micros: int) -> Fact:
