@@ -77,12 +77,9 @@ class RevokedSerializer(serializers.Serializer[Any]):
 
 
 class GrantRefundRequest(StrictSerializer):
+    # To be said, even if it is null: an empty body gives nothing back.
     amount_micros = MicrosField(
-        min_value=1,
-        required=False,
-        allow_null=True,
-        default=None,
-        help_text="of the credit; null: all that is free",
+        min_value=1, allow_null=True, help_text="of the credit; null: all that is free"
     )
     payment_id = UuidField(
         required=False,

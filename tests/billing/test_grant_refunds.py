@@ -33,7 +33,8 @@ def purchased(market: StripeMarket, amount: int, *, cost_basis_ppm: int = 1_000_
 
 def refund(party: Party, grant: Grant | UUID, body: dict[str, Any], *, key: str = "") -> Any:
     path = f"/api/v1/grants/{grant.id if isinstance(grant, Grant) else grant}/refund"
-    return party.api.post(path, body, format="json", HTTP_IDEMPOTENCY_KEY=key or str(uuid4()))
+    asked = {"amount_micros": None, **body}
+    return party.api.post(path, asked, format="json", HTTP_IDEMPOTENCY_KEY=key or str(uuid4()))
 
 
 def test_what_was_paid_goes_on_to_the_card_once_in_whole_minor_units(market: StripeMarket) -> None:
