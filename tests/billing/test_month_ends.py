@@ -108,6 +108,30 @@ def test_a_prepaid_month_gives_back_what_failed_from_who_failed_it(
     assert_books_balance()
 
 
+def test_what_was_delivered_of_a_paid_month_did_not_fail_and_gives_no_remedy(
+    acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """80 of a period's 100 lots used: 20 failed however long the host was down; 10% of 0.50 for 19 of them."""
+    fund(acme, FUNDS, now)
+    contract = buy(acme, grade, now)
+    start = contract.starts_at
+    month = Entitlement.objects.select_related("rate").get()
+    charge_committed_months(now=start)
+    outage(plant, start, 150)
+    meter(contract, month.rate, plant, 80 * LOT, start)
+    settle_period(settlement_start=start, now=start + DUE_AFTER)
+    outcome = DeliveryOutcome.objects.get()
+    assert (outcome.failed_numerator, outcome.remedy_micros) == (20 * LOT, 950)
+    assert Charge.objects.get(kind="remedy").amount_micros == -950
+    # And 20 more that come late: nothing failed.
+    meter(contract, month.rate, plant, 20 * LOT, start)
+    settle_period(settlement_start=start, now=start + 2 * DUE_AFTER)
+    assert sum(Charge.objects.filter(kind="remedy").values_list("amount_micros", flat=True)) == 0
+    assert money(acme, "prepaid") == FUNDS - PRICE
+    assert check_charges(since=now).differences == []
+    assert_books_balance()
+
+
 def test_an_outage_alone_makes_a_committed_period_due(
     acme: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:

@@ -116,8 +116,7 @@ def lines_of_run(
     """The lines a run has to write: all of them on the first run, only differences on later ones."""
     month_rates = {month.rate_id for month in sources.months}
     delivered = [item for item in metered if item.rate_id in month_rates]
-    charged = [item for item in metered if item.rate_id not in month_rates]
-    lines = _desired(sources, charged, fee_ppm)
+    lines = _desired(sources, metered, fee_ppm)
     recorded = _recorded(sources)
     if settlement.run > 1:
         charged_before = [
@@ -152,8 +151,11 @@ def waiting_amount(sources: Sources, metered: Sequence[Metered], *, fee_ppm: int
     charged = [item for item in metered if item.rate_id not in paid_ahead]
     if not any(item.waiting for item in charged):
         return 0
-    most = [replace(item, numerators=_with_waiting(item)) for item in charged]
-    after, before = _desired(sources, most, fee_ppm), _desired(sources, charged, fee_ppm)
+    most = [
+        item if item.rate_id in paid_ahead else replace(item, numerators=_with_waiting(item))
+        for item in metered
+    ]
+    after, before = _desired(sources, most, fee_ppm), _desired(sources, metered, fee_ppm)
     return sum(line.amount_micros for line in after) - sum(line.amount_micros for line in before)
 
 
@@ -169,9 +171,15 @@ def hold_has_captures(hold_id: UUID) -> bool:
 
 
 def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list[Line]:
+    """What a period comes to but for the usage of paid months, which lessens what failed of them and costs nothing."""
     lines: list[Line] = []
     by_award = {(award.rate_id, award.period_start): award for award in sources.awards}
-    other = [item for item in metered if (item.rate_id, item.period_start) not in by_award]
+    paid_ahead = {month.rate_id for month in sources.months}
+    other = [
+        item
+        for item in metered
+        if item.rate_id not in paid_ahead and (item.rate_id, item.period_start) not in by_award
+    ]
     used = {(item.rate_id, item.period_start): item for item in metered}
     outcomes: dict[tuple[UUID, datetime], list[AwardOutcome]] = defaultdict(list)
     for outcome in sources.outcomes(metered):
