@@ -266,7 +266,9 @@ def _post(contract: Contract, month: Entitlement, run: int, desired: Sequence[Li
     ):
         # He has spent what turns out to be too much: the market repays the provider.
         books = books.paid_by_market()
-    move([Movement(parent, line, books) for line in lines], now=now)
+    # As the rest of a month is: the statement of the month it ends in carries it.
+    earned_at = max(month.period_start, month.period_end - _LAST_MOMENT)
+    move([Movement(parent, line, books, is_run=False, earned_at=earned_at) for line in lines], now=now)
     tax_held = hold_tax(
         parent,
         [line for line in lines if line.amount_micros > 0],
@@ -274,8 +276,6 @@ def _post(contract: Contract, month: Entitlement, run: int, desired: Sequence[Li
         settlement_id=None,
         now=now,
     )
-    # As the rest of a month is: the statement of the month it ends in carries it.
-    earned_at = max(month.period_start, month.period_end - _LAST_MOMENT)
     record_lines(parent, lines, contract, settlement=None, tax_held=tax_held, now=now, earned_at=earned_at)
 
 

@@ -22,6 +22,7 @@ from marketplace.billing.services.waterfall import (
     OWED_BY_PROVIDER,
     TO_BOND,
     TO_OPERATOR,
+    Occasion,
     bond_account,
     bonds_for,
     parts_of_refund,
@@ -138,12 +139,21 @@ def tax_hold_id(*, settlement_id: UUID | None, charge_id: UUID) -> UUID:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """A line whose money is to move. Its charge's id derives from `parent`; `hold_id` is the open hold that pays it."""
+    """A line whose money is to move. Its charge's id derives from `parent`; `hold_id` is the open hold that pays it.
+
+    `is_run` says whether its charge will belong to a settlement, `earned_at` when it is earned, if not where it begins.
+    """
 
     parent: UUID
     line: Line
     books: Books
     hold_id: UUID | None = None
+    is_run: bool = True
+    earned_at: datetime | None = None
+
+    @property
+    def occasion(self) -> Occasion:
+        return Occasion(self.books.contract_id, self.is_run, self.earned_at)
 
 
 def move_lines(
@@ -170,7 +180,7 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
         for offering, share in sorted(line.shares.items()):
             earning, payable = earning_id(charge, offering), accounts[offering]
             if share.gross_micros > 0:
-                to_market, to_bond = repaid_first(books.contract_id, line, offering, share)
+                to_market, to_bond = repaid_first(movement.occasion, line, offering, share)
                 back = to_market + to_bond
                 bond = (
                     bond_account(sellers[offering].organization_id, books.currency, now=now)

@@ -151,7 +151,7 @@ def _refund(
         # He has spent what turns out to be too much: the market repays the provider.
         books = books.paid_by_market()
     parent = derived_id(settlement.id, f"resold:{contract_id}")
-    return Refund(contract, Movement(parent, line, books))
+    return Refund(contract, Movement(parent, line, books, is_run=False))
 
 
 def _available(contract: Contract) -> int:

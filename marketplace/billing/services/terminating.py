@@ -202,6 +202,6 @@ def _charge_fee(cut: Cut, fee: int, parent: UUID, now: datetime) -> None:
             if part
         },
     )
-    move([Movement(parent, line, books_of(contract, now=now, to_balance=True))], now=now)
+    move([Movement(parent, line, books_of(contract, now=now, to_balance=True), is_run=False)], now=now)
     tax_held = hold_tax(parent, [line], contract, settlement_id=None, now=now)
     record_lines(parent, [line], contract, settlement=None, tax_held=tax_held, now=now)

@@ -6,11 +6,12 @@ And who gets it back later: in the opposite order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from django.db.models import QuerySet, Sum
+from django.db.models import Q, QuerySet, Sum
 
 from marketplace.billing.lines import Line, Share
 from marketplace.billing.models import ChargeKind, Earning
@@ -28,16 +29,29 @@ TO_OPERATOR: Final = "gross_to_operator"
 OWED_BY_PROVIDER: Final = (ChargeKind.REMEDY, ChargeKind.SERVICE_CREDIT)
 
 
-def repaid_first(contract_id: UUID, line: Line, offering_id: UUID, share: Share) -> tuple[int, int]:
-    """What of a positive share goes back to the market and to the bond, which bore an earlier one of the same kind.
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """What a line came about by: of lines that are equal in kind, rate and period, each occasion has its own account.
 
-    In micros; the market comes first. A remedy that shrinks, or usage that comes back after a negative adjustment,
-    repays them before the provider: else he would be paid what he never bore. The fee of the share itself stays his
-    to pay out of it.
+    A settlement run; the end of a month (`earned_at` is its last moment), which may begin with the period of a run;
+    or lots of the period that were resold and failed.
+    """
+
+    contract_id: UUID
+    is_run: bool = True
+    earned_at: datetime | None = None
+
+
+def repaid_first(occasion: Occasion, line: Line, seller: UUID, share: Share) -> tuple[int, int]:
+    """What of a positive share goes back to the market and to the bond, which bore an earlier one of the same account.
+
+    In micros; the market comes first. `seller` is the share's key in the line. A remedy that shrinks, or usage that
+    comes back after a negative adjustment, repays them before the provider: else he would be paid what he never bore.
+    The fee of the share itself stays his to pay out of it.
     """
     if line.kind not in (*OWED_BY_PROVIDER, ChargeKind.ADJUSTMENT):
         return 0, 0  # A first run's lines: nothing was given back before them.
-    by_bond, by_market = _borne(contract_id, line, offering_id)
+    by_bond, by_market = _borne(occasion, line, seller)
     net = share.gross_micros - max(0, share.fee_micros)
     _, to_bond, to_market = parts_of_repayment(net, by_bond_micros=by_bond, by_market_micros=by_market)
     return to_market, to_bond
@@ -92,17 +106,22 @@ def paid_by_bond(organization_id: UUID, earnings: QuerySet[Earning]) -> int:
     return int(taken - returned)
 
 
-def _borne(contract_id: UUID, line: Line, offering_id: UUID) -> tuple[int, int]:
-    """What bond and market have paid for an offering on this contract in earlier runs and not got back, in micros.
+def _borne(occasion: Occasion, line: Line, seller: UUID) -> tuple[int, int]:
+    """What bond and market have paid for a seller on this contract in earlier runs and not got back, in micros.
 
-    Remedies are one account, service credits another, and what adjustments took back of usage a third.
+    Remedies are one account, service credits another, and what adjustments took back of usage a third; and so is what
+    each of them was for: the first period of a month begins when the month does, and its remedy is not the refund at
+    the month's end, nor is that of lots that were resold out of the period. Whoever resells is no provider: what the
+    market bore for him comes back of his own share alone.
     """
     earnings = Earning.objects.filter(
-        offering_id=offering_id,
+        Q(offering_id=seller, ask__isnull=True) | Q(ask_id=seller),
         charge__kind=line.kind,
         charge__rate_id=line.rate_id,
         charge__period_start=line.period_start,
-        charge__contract_id=contract_id,
+        charge__contract_id=occasion.contract_id,
+        charge__settlement__isnull=not occasion.is_run,
+        period_start=occasion.earned_at or line.period_start,
     )
     ids = list(earnings.values_list("id", flat=True))
     return _left(ids, FROM_BOND, TO_BOND), _left(ids, FROM_OPERATOR, TO_OPERATOR)
