@@ -15,8 +15,8 @@ from marketplace.accounts.selectors import operator_organization
 from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.errors import InvalidInput, NotFound
 from marketplace.ids import derived_id
-from marketplace.ledger.models import Grant, GrantRefund
-from marketplace.ledger.services import call, check_amount
+from marketplace.ledger.models import AccountKind, Grant, GrantRefund
+from marketplace.ledger.services import account_id, call, check_amount, lock_books
 
 WHOLE_PPM: Final = 1_000_000
 PRIORITIES: Final = range(1_000)
@@ -63,6 +63,7 @@ def give_grant(
     if not Organization.objects.filter(pk=organization_id).exists():
         raise NotFound("no such organization", field="organization_id")
     with transaction.atomic():
+        _lock(organization_id, terms.currency, AccountKind.OPERATOR, now=now)
         fresh = call(
             "SELECT ledger_give_grant(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
@@ -189,18 +190,30 @@ def _end(grant_id: UUID, status: Grant.Status, *, now: datetime) -> int:
         raise NotFound("no such grant")
     # Once more for each time that a hold gives back: what was posted before has grown the account's debits.
     round_ = f"{status}:{grant.account.debits_posted_micros}"
-    posted: int = call(
-        "SELECT ledger_end_grant(%s, %s, %s, %s, %s, %s)",
-        (
-            grant_id,
-            str(status),
-            operator_organization().id,
-            derived_id(grant_id, f"{round_}:first"),
-            derived_id(grant_id, f"{round_}:second"),
-            now,
-        ),
-    )
+    kind = AccountKind.OPERATOR if status == Grant.Status.REVOKED else AccountKind.BREAKAGE
+    with transaction.atomic():
+        _lock(grant.organization_id, grant.currency, kind, now=now)
+        posted: int = call(
+            "SELECT ledger_end_grant(%s, %s, %s, %s, %s, %s)",
+            (
+                grant_id,
+                str(status),
+                operator_organization().id,
+                derived_id(grant_id, f"{round_}:first"),
+                derived_id(grant_id, f"{round_}:second"),
+                now,
+            ),
+        )
     return posted
+
+
+def _lock(organization_id: UUID, currency: str, kind: AccountKind, *, now: datetime) -> None:
+    """What is paid for and what the market gives are two postings between the grant and two accounts."""
+    owners = ((organization_id, AccountKind.PREPAID), (operator_organization().id, kind))
+    accounts = [
+        account_id(organization_id=owner, kind=of, currency=currency, now=now) for owner, of in owners
+    ]
+    lock_books(grants_of=[organization_id], accounts=accounts)
 
 
 def _audit(grant: Grant, action: str, amount_micros: int, *, actor: Actor, now: datetime) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -153,6 +153,21 @@ def post_transfers(transfers: Sequence[NewTransfer], *, now: datetime) -> int:
         ),
     )
     return posted
+
+
+def lock_books(
+    *, holds: Iterable[UUID] = (), grants_of: Iterable[UUID] = (), accounts: Iterable[UUID] = ()
+) -> None:
+    """Take everything that the caller's transaction will touch in several calls of the ledger, in the one order.
+
+    Call it before the first of them. `grants_of` are organizations whose grants are drawn or given. Whoever locks call
+    by call may meet another who does so in a deadlock (docs/locking.md).
+    """
+    assert connection.in_atomic_block, "locks are of a transaction"
+    call(
+        "SELECT ledger_lock(%s::uuid[], %s::uuid[], %s::uuid[])",
+        (uuid_array(holds), uuid_array(grants_of), uuid_array(accounts)),
+    )
 
 
 def open_hold(

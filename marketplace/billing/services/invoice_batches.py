@@ -18,7 +18,13 @@ from marketplace.billing.documents import InvoiceTotals
 from marketplace.billing.models import Charge, Discount, Invoice, InvoiceStatusChange, TaxRule
 from marketplace.billing.services.discounts import discounts_for
 from marketplace.billing.services.invoice_lines import Drawn, draw, write_all
-from marketplace.billing.services.invoice_money import Ledger, ends_of, plan_invoice, tax_holds_of
+from marketplace.billing.services.invoice_money import (
+    Ledger,
+    ends_of,
+    lock_postings,
+    plan_invoice,
+    tax_holds_of,
+)
 from marketplace.billing.services.invoicing import (
     SERIES,
     draft_of,
@@ -188,6 +194,7 @@ def _post(
     ledgers = [Ledger(draft, now, accounts=accounts[draft.currency]) for draft in drafts]
     totals = [plan_invoice(*each) for each in zip(ledgers, drawn, holds, strict=True)]
     transfers = [transfer for ledger in ledgers for transfer in ledger.transfers]
+    lock_postings(holds, transfers)
     post_transfers(transfers, now=now)
     together: dict[AccountKind, dict[UUID, int]] = {kind: {} for kind in AccountKind}
     for held in holds:

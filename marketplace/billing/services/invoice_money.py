@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from marketplace.ledger.services import (
     NewTransfer,
     account_id,
     close_holds,
+    lock_books,
     post_transfers,
 )
 
@@ -90,17 +91,27 @@ def post_invoice(
     holds = tax_holds(charges)
     ledger = Ledger(invoice, now)
     totals = plan_invoice(ledger, drawn, holds)
+    lock_postings([holds], ledger.transfers)
     try:
         with transaction.atomic():
             ledger.post()
     except InsufficientFunds:
-        # What was free when it was read is spent by now. It cannot be locked at the reading: accounts are locked
-        # by the posting alone, all at once in the order of their ids.
+        # What was free when it was read, before the lock, is spent by now.
         ledger = Ledger(invoice, now)
         totals = plan_invoice(ledger, drawn, holds, takes_free_balance=False)
         ledger.post()
     close_holds(ends_of(holds, ledger.transfers), now=now)
     return totals
+
+
+def lock_postings(
+    of_invoices: Sequence[Mapping[AccountKind, Mapping[UUID, int]]], transfers: Iterable[NewTransfer]
+) -> None:
+    """Take the holds of tax, captured or voided, then the accounts of both: they are posted and ended by two calls."""
+    holds = [hold for held in of_invoices for by_hold in held.values() for hold in by_hold]
+    accounts = {account for transfer in transfers for account in (transfer.debit_id, transfer.credit_id)}
+    accounts.update(Hold.objects.filter(id__in=holds).values_list("account_id", flat=True).distinct())
+    lock_books(holds=holds, accounts=accounts)
 
 
 def ends_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -32,7 +32,14 @@ from marketplace.contracts.models import Contract, ContractKind, Payment
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, LedgerAccount
 from marketplace.ledger.selectors import balance_of
-from marketplace.ledger.services import InsufficientFunds, NewTransfer, account_id, open_hold, post_transfers
+from marketplace.ledger.services import (
+    InsufficientFunds,
+    NewTransfer,
+    account_id,
+    lock_books,
+    open_hold,
+    post_transfers,
+)
 from marketplace.orders.models import Ask
 from pricing.rating import gross_up
 from providers.models import Offering
@@ -221,6 +228,30 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
     transfers += _refunds(movements, accounts, shortfall, bonds)
     if transfers:
         post_transfers(transfers, now=now)
+
+
+def lock_movements(
+    movements: Sequence[Movement],
+    contract: Contract,
+    *,
+    offerings: Iterable[UUID] = (),
+    holds: Iterable[UUID] = (),
+    now: datetime,
+) -> None:
+    """Take all that squaring a contract up moves in several calls: its holds, its buyer's grants, then the accounts.
+
+    `offerings` are those that earn beside the lines' own. Both the balance and what was paid ahead are the contract's.
+    """
+    sellers = sellers_of({key for one in movements for key in one.line.shares} | set(offerings))
+    books = [books_of(contract, now=now), *(one.books for one in movements)]
+    accounts = {account for one in books for account in (one.source, one.buyer, one.fees, one.operator)}
+    accounts.update(seller_accounts(sellers, contract.currency, now=now).values())
+    owners = {seller.organization_id for seller in sellers.values()}
+    bonds = LedgerAccount.objects.filter(
+        organization_id__in=owners, kind=AccountKind.BOND, currency=contract.currency
+    )
+    accounts.update(bonds.values_list("id", flat=True))
+    lock_books(holds=holds, grants_of=[contract.organization_id], accounts=accounts)
 
 
 def record_lines(

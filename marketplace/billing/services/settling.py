@@ -32,6 +32,7 @@ from marketplace.billing.selectors import (
 )
 from marketplace.billing.services.committed_months import (
     charge_committed_months,
+    firm_allocations,
     locked_contract,
     open_hold_id,
 )
@@ -52,6 +53,7 @@ from marketplace.billing.services.posting import (
     hold_disputed,
     hold_of,
     hold_tax,
+    lock_movements,
     move,
     record_lines,
 )
@@ -63,6 +65,7 @@ from marketplace.billing.services.service_crediting import (
     record_service,
 )
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
+from marketplace.contracts.models import Allocation
 from marketplace.contracts.services import mark_entitlement_settled, record_failed
 from marketplace.errors import DomainError
 from marketplace.isolating import for_each
@@ -208,10 +211,8 @@ def settle_contract(
             usage_digest=digest,
             created_at=now,
         )
-        if earlier is not None:
-            _free_disputed(earlier, now=now)
         service = measure_service(sources, metered, outcomes)
-        charges = _run(settlement, sources, metered, outcomes, service, now=now)
+        charges = _run(settlement, earlier, sources, metered, outcomes, service, now=now)
         record_service(settlement, service, contract, now=now)
         _keep_outcomes(settlement, sources, outcomes, now=now)
         amount = sum(charge.amount_micros for charge in charges)
@@ -226,6 +227,7 @@ def settle_contract(
 
 def _run(
     settlement: Settlement,
+    earlier: Settlement | None,
     sources: Sources,
     metered: list[Metered],
     outcomes: Sequence[AwardOutcome],
@@ -237,11 +239,25 @@ def _run(
     lines += credit_lines(sources, metered, service)
     holds = sources.holds_for(lines)
     _check_within_accrual(sources, lines, holds)
-    _draw_grants(sources, lines, holds, now=now)
     books = books_of(sources.contract, now=now)
     refunds = refunds_of(settlement, outcomes, sources.resold, now=now) if sources.resold else []
     movements = [Movement(settlement.id, line, books, hold_of(line, holds)) for line in lines]
-    move([*movements, *(refund.movement for refund in refunds)], now=now)
+    movements += [refund.movement for refund in refunds]
+    disputed = open_hold_id(dispute_hold_id(earlier.id)) if earlier is not None else None
+    # A month that ends here is squared up in this transaction too, with all who supply it.
+    firm = firm_allocations(sources.contract) if sources.committed_months else Allocation.objects.none()
+    lock_movements(
+        movements,
+        sources.contract,
+        offerings=firm.values_list("offering_id", flat=True),
+        holds=[*sources.open_holds, *([disputed] if disputed else [])],
+        now=now,
+    )
+    if disputed is not None:
+        # What the last run kept for a ruling pays for it now; this run keeps again what still waits.
+        close_hold(id=disputed, status="voided", now=now)
+    _draw_grants(sources, lines, holds, now=now)
+    move(movements, now=now)
     record_refunds(refunds, now=now)
     if sources.resold:
         credit_resellers(settlement, lines, now=now)
@@ -284,13 +300,6 @@ def _keep_outcomes(
         failed[outcome.award.id] += outcome.parts.failed
     for entitlement_id, failed_numerator in failed.items():
         record_failed(entitlement_id=entitlement_id, failed_numerator=failed_numerator)
-
-
-def _free_disputed(earlier: Settlement, *, now: datetime) -> None:
-    """What the last run kept for a ruling pays for it now; this run keeps again what still waits."""
-    hold_id = open_hold_id(dispute_hold_id(earlier.id))
-    if hold_id is not None:
-        close_hold(id=hold_id, status="voided", now=now)
 
 
 def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> None:

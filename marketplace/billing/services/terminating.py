@@ -21,6 +21,7 @@ from marketplace.billing.services.posting import (
     charge_id,
     deferred_account,
     hold_tax,
+    lock_movements,
     move,
     record_lines,
 )
@@ -126,6 +127,8 @@ def _same_again(organization_id: UUID, contract_id: UUID, operation_id: UUID) ->
 
 def _square_up(cut: Cut, lots: int, operation_id: UUID, now: datetime) -> EndedEarly:
     parent = derived_id(operation_id, "early_end")
+    offerings = firm_allocations(cut.contract).values_list("offering_id", flat=True)
+    lock_movements([], cut.contract, offerings=offerings, now=now)
     refund = _give_back(cut, parent, now)
     contract = cut.contract
     assert contract.rate is not None
