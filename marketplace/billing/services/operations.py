@@ -207,6 +207,12 @@ def _send(operation: ProcessorOperation, *, now: datetime) -> ProcessorOperation
     processor = processor_named(operation.processor)
     if operation.sent_at is None:
         operation.terms |= terms_of(operation, now=now)
+    if operation.status == Status.REQUESTED and operation.key_number > 1:
+        # Asked again under another key, which would not answer what the old one did: look first. A person may have
+        # given up what had happened all the same.
+        made = through_gate(processor, lambda: processor.find(_instruction(operation)))
+        if made is not None and made.status not in (OutcomeStatus.FAILED, OutcomeStatus.UNKNOWN):
+            return record_outcome(operation_id=operation.pk, outcome=made, now=now)
     wall_now = clock.wall_now()
 
     def call() -> Outcome:

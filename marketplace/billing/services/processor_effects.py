@@ -6,12 +6,14 @@ however often, it is posted once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from django.db.models import F
+from django.db.models.functions import Least
 
 from marketplace.accounts.selectors import operator_organization
 from marketplace.billing.models import (
@@ -28,7 +30,8 @@ from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.base import Outcome
 from marketplace.billing.services.invoice_payments import settle_payment, tell_action_required
 from marketplace.ids import derived_id
-from marketplace.ledger.models import AccountKind
+from marketplace.ledger.models import AccountKind, Hold, LedgerAccount
+from marketplace.ledger.selectors import balance_of
 from marketplace.ledger.services import (
     NewTransfer,
     account_id,
@@ -38,6 +41,7 @@ from marketplace.ledger.services import (
 )
 from marketplace.webhooks.services import record_event
 
+logger = logging.getLogger(__name__)
 Status = ProcessorOperation.Status
 Purpose = ProcessorOperation.Purpose
 
@@ -200,17 +204,61 @@ def _refund(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> N
             currency=operation.currency,
             now=now,
         )
+        hold_id = refund_hold_id(operation)
+        if not Hold.objects.filter(pk=hold_id, status=Hold.Status.OPEN).exists():
+            _refund_after_all(operation, prepaid, now)
+            return
         transfer = NewTransfer(
             id=derived_id(operation.fact_id, "refund"),
             debit_id=prepaid,
             credit_id=market_account(AccountKind.PROCESSOR, operation.currency, now),
             amount_micros=operation.amount_micros,
             code="refund",
-            hold_id=refund_hold_id(operation),
+            hold_id=hold_id,
             reference_id=operation.subject_id,
         )
         post_transfers([transfer], now=now)
-        close_hold(id=refund_hold_id(operation), status="posted", now=now)
+        close_hold(id=hold_id, status="posted", now=now)
+
+
+def _refund_after_all(operation: ProcessorOperation, prepaid: UUID, now: datetime) -> None:
+    """A refund that was given up was made all the same: the balance pays what of the freed money is still there.
+
+    The rest the market has lost to the buyer: it is its own, and a person is told.
+    """
+    assert operation.parent_id is not None
+    available = balance_of(LedgerAccount.objects.get(pk=prepaid)).available_micros
+    from_balance = min(operation.amount_micros, max(0, available))
+    processor = market_account(AccountKind.PROCESSOR, operation.currency, now)
+    parts = (
+        ("refund", prepaid, from_balance),
+        (
+            "refund_borne",
+            market_account(AccountKind.OPERATOR, operation.currency, now),
+            operation.amount_micros - from_balance,
+        ),
+    )
+    transfers = [
+        NewTransfer(
+            id=derived_id(operation.fact_id, name),
+            debit_id=debit,
+            credit_id=processor,
+            amount_micros=amount,
+            code="refund",
+            reference_id=operation.subject_id,
+        )
+        for name, debit, amount in parts
+        if amount
+    ]
+    post_transfers(transfers, now=now)
+    # No further than the payment: what was refunded again meanwhile is refunded already.
+    ProcessorOperation.objects.filter(pk=operation.parent_id).update(
+        refunded_micros=Least(F("amount_micros"), F("refunded_micros") + operation.amount_micros)
+    )
+    logger.error(
+        "a refund that was given up was made",
+        extra={"operation_id": str(operation.id), "borne_micros": operation.amount_micros - from_balance},
+    )
 
 
 def _transfer(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
@@ -259,6 +307,9 @@ def _reversal(operation: ProcessorOperation, outcome: Outcome, now: datetime) ->
     if operation.status not in (Status.SUCCEEDED, Status.FAILED):
         return
     share = DisputeShare.objects.select_for_update().select_related("dispute").get(pk=operation.fact_id)
+    if operation.status == Status.SUCCEEDED and share.status == DisputeShare.Status.OWED:
+        _reversed_after_all(share, operation.currency, now)
+        return
     if share.status != DisputeShare.Status.REQUESTED:
         return
     currency = operation.currency
@@ -291,6 +342,33 @@ def _reversal(operation: ProcessorOperation, outcome: Outcome, now: datetime) ->
         for code, debit, credit in moves
     ]
     post_transfers(transfers, now=now)
+    share.save(update_fields=["status"])
+
+
+def _reversed_after_all(share: DisputeShare, currency: str, now: datetime) -> None:
+    """A reversal that was given up came back all the same: it pays what he owes for it, the rest is his again."""
+    owed = owed_account(share, currency, now)
+    debt = min(share.amount_micros, max(0, -balance_of(LedgerAccount.objects.get(pk=owed)).posted_micros))
+    payable = account_id(
+        organization_id=share.organization_id, kind=AccountKind.PAYABLE, currency=currency, now=now
+    )
+    transfers = [
+        NewTransfer(
+            id=derived_id(share.id, name),
+            debit_id=market_account(AccountKind.PROCESSOR, currency, now),
+            credit_id=credit,
+            amount_micros=amount,
+            code="dispute",
+            reference_id=share.dispute_id,
+        )
+        for name, credit, amount in (
+            ("reversed_late", owed, debt),
+            ("returned_late", payable, share.amount_micros - debt),
+        )
+        if amount
+    ]
+    post_transfers(transfers, now=now)
+    share.status = DisputeShare.Status.REVERSED
     share.save(update_fields=["status"])
 
 
