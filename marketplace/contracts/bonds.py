@@ -1,6 +1,6 @@
 """Provider bonds: what a provider must have deposited for the firm volume he sold, and what that lets him sell more.
 
-    required = ceil(bond share x sum over allocations of (firm lots x delivery periods of 30 days x rate))
+    required = ceil(bond share x the most at any time of the sum of (firm lots x delivery periods of 30 days x rate))
 
 The money lies in his ledger account of kind `bond`. A quote chooses nobody whose bond would not cover it, and
 acceptance looks again under the lock of his profile, where withdrawals wait too.
@@ -8,6 +8,7 @@ acceptance looks again under the lock of his profile, where withdrawals wait too
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,8 @@ from pricing.units import NUMERATOR_PER_LOT, NUMERATOR_PER_MTOK, PPM, div_ceil
 from providers.models import Offering
 from providers.services import lock_providers
 
+# From, until, how much.
+Interval = tuple[datetime, datetime, int]
 BOND_SPAN: Final = timedelta(days=30)
 # What ended this recently may still come to remedies, so its part is not given back yet.
 SETTLING: Final = timedelta(days=2)
@@ -83,23 +86,37 @@ def bond_of(organization_id: UUID, *, now: datetime) -> Bond:
 
 
 def firm_lots_times_rate(
-    organization_ids: Iterable[UUID], *, now: datetime, ended_too: bool = False
+    organization_ids: Iterable[UUID],
+    *,
+    now: datetime,
+    ended_too: bool = False,
+    term: tuple[datetime, datetime] | None = None,
+    but_for: UUID | None = None,
 ) -> dict[UUID, int]:
-    """By provider: the sum of firm lots x own rate over committed contracts whose term is not over. One query.
+    """By provider: the most that firm lots x own rate of his committed contracts come to at any time from `now` on.
 
-    With `ended_too` also of those that ended before the term they were made for.
+    What follows one another is owed in its own time, so it is not added up (`peak`). With `ended_too` also of contracts
+    that ended before the term they were made for; with `term` the most within that time; `but_for` is a contract that
+    does not count. One query.
     """
-    found = dict.fromkeys(organization_ids, 0)
+    found: dict[UUID, list[Interval]] = {organization: [] for organization in organization_ids}
+    since, until = term or (now, None)
     allocations = Allocation.objects.filter(
         period_start__isnull=True,
         contract__kind=ContractKind.COMMITTED,
-        contract__ends_at__gt=now,
+        contract__ends_at__gt=max(now, since),
         offering__host__provider__organization_id__in=list(found),
     )
+    if until is not None:
+        allocations = allocations.filter(contract__starts_at__lt=until)
     if not ended_too:
         allocations = allocations.exclude(contract__status=Contract.Status.ENDED)
+    if but_for is not None:
+        allocations = allocations.exclude(contract=but_for)
     rows = (
-        allocations.values("offering__host__provider__organization_id")
+        allocations.values(
+            "offering__host__provider__organization_id", "contract__starts_at", "contract__ends_at"
+        )
         .annotate(
             # A sum of products of two bigints: exact, as numeric.
             worth=Sum(
@@ -110,8 +127,25 @@ def firm_lots_times_rate(
         .order_by()
     )
     for row in rows:
-        found[row["offering__host__provider__organization_id"]] = int(row["worth"])
-    return found
+        # Of what has begun only the end matters: before `since` nothing is asked.
+        start = max(since, row["contract__starts_at"])
+        found[row["offering__host__provider__organization_id"]].append(
+            (start, row["contract__ends_at"], int(row["worth"]))
+        )
+    return {organization: peak(intervals) for organization, intervals in found.items()}
+
+
+def peak(intervals: Iterable[Interval]) -> int:
+    """The most that amounts owed from one time to another, half-open, come to together at any time."""
+    steps: dict[datetime, int] = defaultdict(int)
+    for start, end, amount in intervals:
+        steps[start] += amount
+        steps[end] -= amount
+    most = running = 0
+    for at in sorted(steps):
+        running += steps[at]
+        most = max(most, running)
+    return most
 
 
 def firm_value_micros(lots_times_rate: int) -> int:
@@ -148,14 +182,29 @@ def require_bonds(contract: Contract, *, now: datetime) -> None:
             raise BondNotCovered("A provider's bond no longer covers it; ask for a new quote.")
 
 
-def room_for_firm(offerings: Iterable[Offering], *, now: datetime) -> dict[UUID, int] | None:
-    """By provider organization: the firm lots x rate that his bond lets him sell more. None where none is asked."""
+def room_for_firm(
+    offerings: Iterable[Offering],
+    *,
+    term: tuple[datetime, datetime],
+    amends_id: UUID | None = None,
+    now: datetime,
+) -> dict[UUID, int] | None:
+    """By provider organization: the firm lots x rate that his bond lets him sell more over a term.
+
+    None where no bond is asked. The contract that an amendment takes the place of ends when its term begins.
+    """
     if settings.PROVIDER_BOND_PPM == 0:
         return None
     sellers = {offering.host.provider.organization_id for offering in offerings}
     held = available_by_organization(sellers, kind=AccountKind.BOND, currency=settings.MARKET_CURRENCY)
     sold = firm_lots_times_rate(sellers, now=now)
-    return {seller: max(0, (covered_lots_times_rate(held[seller]) or 0) - sold[seller]) for seller in sellers}
+    within = firm_lots_times_rate(sellers, now=now, term=term, but_for=amends_id)
+    room = {}
+    for seller in sellers:
+        covered = covered_lots_times_rate(held[seller]) or 0
+        # Whose bond does not cover what he has sold sells nothing more, at whatever time.
+        room[seller] = covered - within[seller] if sold[seller] <= covered else 0
+    return room
 
 
 def _numerators() -> int:

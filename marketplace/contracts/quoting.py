@@ -121,6 +121,7 @@ def request_quote(
         ends_at=month_ends[-1],
         now=now,
         own=own or {},
+        amends_id=amends_id,
     )
     return Quote.objects.create(
         organization_id=organization_id,
@@ -159,6 +160,7 @@ def fill_firm(
     ends_at: datetime,
     now: datetime,
     own: Mapping[UUID, int],
+    amends_id: UUID | None = None,
 ) -> list[Share]:
     """Who would supply `firm_lots` per delivery period over the whole term, cheapest firm rate first.
 
@@ -172,7 +174,7 @@ def fill_firm(
     )
     sold = _firm_sold_ppm([offering.host_id for offering in offerings], starts_at, ends_at)
     sellable = PPM - settings.OPERATING_MARGIN_PPM
-    room = room_for_firm(offerings, now=now)
+    room = room_for_firm(offerings, term=(starts_at, ends_at), amends_id=amends_id, now=now)
     shares: list[Share] = []
     left = firm_lots
     for offering in offerings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -16,6 +17,7 @@ from marketplace.billing.outcomes import latest_outcomes
 from marketplace.billing.services.bonds import BondBound, deposit_bond, retain_for_bond, withdraw_bond
 from marketplace.billing.services.settling import settle_contract, settle_period
 from marketplace.contracts.bonds import BondNotCovered, bond_of, firm_value_micros, required_micros
+from marketplace.contracts.ending import amend_contract, quote_amendment
 from marketplace.contracts.models import Contract
 from marketplace.contracts.quoting import NotOffered
 from marketplace.contracts.services import accept_quote, request_quote, set_period_rate
@@ -24,6 +26,7 @@ from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind, Transfer
 from marketplace.ledger.selectors import check_ledger
 from marketplace.ledger.services import InsufficientFunds
+from marketplace.periods import contract_month
 from pricing.models import Grade
 from providers.models import HostHour, Outage
 from providers.services import check_heartbeats
@@ -105,6 +108,54 @@ def test_nobody_sells_firm_beyond_what_his_bond_covers(
     assert (bond.free_micros, bond.missing_micros, bond.room_micros) == (0, 0, 0)
     with pytest.raises(NotOffered, match="0 lots are"):
         commit(world, now, firm_lots=1, volume_lots=1)
+
+
+def test_what_follows_in_time_needs_the_bond_once(
+    tenth: None, world: World, hyperion: Party, acme: Party, now: datetime
+) -> None:
+    """A bond for 30 lots: 30 of them, then 30 more from the moment on at which the first end, and no sooner."""
+    deposit(hyperion, BOND, now)
+    first = commit(world, now, firm_lots=30, volume_lots=1)
+    assert first.ends_at is not None
+    later = first.ends_at - timedelta(days=5)
+    terms: dict[str, Any] = {
+        "organization_id": acme.id, "grade_slug": "tiny-chat", "volume_lots": 1, "months": 1,
+        "take_share_ppm": 0, "overage_policy": "stop", "payment": "prepaid", "now": later,
+    }  # fmt: skip
+    with pytest.raises(NotOffered, match="0 lots are"):
+        request_quote(firm_lots=30, starts_at=first.ends_at - timedelta(minutes=5), **terms)
+    with pytest.raises(NotOffered, match="30 lots are"):
+        request_quote(firm_lots=31, starts_at=first.ends_at, **terms)
+    quote = request_quote(firm_lots=30, starts_at=first.ends_at, **terms)
+    accept_quote(organization_id=acme.id, quote_id=quote.id, operation_id=uuid7(), now=later, actor=SYSTEM)
+    bond = bond_of(hyperion.id, now=later)
+    assert (bond.required_micros, bond.room_micros, bond.missing_micros) == (BOND, 0, 0)
+    with pytest.raises(BondBound):
+        withdraw(hyperion, CENT, later)
+
+
+def test_an_amendment_needs_the_bond_of_one_contract(
+    tenth: None, world: World, hyperion: Party, acme: Party, now: datetime
+) -> None:
+    deposit(hyperion, BOND, now)
+    first = request_quote(
+        organization_id=acme.id, grade_slug="tiny-chat", firm_lots=30, volume_lots=1, months=3, starts_at=None,
+        take_share_ppm=0, overage_policy="stop", payment="prepaid", now=now,
+    )  # fmt: skip
+    contract = accept_quote(
+        organization_id=acme.id, quote_id=first.id, operation_id=uuid7(), now=now, actor=SYSTEM
+    )
+    start = contract_month(contract.starts_at, 1).start
+    quote = quote_amendment(
+        organization_id=acme.id, contract_id=contract.id, starts_at=start, firm_lots=30, volume_lots=2, months=2,
+        now=start - timedelta(days=9),
+    )  # fmt: skip
+    _, successor = amend_contract(
+        organization_id=acme.id, contract_id=contract.id, quote_id=quote.id, operation_id=uuid7(),
+        now=start - timedelta(days=9), actor=SYSTEM,
+    )  # fmt: skip
+    assert (successor.starts_at, successor.amends_id) == (start, contract.id)
+    assert bond_of(hyperion.id, now=now).required_micros == BOND
 
 
 def test_a_dearer_provider_with_a_bond_sells_before_a_cheaper_one_without(
