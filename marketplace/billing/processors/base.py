@@ -133,6 +133,10 @@ class PaymentProcessor(Protocol):
         """What has become of the object `instruction.reference`."""
         ...
 
+    def close_page(self, instruction: Instruction) -> Outcome:
+        """Let nobody pay on the page `instruction.reference` any more; where he has, or it has run out, that counts."""
+        ...
+
     def account_state(self, account_id: str) -> AccountState: ...
 
     def account_link(self, *, account_id: str, return_url: str, refresh_url: str) -> str:

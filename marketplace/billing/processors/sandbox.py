@@ -39,6 +39,9 @@ class SandboxProcessor:
     def state_of(self, instruction: Instruction) -> Outcome:
         return self.perform(instruction)
 
+    def close_page(self, instruction: Instruction) -> Outcome:
+        raise AssertionError("the sandbox has no pages")
+
     def account_state(self, account_id: str) -> AccountState:
         return AccountState(account_id, payouts_enabled=True, transfers_enabled=True, requirements_due=())
 

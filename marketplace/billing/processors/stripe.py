@@ -207,6 +207,17 @@ class StripeProcessor:
 
         return _asked(look)
 
+    def close_page(self, instruction: Instruction) -> Outcome:
+        def close() -> Outcome:
+            sessions = self._client.checkout.sessions
+            try:
+                return self._of_session(sessions.expire(instruction.reference))
+            except stripe.InvalidRequestError:
+                # Only an open one can be expired: it is complete, or has run out.
+                return self._of_session(sessions.retrieve(instruction.reference))
+
+        return _asked(close)
+
     def find(self, instruction: Instruction) -> Outcome | None:
         """Lists, not searches: a search lags behind what was just made, a list does not."""
         found: list[Any] = []

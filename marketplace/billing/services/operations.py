@@ -124,6 +124,19 @@ def refresh_operation(*, operation_id: UUID, now: datetime) -> ProcessorOperatio
     return record_outcome(operation_id=operation_id, outcome=outcome, now=now)
 
 
+def close_page(*, operation_id: UUID, now: datetime) -> ProcessorOperation:
+    """Let a page that waits for the buyer be paid on no more, and record that it failed; what he has paid there counts.
+
+    Where the answer is lost it stands where it stood: ask again. Raises ProcessorBusy.
+    """
+    operation = ProcessorOperation.objects.get(pk=operation_id)
+    if operation.kind != OperationKind.CHECKOUT or operation.status != Status.ACTION_REQUIRED:
+        return operation
+    processor = processor_named(operation.processor)
+    outcome = through_gate(processor, lambda: processor.close_page(_instruction(operation)))
+    return record_outcome(operation_id=operation_id, outcome=outcome, now=now)
+
+
 def resume_operations(*, now: datetime, limit: int = 100) -> int:
     """Take up what dead processes and a busy processor left; how many were looked at."""
     wall_now = clock.wall_now()

@@ -10,12 +10,15 @@ from django.db.models import QuerySet
 
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.billing.models import Invoice, InvoicePayment, ProcessorOperation
-from marketplace.billing.processor_models import COLLECTIONS
+from marketplace.billing.processor_models import COLLECTIONS, OperationKind
 from marketplace.billing.services.collecting import request_collection, run_collection
 from marketplace.billing.services.invoice_payments import receive, settle_if_nothing_is_due
 from marketplace.billing.services.lifecycle import UNISSUED, outstanding
+from marketplace.billing.services.operations import close_page
 from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
 from marketplace.ids import derived_id
+from marketplace.ledger.models import AccountKind
+from marketplace.ledger.selectors import balance
 
 
 class NothingDue(Conflict):
@@ -29,16 +32,22 @@ def pay_invoice(
 ) -> InvoicePayment:
     """Pay all that is outstanding. The same operation again answers what the first one did.
 
-    From the `balance` it is one transaction; through the `processor` the asking lies between two, outside of both: the
-    saved card is charged, without one `action_url` is the processor's page. A charge that needs the buyer leaves the
-    invoice `action_required` and the payment pending with `action_url`; whatever dies in between is finished by the
+    From the `balance` it is one transaction, before which a page of the processor's that waits for the buyer is
+    closed (what he has paid there counts instead); through the `processor` the asking lies between two, outside of
+    both: the saved card is charged, without one `action_url` is the processor's page. A charge that needs the buyer
+    leaves the invoice `action_required` and the payment pending with `action_url`; whatever dies in between is
+    finished by the
     sweeper, a webhook, or the same call again. Raises NotFound, NothingDue, Conflict while another payment is under
-    way, InvalidInput (source), InsufficientFunds.
+    way, InvalidInput (source), InsufficientFunds, ProcessorBusy where
+    a page could not be closed.
     """
     if source not in InvoicePayment.Source.values:
         raise InvalidInput(f"must be one of {', '.join(InvoicePayment.Source.values)}", field="source")
+    payment_id = payment_id_of(operation_id)
+    if source == InvoicePayment.Source.BALANCE:
+        _close_open_page(payment_id, organization_id, invoice_id, now=now)
     payment = _begin(
-        payment_id=payment_id_of(operation_id),
+        payment_id=payment_id,
         organization_id=organization_id,
         invoice_id=invoice_id,
         source=source,
@@ -46,6 +55,28 @@ def pay_invoice(
         actor=actor,
     )
     return finish_payment(payment_id=payment.id, now=now)
+
+
+def _close_open_page(payment_id: UUID, organization_id: UUID, invoice_id: UUID, *, now: datetime) -> None:
+    """A page on which the invoice could still be paid is closed first, where the balance is enough to pay it.
+
+    Outside of any transaction of ours. If he has paid there meanwhile, that is the payment. What comes of an old page
+    all the same goes to the balance (`receive`).
+    """
+    invoice = Invoice.objects.filter(pk=invoice_id, organization_id=organization_id).first()
+    if invoice is None or InvoicePayment.objects.filter(pk=payment_id).exists():
+        return
+    found = balance(organization_id=organization_id, kind=AccountKind.PREPAID, currency=invoice.currency)
+    if found.available_micros < outstanding(invoice):
+        return
+    open_payments = invoice.payments.filter(status=InvoicePayment.Status.PENDING).values("id")
+    pages = ProcessorOperation.objects.filter(
+        subject_id__in=open_payments,
+        kind=OperationKind.CHECKOUT,
+        status=ProcessorOperation.Status.ACTION_REQUIRED,
+    )
+    for page_id in list(pages.values_list("id", flat=True)):
+        close_page(operation_id=page_id, now=now)
 
 
 def payment_id_of(operation_id: UUID) -> UUID:
