@@ -129,9 +129,9 @@ def firm_lots_times_rate(
     for row in rows:
         # Of what has begun only the end matters: before `since` nothing is asked.
         start = max(since, row["contract__starts_at"])
-        found[row["offering__host__provider__organization_id"]].append(
-            (start, row["contract__ends_at"], int(row["worth"]))
-        )
+        end = row["contract__ends_at"]
+        assert end is not None, "a committed contract has a term"
+        found[row["offering__host__provider__organization_id"]].append((start, end, int(row["worth"])))
     return {organization: peak(intervals) for organization, intervals in found.items()}
 
 

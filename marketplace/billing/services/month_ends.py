@@ -23,6 +23,7 @@ from marketplace.billing.models import Charge, ChargeKind, MonthOutcome
 from marketplace.billing.outcomes import latest_outcomes
 from marketplace.billing.selectors import metered_usage
 from marketplace.billing.services.committed_months import close_month, locked_contract
+from marketplace.billing.services.owing import collect_owed, let_owe
 from marketplace.billing.services.posting import (
     Movement,
     books_of,
@@ -264,11 +265,13 @@ def _post(contract: Contract, month: Entitlement, run: int, desired: Sequence[Li
     if contract.payment == Payment.PREPAID and sum(line.amount_micros for line in lines) > _available(
         contract
     ):
-        # He has spent what turns out to be too much: the market repays the provider.
-        books = books.paid_by_market()
+        # He has spent what turns out to be too much.
+        returned = sum(line.amount_micros for line in lines)
+        books = books.owed_by_buyer(let_owe(contract, returned, now=now))
     # As the rest of a month is: the statement of the month it ends in carries it.
     earned_at = max(month.period_start, month.period_end - _LAST_MOMENT)
     move([Movement(parent, line, books, is_run=False, earned_at=earned_at) for line in lines], now=now)
+    collect_owed(contract, now=now)
     tax_held = hold_tax(
         parent,
         [line for line in lines if line.amount_micros > 0],

@@ -71,6 +71,10 @@ class Books:
     currency: str
     code: str | None = None
 
+    def owed_by_buyer(self, account: UUID) -> Books:
+        """The same, but for an account of what he owes in the place of the one that does not cover it."""
+        return replace(self, source=account, buyer=account)
+
     def paid_by_market(self) -> Books:
         """The same, but for the market in the buyer's place."""
         return replace(self, source=self.operator, buyer=self.operator)
@@ -199,7 +203,8 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
                     (TO_OPERATOR, books.operator, to_market),
                     (TO_BOND, bond, to_bond),
                 ):
-                    if amount:
+                    # Where the market pays in the buyer's place it has back what it bore.
+                    if amount and credit != books.source_of(line):
                         transfers.append(
                             NewTransfer(
                                 id=derived_id(earning, name),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import F
 
 from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey
@@ -39,6 +40,7 @@ from marketplace.billing.services.committed_months import (
 from marketplace.billing.services.failing import AwardOutcome, have_news, record_outcomes
 from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.month_ends import square_month
+from marketplace.billing.services.owing import collect_owed, let_owe
 from marketplace.billing.services.period_lines import (
     Sources,
     hold_has_captures,
@@ -65,13 +67,14 @@ from marketplace.billing.services.service_crediting import (
     record_service,
 )
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
-from marketplace.contracts.models import Allocation
+from marketplace.contracts.models import Allocation, Contract
 from marketplace.contracts.services import mark_entitlement_settled, record_failed
 from marketplace.errors import DomainError
 from marketplace.isolating import for_each
 from marketplace.jobs import claim_job, finish_job
 from marketplace.ledger.grants import draw_grants
-from marketplace.ledger.services import close_hold
+from marketplace.ledger.models import AccountKind, LedgerAccount
+from marketplace.ledger.services import InsufficientFunds, close_hold
 from marketplace.periods import settlement_period
 from metering.validating import RETENTION
 from providers.reconciling import reconcile_period
@@ -118,6 +121,7 @@ def settle_due_periods(*, now: datetime) -> SettlementResult:
     since = now - (RETENTION if looks_back else recent)
     result = _settle(unsettled_contracts(since=since, until=now), now=now)
     if looks_back:
+        collect_what_is_owed(now=now)
         finish_job(job=LATE_USAGE_JOB, period_start=hour, now=now)
     return result
 
@@ -257,7 +261,7 @@ def _run(
         # What the last run kept for a ruling pays for it now; this run keeps again what still waits.
         close_hold(id=disputed, status="voided", now=now)
     _draw_grants(sources, lines, holds, now=now)
-    move(movements, now=now)
+    _move(movements, sources.contract, now=now)
     record_refunds(refunds, now=now)
     if sources.resold:
         credit_resellers(settlement, lines, now=now)
@@ -269,6 +273,46 @@ def _run(
     return record_lines(
         settlement.id, lines, sources.contract, settlement=settlement, tax_held=tax_held, now=now
     )
+
+
+def _move(movements: Sequence[Movement], contract: Contract, *, now: datetime) -> None:
+    """Post a run's lines. What remedies and service credits became smaller by the buyer owes where he has not got it.
+
+    Usage that he has no cover for still waits, and raises InsufficientFunds.
+    """
+    try:
+        with transaction.atomic():
+            move(movements, now=now)
+    except InsufficientFunds:
+        shrunk = [
+            one
+            for one in movements
+            if one.line.kind in OWED_BY_PROVIDER
+            and one.line.amount_micros > 0
+            and one.books.contract_id == contract.id
+        ]
+        if not shrunk:
+            raise
+        account = let_owe(contract, sum(one.line.amount_micros for one in shrunk), now=now)
+        owed = [replace(one, books=one.books.owed_by_buyer(account), hold_id=None) for one in shrunk]
+        move([*(one for one in movements if one not in shrunk), *owed], now=now)
+    collect_owed(contract, now=now)
+
+
+def collect_what_is_owed(*, now: datetime) -> int:
+    """`collect_owed` for every contract on which something is owed, each in a transaction of its own, in micros."""
+    owing = LedgerAccount.objects.filter(
+        kind=AccountKind.RECEIVABLE,
+        reference_id__isnull=False,
+        debits_posted_micros__gt=F("credits_posted_micros"),
+    ).values("reference_id")
+    collected = 0
+    for contract_id in list(
+        Contract.objects.filter(pk__in=owing).order_by("id").values_list("id", flat=True)
+    ):
+        with transaction.atomic():
+            collected += collect_owed(locked_contract(contract_id), now=now)
+    return collected
 
 
 def _draw_grants(
