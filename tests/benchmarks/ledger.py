@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from django.db import connections
 
 from marketplace import clock
 from marketplace.accounts.services import create_organization, ensure_operator
+from marketplace.billing.services.posting import fees_account
 from marketplace.ids import uuid7
 from marketplace.ledger.services import NewTransfer, account_id, close_hold, open_hold, post_transfers
 
@@ -23,6 +25,10 @@ SINGLES: Final = 1_000
 BATCH: Final = 1_000
 BATCHES: Final = 12
 HOLDS: Final = 400
+# Settlers at once, how often each settles, and what it writes for after it has posted.
+SETTLERS: Final = 8
+SETTLEMENTS: Final = 40
+WRITING_S: Final = 0.01
 ROUNDS: Final = 3
 
 _POST: Final = (
@@ -62,6 +68,7 @@ def run() -> Iterator[dict[str, Any]]:
             yield _single(accounts, app)
             yield _batched(accounts, owner)
             yield from _hold_settle(accounts, app)
+            yield from _hot_fees()
         finally:
             owner.execute("DROP TABLE benchmark_transfer, benchmark_account")
 
@@ -157,6 +164,53 @@ def _hold_settle(accounts: list[UUID], app: psycopg.Connection[Any]) -> Iterator
         "floor": 50,
         "ratio": round(p99_ms / 50, 3),
     }
+
+
+def _hot_fees() -> Iterator[dict[str, Any]]:
+    """Settlements at once: each posts a fee beside its own accounts and goes on writing for a while before it commits.
+
+    As the market spreads its fees, and all of them on one account, each against an account for every settler.
+    """
+    now = clock.now()
+    operator = ensure_operator(now=now)
+    buyer = create_organization(name=f"Benchmark {uuid7()}", roles=["buyer"], now=now)
+    contracts = [uuid7() for _ in range(SETTLERS)]
+    own = [
+        account_id(organization_id=buyer.id, kind="deferred", currency="USD", reference_id=one, now=now)
+        for one in contracts
+    ]
+    processor = account_id(organization_id=operator.id, kind="processor", currency="USD", now=now)
+    post_transfers([NewTransfer(uuid7(), processor, one, 10**9, "top_up") for one in own], now=now)
+    sides = {
+        "ledger_hot_fees": [
+            fees_account(one, operator_id=operator.id, currency="USD", now=now) for one in contracts
+        ],
+        "ledger_hot_single": [
+            account_id(organization_id=operator.id, kind="fees", currency="USD", now=now) for _ in contracts
+        ],
+        "floor": [
+            account_id(organization_id=operator.id, kind="fees", currency="USD", reference_id=one, now=now)
+            for one in contracts
+        ],
+    }
+    per_s = {name: _settled_per_s(own, fees, now) for name, fees in sides.items()}
+    for name in ("ledger_hot_fees", "ledger_hot_single"):
+        yield _result(name, per_s[name], "settlements/s", per_s["floor"])
+
+
+def _settled_per_s(own: list[UUID], fees: list[UUID], now: Any) -> float:
+    def settle(index: int) -> None:
+        with _bare("default") as app:
+            for _ in range(SETTLEMENTS):
+                with app.transaction():
+                    pair = [NewTransfer(uuid7(), own[index], fees[index], 5, "fee") for _ in range(2)]
+                    app.execute(_POST, _arrays(pair, now))
+                    app.execute("SELECT pg_sleep(%s)", (WRITING_S,))
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(len(own)) as pool:
+        list(pool.map(settle, range(len(own))))
+    return len(own) * SETTLEMENTS / (time.perf_counter() - began)
 
 
 def _interleaved(
