@@ -8,7 +8,7 @@ _SQL = Path(__file__).resolve().parent.parent / "sql" / "lock_order.sql"
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0007_credit_lines")]
+    dependencies = [("ledger", "0008_grant_refunds")]
 
     operations = [
         migrations.RunSQL(_SQL.read_text(), "DROP FUNCTION ledger_lock(uuid[], uuid[], uuid[]);"),
