@@ -262,6 +262,7 @@ DOORS = {
     "operator/billing/invoices/<uuid:invoice_id>/reissue": OPERATOR,
     "operator/billing/tax-rules": OPERATOR,
     "operator/billing/tax-rules/<uuid:rule_id>": OPERATOR,
+    "operator/billing/tax-numbers/<uuid:organization_id>": OPERATOR,
     "operator/billing/discounts": OPERATOR,
     "operator/billing/discounts/<uuid:discount_id>": OPERATOR,
     "operator/billing/grants": OPERATOR,

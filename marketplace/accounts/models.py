@@ -5,8 +5,8 @@ from __future__ import annotations
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import F, Q
-from django.db.models.functions import Lower
+from django.db.models import F, Q, Value
+from django.db.models.functions import Concat, Lower
 
 from marketplace.ids import uuid7
 
@@ -57,6 +57,8 @@ class Organization(models.Model):
     legal_name = models.CharField(max_length=200, blank=True)
     address = models.TextField(max_length=1000, blank=True)
     country = models.CharField(max_length=2, blank=True)
+    # A part of the country with taxes of its own, after ISO 3166-2: US-NY, CA-QC.
+    region = models.CharField(max_length=6, blank=True, db_default="")
     tax_number = models.CharField(max_length=64, blank=True)
     # When the operator saw that the number is this organization's; a number that anybody can type proves nothing.
     tax_number_verified_at = models.DateTimeField(null=True, blank=True)
@@ -87,6 +89,11 @@ class Organization(models.Model):
                 name="accounts_organization_own_tax_in_range",
             ),
             models.CheckConstraint(
+                condition=Q(region="")
+                | Q(region__startswith=Concat(F("country"), Value("-"))) & ~Q(country=""),
+                name="accounts_organization_region_of_country",
+            ),
+            models.CheckConstraint(
                 condition=Q(tax_number_verified_at__isnull=True) | ~Q(tax_number=""),
                 name="accounts_organization_verified_number",
             ),
@@ -114,6 +121,7 @@ class TaxIdentity(models.Model):
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="tax_identities")
     valid_from = models.DateTimeField()
     country = models.CharField(max_length=2, blank=True)
+    region = models.CharField(max_length=6, blank=True)
     tax_number = models.CharField(max_length=64, blank=True)
     is_verified = models.BooleanField()
     created_at = models.DateTimeField()

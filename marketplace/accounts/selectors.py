@@ -89,3 +89,10 @@ def names_of_actors(entries: Iterable[AuditEntry]) -> dict[UUID, str]:
         "id", "label", "key_id"
     )
     return dict(people) | {id_: label or f"ty_{key_id}" for id_, label, key_id in labels}
+
+
+def unverified_tax_numbers() -> QuerySet[Organization]:
+    """Who has given a tax number that the operator has not looked at, the longest here first."""
+    return (
+        Organization.objects.filter(tax_number_verified_at__isnull=True).exclude(tax_number="").order_by("id")
+    )

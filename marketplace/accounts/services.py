@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,7 +31,8 @@ from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound, cons
 
 OPERATOR_NAME: Final = "Operator"
 KEY_USE_RECORDED_EVERY: Final = timedelta(minutes=1)
-LEGAL_FIELDS: Final = ("legal_name", "address", "country", "tax_number")
+LEGAL_FIELDS: Final = ("legal_name", "address", "country", "region", "tax_number")
+_REGION: Final = re.compile(r"[A-Z]{2}-[A-Z0-9]{1,3}")
 
 
 @dataclass(frozen=True)
@@ -125,31 +127,39 @@ def ensure_operator(*, now: datetime) -> Organization:
 def update_organization(
     *, organization_id: UUID, changes: Mapping[str, str], now: datetime, actor: Actor
 ) -> Organization:
-    """Change what documents say about the organization: legal_name, address, country, tax_number.
+    """Change what documents say about the organization: legal_name, address, country, region, tax_number.
 
-    Another country or number counts for what is bought from now on, and is not verified.
+    A region (ISO 3166-2) goes with its country. Another country, region or number counts for what is bought from now on;
+    a number is verified for one country only.
     """
     assert set(changes) <= set(LEGAL_FIELDS), "only the legal fields change here"
     organization = _locked_organization(organization_id)
     before = identity_of(organization)
     if "country" in changes and changes["country"] and not _is_country(changes["country"]):
         raise InvalidInput("country must be two capital letters (ISO 3166-1)", field="country")
-    limits = {"legal_name": 200, "address": 1000, "country": 2, "tax_number": 64}
+    limits = {"legal_name": 200, "address": 1000, "country": 2, "region": 6, "tax_number": 64}
     for field, value in changes.items():
         setattr(organization, field, _text(value, field=field, least=0, most=limits[field]))
     number, country = organization.tax_number, organization.country
+    if organization.region and not organization.region.startswith(f"{country}-"):
+        if "region" in changes:
+            raise InvalidInput(f"must be of the country {country or '(none given)'}", field="region")
+        organization.region = ""
+    if organization.region and not _REGION.fullmatch(organization.region):
+        raise InvalidInput("must be a code after ISO 3166-2, such as US-NY", field="region")
     if {"tax_number", "country"} & set(changes) and number and not can_be_tax_number(number, country):
         form = f"the form of tax numbers in {country}" if country else "the form of a tax number"
         raise InvalidInput(f"{number!r} does not have {form}", field="tax_number")
     if (number, country) != (before.tax_number, before.country):
         organization.tax_number_verified_at = None
+    if (number, country, organization.region) != (before.tax_number, before.country, before.region):
         if not organization.tax_identities.exists():
             before.valid_from, before.created_at = organization.created_at, now
             before.save(force_insert=True)
         made = identity_of(organization)
         made.valid_from = made.created_at = now
         made.save(force_insert=True)
-    organization.save(update_fields=[*changes, "tax_number_verified_at"])
+    organization.save(update_fields=[*changes, "region", "tax_number_verified_at"])
     record_audit(
         organization_id=organization_id,
         actor=actor,
@@ -167,6 +177,7 @@ def identity_of(organization: Organization) -> TaxIdentity:
     return TaxIdentity(
         organization=organization,
         country=organization.country,
+        region=organization.region,
         tax_number=organization.tax_number,
         is_verified=organization.tax_number_verified_at is not None,
     )

@@ -68,6 +68,7 @@ class OrganizationChange(StrictSerializer):
     legal_name = TextField(max_length=200, allow_blank=True, required=False)
     address = TextField(max_length=1000, allow_blank=True, required=False)
     country = TextField(max_length=2, allow_blank=True, required=False)
+    region = TextField(max_length=6, allow_blank=True, required=False, help_text="ISO 3166-2, such as US-NY")
     tax_number = TextField(max_length=64, allow_blank=True, required=False)
 
 

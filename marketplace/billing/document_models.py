@@ -30,7 +30,7 @@ class TaxRule(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     # Derived from jurisdiction and code.
     series_id = models.UUIDField(editable=False)
-    jurisdiction = models.CharField(max_length=2)
+    jurisdiction = models.CharField(max_length=6)
     code = models.CharField(max_length=32)
     title = models.CharField(max_length=100)
     kind = models.CharField(max_length=8, choices=Kind.choices)
@@ -116,7 +116,7 @@ class InvoiceTax(models.Model):
     invoice = models.ForeignKey("billing.Invoice", on_delete=models.PROTECT, related_name="taxes")
     number = models.PositiveIntegerField()
     rule = models.ForeignKey(TaxRule, on_delete=models.PROTECT, null=True, related_name="+")
-    jurisdiction = models.CharField(max_length=2, blank=True)
+    jurisdiction = models.CharField(max_length=6, blank=True)
     title = models.CharField(max_length=100)
     rate_ppm = models.BigIntegerField(default=0)
     levy_micros_per_mtok = models.BigIntegerField(default=0)

@@ -139,7 +139,9 @@ class ReissueIn(StrictSerializer):
 
 
 class TaxRuleIn(StrictSerializer):
-    jurisdiction = TextField(max_length=2, help_text="the buyer's country, two capital letters")
+    jurisdiction = TextField(
+        max_length=6, help_text="the buyer's country, two capital letters, or a part of it such as US-NY"
+    )
     code = TextField(max_length=32, help_text="rules of different codes stack")
     title = TextField(max_length=100)
     kind = StrictChoiceField(choices=TaxRule.Kind.values)

@@ -51,10 +51,10 @@ class InvoiceFilterForm(PortalForm):
 class TaxRuleForm(PortalForm):
     service_fields = {"rate_ppm": "rate", "levy_micros_per_mtok": "levy"}
     jurisdiction = forms.CharField(
-        label="Country of the buyer",
+        label="Country of the buyer, or region",
         min_length=2,
-        max_length=2,
-        help_text="Two capital letters, for example DE.",
+        max_length=6,
+        help_text="Two capital letters, for example DE; a part of a country as US-NY.",
     )
     code = forms.CharField(
         max_length=32, help_text="Rules of different codes stack; of one code one holds at a time."
@@ -82,7 +82,7 @@ class TaxRuleForm(PortalForm):
         label="Applies to",
         choices=[
             (TaxRule.Buyers.ALL, "All buyers of the country"),
-            (TaxRule.Buyers.BUSINESS, "Businesses: buyers with a tax number"),
+            (TaxRule.Buyers.BUSINESS, "Businesses: buyers with a verified tax number"),
             (TaxRule.Buyers.CONSUMER, "Consumers: buyers without one"),
         ],
     )

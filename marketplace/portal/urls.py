@@ -151,6 +151,11 @@ urlpatterns = [
     ),
     path("operator/billing/tax-rules", billing_rules.taxes, name="operator-billing-taxes"),
     path("operator/billing/tax-rules/<uuid:rule_id>", billing_rules.tax, name="operator-billing-tax"),
+    path(
+        "operator/billing/tax-numbers/<uuid:organization_id>",
+        billing_rules.verify_number,
+        name="operator-verify-number",
+    ),
     path("operator/billing/discounts", billing_rules.discounts, name="operator-billing-discounts"),
     path(
         "operator/billing/discounts/<uuid:discount_id>",

@@ -12,7 +12,7 @@ from marketplace.accounts.services import SYSTEM, update_organization, verify_ta
 from marketplace.billing.models import Invoice
 from marketplace.billing.services.invoicing import issue_invoices, reissue_invoice
 from marketplace.billing.services.taxes import refresh_holding_rates
-from marketplace.errors import Conflict
+from marketplace.errors import Conflict, InvalidInput
 from pricing.models import Grade
 from tests.billing.test_invoicing import APRIL_2, MARCH, use
 from tests.billing.test_lifecycle import live_in, rule
@@ -138,3 +138,55 @@ def test_the_operator_verifies_the_number_that_he_looked_at(
     assert acme.api.get("/api/v1/organization").json()["tax_number_verified_at"] is None
     with pytest.raises(Conflict):
         verify_tax_number(organization_id=acme.id, tax_number="", now=MARCH, actor=SYSTEM)
+
+
+def test_a_regions_rules_stack_on_its_countrys_and_stand_in_for_those_of_the_same_code(
+    acme: Party, operator: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    rule(now, jurisdiction="CA", code="gst", rate_ppm=50_000)
+    rule(now, jurisdiction="CA-QC", code="qst", rate_ppm=99_750)
+    rule(now, jurisdiction="CA-ON", code="gst", rate_ppm=130_000)
+    fund(acme, FUNDS, now)
+    change(acme, now, country="CA", region="CA-QC")
+    refresh_holding_rates(now=now)
+    assert Organization.objects.get(pk=acme.id).tax_ppm == 149_750
+    use(acme, grade, plant, LOT * 100, now, 300_000)
+    change(acme, now + HOUR, region="CA-ON")
+    refresh_holding_rates(now=now + HOUR)
+    assert Organization.objects.get(pk=acme.id).tax_ppm == 130_000
+    use(acme, grade, plant, LOT * 200, now + HOUR, 300_000)
+    issue_invoices(month_start=MARCH, now=APRIL_2)
+    invoice = invoice_of(acme)
+    assert sorted(taxes_of(invoice)) == [
+        ("CA", 60_000, 3_000, False),
+        ("CA-ON", 120_000, 15_600, False),
+        ("CA-QC", 60_000, 5_985, False),
+    ]
+    assert invoice.parties["buyer"]["region"] == "CA-ON"
+    assert_books_balance()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"country": "US", "region": "CA-QC"}, "region"),
+        ({"region": "US-NY"}, "region"),
+        ({"country": "US", "region": "US-ny"}, "region"),
+        ({"country": "US", "region": "US-"}, "region"),
+    ],
+)
+def test_a_region_that_is_none_of_the_country_is_refused(
+    acme: Party, now: datetime, changes: dict[str, str], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        change(acme, now, **changes)
+    assert caught.value.field == field
+    assert Organization.objects.get(pk=acme.id).country == ""
+
+
+def test_who_moves_to_another_country_leaves_its_region(acme: Party, now: datetime) -> None:
+    change(acme, now, country="US", region="US-NY")
+    change(acme, now + HOUR, country="CA")
+    assert Organization.objects.get(pk=acme.id).region == ""
+    rows = TaxIdentity.objects.filter(organization_id=acme.id).order_by("valid_from", "id")
+    assert [(row.country, row.region) for row in rows] == [("", ""), ("US", "US-NY"), ("CA", "")]

@@ -236,7 +236,7 @@ def _document(
 def _party(label: str, party: Mapping[str, str]) -> Content:
     details = [line.strip() for line in party["address"].splitlines() if line.strip()]
     if party["country"]:
-        details.append(party["country"])
+        details.append(party.get("region") or party["country"])
     if party["tax_number"]:
         details.append(f"Tax number {party['tax_number']}")
     return {"label": label, "name": party["legal_name"], "details": details}

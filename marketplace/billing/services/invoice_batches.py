@@ -35,7 +35,7 @@ from marketplace.billing.services.invoicing import (
 )
 from marketplace.billing.services.lifecycle import Status, tell_of_batch
 from marketplace.billing.services.numbers import next_numbers
-from marketplace.billing.services.taxes import Taxation, identities_of
+from marketplace.billing.services.taxes import Taxation, identities_of, places_of
 from marketplace.contracts.models import Contract
 from marketplace.errors import DomainError
 from marketplace.ids import uuid7
@@ -167,7 +167,7 @@ def _drawn(
     month: Period,
 ) -> list[Drawn]:
     identities = identities_of(list(buyers.values()))
-    countries = {each.country for of_buyer in identities.values() for each in of_buyer} - {""}
+    countries = set().union(*(places_of(each) for of_buyer in identities.values() for each in of_buyer))
     rules: dict[str, list[TaxRule]] = defaultdict(list)
     if countries:
         for rule in TaxRule.objects.filter(jurisdiction__in=countries).order_by("id"):
@@ -179,7 +179,7 @@ def _drawn(
         buyer = buyers[draft.organization_id]
         discounts = discounts_for(organization_id=buyer.id, month=month) if buyer.id in reduced else []
         own = identities[buyer.id]
-        lived_in = sorted({each.country for each in own} - {""})
+        lived_in = sorted(set().union(*map(places_of, own)))
         taxation = Taxation(buyer, issuer, [rule for each in lived_in for rule in rules[each]], own)
         drawn.append(draw(charges[buyer.id], taxation, discounts))
     return drawn

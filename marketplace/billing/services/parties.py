@@ -13,5 +13,6 @@ def party(organization: Organization) -> dict[str, str]:
         "legal_name": organization.legal_name or organization.name,
         "address": organization.address,
         "country": organization.country,
+        "region": organization.region,
         "tax_number": organization.tax_number,
     }

@@ -28,6 +28,7 @@ from providers.models import Offering
 _SERIES_OF: Final = UUID("0197a3c0-0000-7000-8000-000000000001")
 _CODE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 OWN_RATE: Final = "own"
+_JURISDICTION: Final = re.compile(r"[A-Z]{2}(-[A-Z0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Taxation:
     """One buyer's taxes at any moment, by what he was then. Where his country has no rules it is the rate the operator
     gave him.
 
-    `rules` are those of the countries of all his identities, `identities` as `identities_of` gives them.
+    `rules` are those of the places of all his identities, `identities` as `identities_of` gives them.
     """
 
     buyer: Organization
@@ -77,23 +78,35 @@ class Taxation:
 
     def at(self, moment: datetime) -> tuple[AppliedTax, ...]:
         identity = self.identity_at(moment)
-        rules = [rule for rule in self.rules if rule.jurisdiction == identity.country]
-        if not rules:
+        of_place = [rule for rule in self.rules if rule.jurisdiction in places_of(identity)]
+        if not of_place:
             own = AppliedTax(OWN_RATE, "Tax", rate_ppm=self.buyer.own_tax_ppm)
             return (own,) if self.buyer.own_tax_ppm else ()
         kinds = {TaxRule.Buyers.ALL, buyer_kind(identity)}
         is_reversed = is_reverse_charge(identity, self.issuer)
-        return tuple(
-            _applied(rule, is_reversed=rule.reverse_charge and is_reversed)
-            for rule in rules
+        in_force = [
+            rule
+            for rule in of_place
             if rule.buyers in kinds
             and rule.valid_from <= moment
             and (rule.valid_until is None or moment < rule.valid_until)
+        ]
+        # A region's rule stands in the place of its country's of the same code; those of other codes stack.
+        own_codes = {rule.code for rule in in_force if rule.jurisdiction == identity.region}
+        return tuple(
+            _applied(rule, is_reversed=rule.reverse_charge and is_reversed)
+            for rule in in_force
+            if rule.jurisdiction == identity.region or rule.code not in own_codes
         )
 
     def holding_ppm(self, moment: datetime) -> int:
         """By how much holds are grossed up: what all rates take together. A levy is set aside with its charge."""
         return min(PPM, sum(tax.rate_ppm for tax in self.at(moment) if not tax.reversed))
+
+
+def places_of(identity: TaxIdentity) -> set[str]:
+    """The jurisdictions whose rules are his: his country's, and his region's where he has named one."""
+    return {identity.country, identity.region} - {""}
 
 
 def _applied(rule: TaxRule, *, is_reversed: bool) -> AppliedTax:
@@ -126,8 +139,8 @@ def is_reverse_charge(buyer: TaxIdentity, issuer: Organization) -> bool:
 def taxation_of(buyer: Organization, issuer: Organization, *, as_now: bool = False) -> Taxation:
     """`as_now` takes the buyer for what he is now, whatever he was: the operator corrects a document by it."""
     identities = {buyer.id: [now_of(buyer)]} if as_now else identities_of([buyer])
-    countries = {identity.country for identity in identities[buyer.id]} - {""}
-    rules = TaxRule.objects.filter(jurisdiction__in=countries).order_by("id") if countries else ()
+    places = set().union(*map(places_of, identities[buyer.id]))
+    rules = TaxRule.objects.filter(jurisdiction__in=places).order_by("id") if places else ()
     return Taxation(buyer, issuer, list(rules), identities[buyer.id])
 
 
@@ -168,10 +181,10 @@ def foreign_volume(applied: Mapping[UUID, Sequence[AppliedTax]]) -> dict[UUID, d
 def levy_shares(lines: Mapping[UUID, Line], buyer: Organization, *, now: datetime) -> dict[UUID, int]:
     """What is set aside of a levy with each newly charged line, up; by the key given."""
     identities = identities_of([buyer])[buyer.id]
-    countries = {identity.country for identity in identities} - {""}
-    if not countries:
+    places = set().union(*map(places_of, identities))
+    if not places:
         return {}
-    levies = TaxRule.objects.filter(jurisdiction__in=countries, kind=TaxRule.Kind.LEVY)
+    levies = TaxRule.objects.filter(jurisdiction__in=places, kind=TaxRule.Kind.LEVY)
     rules = list(levies.order_by("id"))
     if not rules:
         return {}
@@ -204,9 +217,11 @@ def refresh_holding_rates(*, now: datetime) -> int:
     for rule in TaxRule.objects.order_by("id"):
         rules[rule.jurisdiction].append(rule)
     issuer, changed = operator_organization(), 0
-    affected = Q(country__in=list(rules)) | ~Q(tax_ppm=F("own_tax_ppm"))
+    affected = Q(country__in=list(rules)) | Q(region__in=list(rules)) | ~Q(tax_ppm=F("own_tax_ppm"))
     for buyer in Organization.objects.filter(affected).order_by("id"):
-        ppm = Taxation(buyer, issuer, rules.get(buyer.country, ()), [now_of(buyer)]).holding_ppm(now)
+        identity = now_of(buyer)
+        own = [rule for place in sorted(places_of(identity)) for rule in rules.get(place, ())]
+        ppm = Taxation(buyer, issuer, own, [identity]).holding_ppm(now)
         if ppm != buyer.tax_ppm:
             changed += Organization.objects.filter(pk=buyer.id, tax_ppm=buyer.tax_ppm).update(tax_ppm=ppm)
     return changed
@@ -233,8 +248,9 @@ def add_tax_rule(
 
     Raises InvalidInput naming the field, Conflict (valid_from) where one of the same code holds at that time.
     """
-    if len(jurisdiction) != 2 or not (jurisdiction.isascii() and jurisdiction.isupper()):
-        raise InvalidInput("must be two capital letters (ISO 3166-1)", field="jurisdiction")
+    if not _JURISDICTION.fullmatch(jurisdiction):
+        detail = "must be two capital letters (ISO 3166-1), or a part of a country such as US-NY (ISO 3166-2)"
+        raise InvalidInput(detail, field="jurisdiction")
     if not _CODE.fullmatch(code):
         raise InvalidInput("must be small letters, digits, - and _", field="code")
     if kind not in TaxRule.Kind.values:

@@ -10,16 +10,18 @@ from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.views.decorators.http import require_http_methods
+from django.views.decorators.http import require_http_methods, require_POST
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
+from marketplace.accounts.selectors import unverified_tax_numbers
+from marketplace.accounts.services import verify_tax_number
 from marketplace.billing.models import Discount, TaxRule
 from marketplace.billing.operator_selectors import all_discounts, buyers
 from marketplace.billing.services.discounts import end_discount, give_discount
 from marketplace.billing.services.rehearsing import carry_out, rehearse
 from marketplace.billing.services.taxes import add_tax_rule, end_tax_rule, tax_rules
-from marketplace.errors import NotFound
+from marketplace.errors import DomainError, NotFound
 from marketplace.portal import figures
 from marketplace.portal.access import SeatedRequest, actor_of, page
 from marketplace.portal.billing_forms import DiscountForm, EndRuleForm, TaxRuleForm, choose
@@ -28,6 +30,7 @@ from marketplace.portal.paging import page_of
 from marketplace.portal.steps import Look, in_two_steps, trail
 
 _MOST_BUYERS = 1_000
+_MOST_NUMBERS = 50
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -64,9 +67,27 @@ def taxes(request: SeatedRequest) -> HttpResponse:
         "listed": listed,
         "currency": settings.MARKET_CURRENCY,
         "union": ", ".join(settings.TAX_UNION_COUNTRIES),
+        "unverified": unverified_tax_numbers()[:_MOST_NUMBERS],
         "trail": trail(("tax_rule",)),
     }
     return render(request, "portal/billing_taxes.html", context, status=422 if form.is_bound else 200)
+
+
+@require_POST
+@page(OrganizationRole.OPERATOR, manage=True)
+def verify_number(request: SeatedRequest, organization_id: UUID) -> HttpResponse:
+    """Of the number that the page showed: another one given meanwhile is not verified with it."""
+    try:
+        verified = verify_tax_number(
+            organization_id=organization_id,
+            tax_number=request.POST.get("tax_number", ""),
+            now=clock.now(),
+            actor=actor_of(request),
+        )
+        messages.success(request, f"{verified.name} is taxed as a business under {verified.tax_number}.")
+    except DomainError as error:
+        messages.error(request, f"{error.detail}.")
+    return redirect("operator-billing-taxes")
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -176,9 +197,14 @@ def _terms_of(rule: TaxRule) -> str:
 
 
 def _beside(rule: TaxRule) -> list[TaxRule]:
-    """The rules of its country that hold when it begins and share a kind of buyer with it; it is among them."""
-    of_country = tax_rules(at=rule.valid_from).filter(jurisdiction=rule.jurisdiction).order_by("code")
-    return [one for one in of_country if set(_kinds(one)) & set(_kinds(rule))]
+    """The rules of its country and region that hold when it begins and share a kind of buyer with it; it is among them.
+
+    A region's stand in the place of the country's of their code.
+    """
+    places = {rule.jurisdiction, rule.jurisdiction[:2]}
+    found = tax_rules(at=rule.valid_from).filter(jurisdiction__in=places).order_by("jurisdiction", "code")
+    by_code = {one.code: one for one in found}
+    return [one for one in by_code.values() if set(_kinds(one)) & set(_kinds(rule))]
 
 
 def _kinds(rule: TaxRule) -> tuple[str, ...]:

@@ -35,8 +35,11 @@ class IdentityForm(PortalForm):
         help_text="One line each.",
     )
     country = forms.CharField(max_length=2, required=False, help_text="Two capital letters, such as DE.")
+    region = forms.CharField(
+        max_length=6, required=False, help_text="A part of it with taxes of its own, such as US-NY."
+    )
     tax_number = forms.CharField(
-        max_length=64, required=False, help_text="With one you are taxed as a business."
+        max_length=64, required=False, help_text="Once it is verified you are taxed as a business."
     )
 
 
