@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,11 +18,13 @@ from django.db import connection, transaction
 
 from marketplace.errors import DomainError
 from metering.correcting import amend_event
-from metering.models import MeterFinding, MeterSource, UsageRollup
+from metering.models import MeterFinding, MeterSource, UsageCorrection, UsageEvent, UsageRollup
 from metering.packing import COUNT_COLUMNS, ESTIMATED_BITS, FLAG_BITS
 from metering.selectors import sequence_gaps
 from metering.usage import Flag
 from metering.witnesses import VEE, Cell, Register, Seen, agent_sources, within
+from pricing.rating import cap_counts, standard_numerator
+from pricing.selectors import standard_ppm_of
 from pricing.units import PPM, Bucket
 
 logger = logging.getLogger(__name__)
@@ -223,7 +225,8 @@ _COUNTS: Final = ", ".join(f"g.{name}" for name in COUNT_COLUMNS)
 _ACTUAL: Final = ", ".join(f"a.{name}" for name in COUNT_COLUMNS)
 # An event without any count is no actual count; of a request that was reported twice the higher one is (as in pairing).
 _ESTIMATES: Final = f"""
-SELECT DISTINCT ON (g.id, g.source_id) g.source_id, g.id, g.numerator, a.numerator, {_COUNTS}, {_ACTUAL}
+SELECT DISTINCT ON (g.id, g.source_id) g.flags & %(split)s <> 0, g.source_id, g.id, g.numerator, a.numerator,
+       {_COUNTS}, {_ACTUAL}
   FROM metering_usageevent g
   JOIN metering_metersource s ON s.id = g.source_id AND s.kind = 'gateway'
   JOIN metering_usageevent a
@@ -259,13 +262,14 @@ def _replaceable(since: datetime, until: datetime, limit: int) -> Iterator[Estim
                     "period_start": period_start,
                     "estimated": ESTIMATED_BITS,
                     "no_actual": ESTIMATED_BITS | FLAG_BITS[Flag.UNPROVABLE],
+                    "split": FLAG_BITS[Flag.SPLIT],
                     "limit": left,
                 },
             )
             rows = cursor.fetchall()
         left -= len(rows)
-        for source_id, event_id, numerator, actual_numerator, *counts in rows:
-            yield Estimate(
+        for is_split, source_id, event_id, numerator, actual_numerator, *counts in rows:
+            estimate = Estimate(
                 source_id,
                 event_id,
                 tuple(counts[:buckets]),
@@ -273,5 +277,56 @@ def _replaceable(since: datetime, until: datetime, limit: int) -> Iterator[Estim
                 tuple(counts[buckets:]),
                 actual_numerator,
             )
+            if is_split:
+                # Before the first, by which it is found.
+                yield from _second_part(estimate)
+            yield estimate
         if left <= 0:
             return
+
+
+# A part's id is made at its attempt's admission.
+_SAME_ADMISSION: Final = timedelta(seconds=2)
+
+
+def _second_part(first: Estimate) -> Iterator[Estimate]:
+    """The estimate of an attempt's second part, whatever contract it is of: the agent counted both as one.
+
+    Its actual count is what the agent counted beyond what the first part's estimate covers, as the two were split.
+    """
+    event = UsageEvent.objects.get(pk=(first.event_id, first.source_id))
+    second = UsageEvent.objects.filter(
+        source_id=first.source_id,
+        id__gte=_least_id(event.occurred_at - _SAME_ADMISSION),
+        id__lt=_least_id(event.occurred_at + _SAME_ADMISSION),
+        request_id=event.request_id,
+        attempt=event.attempt,
+        offering_id=event.offering_id,
+        part=1,
+    ).first()
+    if second is None or UsageCorrection.objects.filter(
+        target_id=second.id, target_source_id=second.source_id
+    ):
+        return
+    standard_ppm = standard_ppm_of(event.grade_id)
+    actual = {bucket: count or 0 for bucket, count in zip(Bucket, first.actual, strict=True)}
+    covered = cap_counts(actual, standard_ppm, first.numerator)
+    rest = {bucket: count - covered[bucket] for bucket, count in actual.items()}
+    yield Estimate(
+        second.source_id,
+        second.id,
+        tuple(getattr(second, name) for name in COUNT_COLUMNS),
+        second.numerator,
+        tuple(
+            rest[bucket] if first.actual[place] is not None else None for place, bucket in enumerate(Bucket)
+        ),
+        first.actual_numerator - standard_numerator(covered, standard_ppm),
+    )
+
+
+def _least_id(at: datetime) -> UUID:
+    """No UUIDv7 of this moment or a later one is below it."""
+    return UUID(int=(at - _EPOCH) // _MS << 80)
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

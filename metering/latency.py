@@ -35,7 +35,8 @@ _METRICS: Final = {
     Metric.OUTPUT_TOKEN: (
         f"greatest(event.duration_ms - event.first_byte_ms, 0)::bigint * 1000 / ({_sum_of(OUTPUT_BUCKETS)} - 1)",
         f"event.duration_ms IS NOT NULL AND {_sum_of(OUTPUT_BUCKETS)} >= 2"
-        f" AND event.flags & {FLAG_BITS[Flag.READER_SLOW]} = 0 AND event.finish = ANY (%(ended)s)",
+        f" AND event.flags & {FLAG_BITS[Flag.READER_SLOW] | FLAG_BITS[Flag.SPLIT]} = 0"
+        " AND event.finish = ANY (%(ended)s)",
     ),
 }
 # `pricing.service_levels.rank`, in integers: percentile_disc takes its fraction as a double.

@@ -26,6 +26,7 @@ FLAG_BITS: Final = {
     Flag.RECOVERED: 64,
     Flag.HIDDEN_REASONING: 128,
     Flag.READER_SLOW: 256,
+    Flag.SPLIT: 512,
 }
 # Whose event's counts were not reported by the engine to this meter.
 ESTIMATED_BITS: Final = FLAG_BITS[Flag.ESTIMATED] | FLAG_BITS[Flag.RECOVERED]

@@ -58,6 +58,7 @@ class Flag(StrEnum):
         "hidden_reasoning"  # Reasoning tokens without their text: a recount stands for `output` only.
     )
     READER_SLOW = "reader_slow"  # The buyer held the stream up: its pace says nothing of the host.
+    SPLIT = "split"  # One part of an attempt that went on beyond its contract: other parts have the rest of its counts.
 
 
 Flags = Annotated[tuple[Flag, ...], Meta(max_length=len(Flag))]

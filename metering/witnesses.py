@@ -89,6 +89,9 @@ class Paired:
     that report a request once more (the highest counts), `alone` those of no request that the gateway carried: neither
     makes up for what another request lacks. Edited are requests of which the operator has corrected the gateway's
     event: what both meters had said of them is not compared any more.
+
+    The agent knows nothing of parts: of an attempt in two, what it counted beyond the gateway's first part is `moved`
+    from that part's cell to the second one's, so that what it counted less is taken off the second part first.
     """
 
     missing_events: int = 0
@@ -105,6 +108,7 @@ class Paired:
     gateway_edited_tokens: tuple[int, int] = (0, 0)
     agent_edited: int = 0
     agent_edited_tokens: tuple[int, int] = (0, 0)
+    moved: int = 0
 
 
 # Who has corrected an event where no person did: validation, estimation, editing.
@@ -143,7 +147,7 @@ def lower_by_agent(
         pair = pairs.get(cell)
         if pair is not None:
             counted += pair.gateway_estimated - pair.agent_estimated - pair.twice - pair.alone
-            counted += pair.gateway_edited - pair.agent_edited
+            counted += pair.gateway_edited - pair.agent_edited + pair.moved
             counted += 0 if is_complete else pair.missing
         lower = max(0, min(numerator, counted))
         if lower < numerator:
@@ -362,7 +366,7 @@ def pair_requests(cells: Iterable[Cell]) -> dict[Cell, Paired]:
         return {Cell(*row[:4]): _paired(*map(int, row[4:])) for row in cursor.fetchall()}
 
 
-def _paired(missing_events: int, missing: int, *sums: int) -> Paired:
+def _paired(missing_events: int, missing: int, moved: int, *sums: int) -> Paired:
     """The sums come as numerator, input and output tokens of one kind after the other."""
     gateway, agent, twice, alone, gateway_edited, agent_edited = (
         (sums[at], (sums[at + 1], sums[at + 2])) for at in range(0, len(sums), 3)
@@ -370,6 +374,7 @@ def _paired(missing_events: int, missing: int, *sums: int) -> Paired:
     return Paired(
         missing_events=missing_events,
         missing=missing,
+        moved=moved,
         gateway_estimated=gateway[0],
         gateway_tokens=gateway[1],
         agent_estimated=agent[0],
@@ -404,8 +409,31 @@ WITH asked AS (
      WHERE e.offering_id = ANY (%(offerings)s)
        AND NOT EXISTS (SELECT FROM metering_usagecorrection c
                         WHERE c.target_id = e.id AND c.target_source_id = e.source_id)
+), over AS (
+    SELECT last.contract_id, last.rate_id, last.offering_id, last.period_start, last.request_id, last.attempt,
+           coalesce(first.numerator, 0) AS numerator, coalesce(first.input, 0) AS input,
+           coalesce(first.output, 0) AS output
+      FROM counted last LEFT JOIN counted first
+        ON first.kind = 'gateway' AND first.part = 0 AND first.nth = 1 AND first.offering_id = last.offering_id
+       AND first.period_start = last.period_start AND first.request_id = last.request_id
+       AND first.attempt = last.attempt
+     WHERE last.kind = 'gateway' AND last.part = 1 AND last.nth = 1
+), shared AS (
+    SELECT c.contract_id, c.rate_id, c.offering_id, c.period_start, c.request_id, c.attempt, c.part, c.kind,
+           least(c.numerator, over.numerator) AS numerator, least(c.input, over.input) AS input,
+           least(c.output, over.output) AS output, c.estimated, c.nth,
+           least(c.numerator, over.numerator) - c.numerator AS moved
+      FROM counted c LEFT JOIN over
+        ON c.kind = 'agent' AND c.part = 0 AND c.nth = 1 AND over.offering_id = c.offering_id
+       AND over.period_start = c.period_start AND over.request_id = c.request_id AND over.attempt = c.attempt
+    UNION ALL
+    SELECT over.contract_id, over.rate_id, c.offering_id, c.period_start, c.request_id, c.attempt, 1, c.kind,
+           greatest(0, c.numerator - over.numerator), greatest(0, c.input - over.input),
+           greatest(0, c.output - over.output), c.estimated, c.nth, greatest(0, c.numerator - over.numerator)
+      FROM counted c JOIN over USING (offering_id, period_start, request_id, attempt)
+     WHERE c.kind = 'agent' AND c.part = 0 AND c.nth = 1
 ), edited AS (
-    SELECT DISTINCT e.contract_id, e.period_start, e.request_id, e.attempt, e.part, true AS is_edited
+    SELECT DISTINCT e.offering_id, e.period_start, e.request_id, e.attempt, true AS is_edited
       FROM asked JOIN metering_usageevent e USING (contract_id, period_start)
       JOIN metering_metersource s ON s.id = e.source_id AND s.kind = 'gateway'
       JOIN metering_usagecorrection c ON (c.target_id = e.id AND c.target_source_id = e.source_id)
@@ -418,17 +446,18 @@ WITH asked AS (
            max(numerator) FILTER (WHERE kind = 'agent' AND nth = 1) OVER same AS a_numerator,
            max(input) FILTER (WHERE kind = 'agent' AND nth = 1) OVER same AS a_input,
            max(output) FILTER (WHERE kind = 'agent' AND nth = 1) OVER same AS a_output
-      FROM counted WINDOW same AS (PARTITION BY contract_id, period_start, request_id, attempt, part)
+      FROM shared WINDOW same AS (PARTITION BY contract_id, period_start, request_id, attempt, part)
 ), told AS (
     SELECT *, CASE WHEN is_edited THEN 'edited'
                    WHEN kind = 'agent' AND nth > 1 THEN 'twice' WHEN kind = 'agent' AND alone THEN 'alone'
                    WHEN kind = 'gateway' AND missing THEN 'missing'
                    WHEN kind = 'gateway' AND (estimated OR a_estimated) THEN 'estimated' END AS what
-      FROM request LEFT JOIN edited USING (contract_id, period_start, request_id, attempt, part)
+      FROM request LEFT JOIN edited USING (offering_id, period_start, request_id, attempt)
 )
 SELECT contract_id, rate_id, offering_id, period_start,
        count(*) FILTER (WHERE what = 'missing'),
        coalesce(sum(numerator) FILTER (WHERE what = 'missing'), 0),
+       coalesce(sum(moved), 0),
        coalesce(sum(numerator) FILTER (WHERE what = 'estimated'), 0),
        coalesce(sum(input) FILTER (WHERE what = 'estimated'), 0),
        coalesce(sum(output) FILTER (WHERE what = 'estimated'), 0),

@@ -113,6 +113,11 @@ def exact_price(numerator: int, rate: int) -> str:
     return decimal_string(numerator * rate, 18)
 
 
+def exact_cost(parts: Iterable[tuple[int, int]]) -> str:
+    """As `exact_price`, of (numerator, rate) at several rates together."""
+    return decimal_string(sum(numerator * rate for numerator, rate in parts), 18)
+
+
 def gross_up(amount: int, tax_ppm: int) -> Micros:
     """The amount with tax on top, rounded up so that a hold covers the later tax line."""
     return Micros(div_ceil(amount * (PPM + tax_ppm), PPM))
@@ -184,3 +189,27 @@ def worst_case_numerator(
             raise UnpricedBucket(buckets[0])
         numerator += tokens * max(priced)
     return StandardNumerator(numerator)
+
+
+_OUTPUT_FIRST: Final = (Bucket.REASONING, Bucket.OUTPUT, Bucket.AUDIO_OUTPUT)
+
+
+def cap_counts(
+    counts: dict[Bucket, int], standard_ppm: dict[Bucket, int], amount_numerator: int
+) -> dict[Bucket, int]:
+    """The counts, cut so that they come to at most the hold: what is above it is flagged and never billed.
+
+    Output is cut first: it is what grew beyond the bound.
+    """
+    excess = standard_numerator(counts, standard_ppm) - amount_numerator
+    capped = dict(counts)
+    for bucket in (*_OUTPUT_FIRST, *(bucket for bucket in counts if bucket not in _OUTPUT_FIRST)):
+        ppm = standard_ppm.get(bucket, 0)
+        if excess <= 0:
+            break
+        if ppm == 0 or not capped.get(bucket):
+            continue
+        cut = min(capped[bucket], -(-excess // ppm))
+        capped[bucket] -= cut
+        excess -= cut * ppm
+    return capped

@@ -17,6 +17,7 @@ from marketplace.api.idempotency import idempotent
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
     LotsField,
+    MicrosPerMtokField,
     PpmField,
     StrictChoiceField,
     StrictIntegerField,
@@ -31,7 +32,8 @@ from marketplace.contracts.models import Contract, Entitlement, Hold, OveragePol
 from marketplace.contracts.quoting import MAX_LOTS, MAX_MONTHS
 from marketplace.contracts.usage_api import UsageView
 from marketplace.contracts.usage_events_api import UsageEventsView, UsageEventView
-from pricing.rating import exact_price
+from pricing.rating import exact_cost, exact_price
+from pricing.services import MAX_RATE_MICROS_PER_MTOK
 from pricing.units import NUMERATOR_PER_LOT, decimal_string
 
 _RATE_DECIMALS: Final = 6
@@ -50,6 +52,12 @@ class QuoteIn(StrictSerializer):
     payment = StrictChoiceField(choices=Payment.choices, default=Payment.PREPAID)
     rollover_share_ppm = PpmField(default=0, help_text="of the paid unused volume; prepaid only")
     rollover_cap_lots = StrictIntegerField(min_value=0, max_value=MAX_LOTS * 1_000, default=0)
+    max_rate_micros_per_mtok = MicrosPerMtokField(
+        max_value=MAX_RATE_MICROS_PER_MTOK,
+        allow_null=True,
+        default=None,
+        help_text="the most that overage may cost; null: whatever its rate is",
+    )
 
 
 class QuoteOut(serializers.ModelSerializer[Quote]):
@@ -64,8 +72,8 @@ class QuoteOut(serializers.ModelSerializer[Quote]):
         fields = (
             "id", "grade", "grade_id", "status", "firm_lots", "volume_lots", "months", "starts_at", "take_share_ppm",
             "rollover_share_ppm", "rollover_cap_lots", "notice_days", "termination_fee_ppm", "amends_id",
-            "overage_policy", "payment", "rate_micros_per_mtok", "rate_per_mtok", "month_price_micros", "contract_id",
-            "expires_at", "created_at",
+            "overage_policy", "max_rate_micros_per_mtok", "payment", "rate_micros_per_mtok", "rate_per_mtok",
+            "month_price_micros", "contract_id", "expires_at", "created_at",
         )  # fmt: skip
 
     def get_rate_per_mtok(self, quote: Quote) -> str:
@@ -139,8 +147,33 @@ class ContractDetailOut(ContractOut):
         return EntitlementOut(selectors.entitlements_of(contract.id)[:_MOST_PERIODS], many=True).data
 
 
+class GenerationPartOut(serializers.ModelSerializer[Hold]):
+    """What one of two contracts paid of a request."""
+
+    contract_kind = serializers.CharField(source="contract.kind")
+    rate_micros_per_mtok = serializers.IntegerField(source="rate.micros_per_mtok")
+    standard_numerator = serializers.SerializerMethodField()
+    cost = serializers.SerializerMethodField(help_text="exact, before tax, as a decimal string")
+
+    class Meta:
+        model = Hold
+        fields = (
+            "part", "status", "contract_id", "contract_kind", "rate_id", "rate_micros_per_mtok", "standard_numerator",
+            "cost",
+        )  # fmt: skip
+
+    def get_standard_numerator(self, hold: Hold) -> str:
+        return str(hold.captured_numerator)
+
+    def get_cost(self, hold: Hold) -> str:
+        return exact_price(hold.captured_numerator, hold.rate.micros_per_mtok)
+
+
 class GenerationOut(serializers.ModelSerializer[Hold]):
-    """One request, by its generation id: who paid, at which rate, and what it came to."""
+    """One request, by its generation id: who paid, at which rate, and what it came to.
+
+    One that went on beyond its contract has two parts: its figures are their sums, contract and rate the first one's.
+    """
 
     id = serializers.UUIDField(source="request_id")
     model = serializers.CharField(source="grade.family.model")
@@ -149,19 +182,30 @@ class GenerationOut(serializers.ModelSerializer[Hold]):
     standard_numerator = serializers.SerializerMethodField()
     cost = serializers.SerializerMethodField(help_text="exact and marginal, before tax, as a decimal string")
     admitted_at = serializers.DateTimeField(source="opened_at")
+    parts = serializers.SerializerMethodField(help_text="one, or two where it went on beyond its contract")
 
     class Meta:
         model = Hold
         fields = (
             "id", "status", "model", "contract_id", "contract_kind", "api_key_id", "grade_id", "rate_id",
             "rate_micros_per_mtok", "period_start", "standard_numerator", "cost", "attempt", "admitted_at", "ended_at",
+            "parts",
         )  # fmt: skip
 
     def get_standard_numerator(self, hold: Hold) -> str:
-        return str(hold.captured_numerator)
+        return str(sum(part.captured_numerator for part in self._parts))
 
     def get_cost(self, hold: Hold) -> str:
-        return exact_price(hold.captured_numerator, hold.rate.micros_per_mtok)
+        return exact_cost((part.captured_numerator, part.rate.micros_per_mtok) for part in self._parts)
+
+    @extend_schema_field(GenerationPartOut(many=True))
+    def get_parts(self, hold: Hold) -> Any:
+        return GenerationPartOut(self._parts, many=True).data
+
+    @property
+    def _parts(self) -> list[Hold]:
+        parts: list[Hold] = self.context["parts"]
+        return parts
 
 
 class QuotesView(ApiView):
@@ -240,8 +284,8 @@ class GenerationView(ApiView):
     @extend_schema(operation_id="generations_read", responses=GenerationOut)
     def get(self, request: Request, generation_id: UUID) -> Response:
         """One request by the X-Generation-Id of its answer."""
-        hold = selectors.hold_of_request(organization_id=self.organization_id, request_id=generation_id)
-        return Response(GenerationOut(hold).data)
+        parts = selectors.holds_of_request(organization_id=self.organization_id, request_id=generation_id)
+        return Response(GenerationOut(parts[0], context={"parts": parts}).data)
 
 
 def _gone(entitlement: Entitlement) -> int:

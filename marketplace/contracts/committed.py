@@ -99,6 +99,7 @@ def accept_quote(
         currency=quote.grade.currency,
         payment=quote.payment,
         overage_policy=quote.overage_policy,
+        max_rate_micros_per_mtok=quote.max_rate_micros_per_mtok,
         quote=quote,
         rate=rate,
         firm_lots=quote.firm_lots,

@@ -51,7 +51,7 @@ SELECT allocation.id, allocation.offering_id, allocation.period_start IS NOT NUL
   LEFT JOIN LATERAL (
     SELECT sum(amount_numerator) AS numerator FROM contracts_hold AS hold
      WHERE hold.contract_id = allocation.contract_id AND hold.offering_id = allocation.offering_id
-       AND hold.status = 'open'
+       AND hold.status = 'open' AND hold.entitlement_id IS NOT NULL
   ) AS open ON true
  WHERE offering.host_id = %(host)s
    AND (allocation.period_start = %(start)s OR (

@@ -118,6 +118,7 @@ def quote_amendment(
         starts_at=starts_at,
         take_share_ppm=quote.take_share_ppm,
         overage_policy=contract.overage_policy,
+        max_rate_micros_per_mtok=contract.max_rate_micros_per_mtok,
         payment=contract.payment,
         rollover_share_ppm=quote.rollover_share_ppm,
         rollover_cap_lots=quote.rollover_cap_lots,

@@ -16,13 +16,17 @@ from marketplace.periods import settlement_period
 from metering.models import UsageEvent as StoredEvent
 from metering.services import gateway_source
 from metering.usage import Finish, Flag, UsageEvent, encode_event
-from pricing.rating import standard_numerator
+from pricing.rating import cap_counts, standard_numerator
 from pricing.selectors import standard_ppm_of
 from pricing.units import PPM, Bucket
 
 logger = logging.getLogger(__name__)
 
-OPEN_SQL: Final = "SELECT * FROM contracts_open_hold(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+OPEN_SQL: Final = (
+    "SELECT * FROM contracts_open_hold(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+)
+TAKE_REST_SQL: Final = "SELECT contracts_take_rest(%s, %s, %s)"
+OPEN_PART_SQL: Final = "SELECT * FROM contracts_open_part(%s, %s, %s, %s, %s, %s, %s, %s)"
 EXTEND_SQL: Final = "SELECT contracts_extend_hold(%s, %s, %s)"
 CAPTURE_SQL: Final = "SELECT * FROM contracts_capture_hold(%s, %s, %s, %s, %s)"
 VOID_SQL: Final = "SELECT contracts_void_hold(%s, %s)"
@@ -54,6 +58,8 @@ class Opened(NamedTuple):
     reset_ms: int | None
     # `scope/period` of the cap that refused, where the outcome is spend_cap_reached.
     spend_cap: str | None
+    # The contract's own, where the outcome is overage_above_max_rate; the overage's is `rate_micros_per_mtok`.
+    max_rate_micros_per_mtok: int | None
 
 
 class Captured(NamedTuple):
@@ -78,6 +84,7 @@ def open_arguments(
     contract_id: UUID | None,
     exclude: Sequence[UUID],
     now: datetime,
+    may_split: bool = False,
 ) -> tuple[Any, ...]:
     """The parameters of OPEN_SQL in their order, with the market's periods from the settings."""
     assert grade_ids, "name at least the version in force"
@@ -97,6 +104,28 @@ def open_arguments(
         settings.SETTLEMENT_PERIOD_S,
         PPM - settings.OPERATING_MARGIN_PPM,
         list(exclude),
+        may_split,
+    )
+
+
+def part_arguments(
+    *,
+    hold_id: UUID,
+    id: UUID,  # noqa: A002
+    amount_numerator: int,
+    is_admission: bool,
+    now: datetime,
+) -> tuple[Any, ...]:
+    """The parameters of OPEN_PART_SQL in their order."""
+    return (
+        hold_id,
+        id,
+        amount_numerator,
+        is_admission,
+        now,
+        settings.DELIVERY_PERIOD_S,
+        settings.SETTLEMENT_PERIOD_S,
+        PPM - settings.OPERATING_MARGIN_PPM,
     )
 
 
@@ -113,8 +142,13 @@ def open_hold(
     api_key_id: UUID | None = None,
     contract_id: UUID | None = None,
     exclude: Sequence[UUID] = (),
+    may_split: bool = False,
 ) -> Opened:
-    """Choose the contract that pays and hold on it; the answer's `outcome` says whether it worked."""
+    """Choose the contract that pays and hold on it; the answer's `outcome` says whether it worked.
+
+    With `may_split` the hold may be smaller than asked for: it is the last of a contract that goes on beyond its
+    volume, and `open_part` is to hold the rest.
+    """
     arguments = open_arguments(
         id=id,
         request_id=request_id or id,
@@ -127,9 +161,34 @@ def open_hold(
         contract_id=contract_id,
         exclude=exclude,
         now=now,
+        may_split=may_split,
     )
     with connection.cursor() as cursor:
         cursor.execute(OPEN_SQL, arguments)
+        return Opened(*cursor.fetchone())
+
+
+def take_rest(*, id: UUID, most_numerator: int, now: datetime) -> int:  # noqa: A002
+    """Add what is left of the hold's contract to it, at most so much, if that goes on beyond its volume; how much."""
+    with connection.cursor() as cursor:
+        cursor.execute(TAKE_REST_SQL, (id, most_numerator, now))
+        return int(cursor.fetchone()[0])
+
+
+def open_part(
+    *,
+    hold_id: UUID,
+    id: UUID,  # noqa: A002
+    amount_numerator: int,
+    now: datetime,
+    is_admission: bool = False,
+) -> Opened:
+    """Hold part 1 of a request whose first hold is at its contract's end, under the contract's overage policy."""
+    arguments = part_arguments(
+        hold_id=hold_id, id=id, amount_numerator=amount_numerator, is_admission=is_admission, now=now
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(OPEN_PART_SQL, arguments)
         return Opened(*cursor.fetchone())
 
 
@@ -169,9 +228,13 @@ def sweep_holds(*, now: datetime, limit: int = 500) -> int:
 
 
 def _sweep(hold: Hold, now: datetime) -> bool:
+    first = _first_part(hold)
+    if first is None:
+        return void_hold(id=hold.pk, now=now) == "ok"
     event = (
         StoredEvent.objects.filter(
-            contract_id=hold.contract_id,
+            # The delivery key names the first part's.
+            contract_id=first.contract_id,
             period_start=hold.period_start,
             request_id=hold.request_id,
             offering_id=hold.offering_id,
@@ -182,7 +245,7 @@ def _sweep(hold: Hold, now: datetime) -> bool:
         .first()
     )
     if event is not None:
-        return _capture_reported(hold, event, now)
+        return _capture_reported(hold, first, event, now)
     settles_at = settlement_period(hold.opened_at).end + timedelta(
         seconds=hold.grade.max_request_s + settings.SETTLEMENT_GRACE_S
     )
@@ -192,21 +255,44 @@ def _sweep(hold: Hold, now: datetime) -> bool:
     return void_hold(id=hold.pk, now=now) == "ok"
 
 
-def _capture_reported(hold: Hold, stored: StoredEvent, now: datetime) -> bool:
+def _first_part(hold: Hold) -> Hold | None:
+    """The hold of part 0, this one or its sibling. None: that was given back, and so nothing was delivered."""
+    if hold.part == 0:
+        return hold
+    siblings = Hold.objects.filter(request_id=hold.request_id, attempt=hold.attempt, part=0)
+    return siblings.exclude(status=Hold.Status.VOIDED).first()
+
+
+def _capture_reported(hold: Hold, first: Hold, stored: StoredEvent, now: datetime) -> bool:
     standard_ppm = standard_ppm_of(hold.grade_id)
     counts = {
         bucket: count for bucket in Bucket if (count := getattr(stored, f"{bucket.value}_tokens")) is not None
     }
-    flags = [Flag.RECOVERED]
-    buckets = cap_counts(counts, standard_ppm, hold.amount_numerator)
-    if buckets != counts:
-        flags.append(Flag.CAPPED)
+    # Part by part as the gateway would have: the first covers what it can, the next the rest.
+    buckets = cap_counts(counts, standard_ppm, first.amount_numerator)
+    is_split = hold.part == 1
+    if is_split:
+        rest = {bucket: count - buckets[bucket] for bucket, count in counts.items()}
+        if not any(rest.values()):
+            return void_hold(id=hold.pk, now=now) == "ok"
+        buckets = cap_counts(rest, standard_ppm, hold.amount_numerator)
+        is_capped = buckets != rest
+    else:
+        is_capped = buckets != counts
+        is_split = (
+            is_capped
+            and Hold.objects.filter(request_id=hold.request_id, attempt=hold.attempt, part=1)
+            .exclude(status=Hold.Status.VOIDED)
+            .exists()
+        )
+        is_capped = is_capped and not is_split
+    flags = [Flag.RECOVERED, *([Flag.CAPPED] if is_capped else []), *([Flag.SPLIT] if is_split else [])]
     event = UsageEvent(
         id=hold.pk,
         sequence=1,
         request_id=hold.request_id,
         attempt=hold.attempt,
-        part=0,
+        part=hold.part,
         contract_id=hold.contract_id,
         offering_id=hold.offering_id,
         grade_id=hold.grade_id,
@@ -215,12 +301,12 @@ def _capture_reported(hold: Hold, stored: StoredEvent, now: datetime) -> bool:
         occurred_at=hold.opened_at.astimezone(UTC),
         buckets=dict(buckets),
         finish=Finish(stored.finish),
-        bytes_in=stored.bytes_in,
-        bytes_out=stored.bytes_out,
+        bytes_in=stored.bytes_in if hold.part == 0 else 0,
+        bytes_out=stored.bytes_out if hold.part == 0 else 0,
         duration_ms=stored.duration_ms or 0,
         api_key_id=hold.api_key_id,
         flags=tuple(flags),
-        first_byte_ms=stored.first_byte_ms,
+        first_byte_ms=stored.first_byte_ms if hold.part == 0 else None,
     )
     captured = capture_hold(
         id=hold.pk,
@@ -230,27 +316,3 @@ def _capture_reported(hold: Hold, stored: StoredEvent, now: datetime) -> bool:
         now=now,
     )
     return captured.outcome == "ok"
-
-
-def cap_counts(
-    counts: dict[Bucket, int], standard_ppm: dict[Bucket, int], amount_numerator: int
-) -> dict[Bucket, int]:
-    """The counts, cut so that they come to at most the hold: what is above it is flagged and never billed.
-
-    Output is cut first: it is what grew beyond the bound.
-    """
-    excess = standard_numerator(counts, standard_ppm) - amount_numerator
-    capped = dict(counts)
-    for bucket in (*_OUTPUT_FIRST, *(bucket for bucket in counts if bucket not in _OUTPUT_FIRST)):
-        ppm = standard_ppm.get(bucket, 0)
-        if excess <= 0:
-            break
-        if ppm == 0 or not capped.get(bucket):
-            continue
-        cut = min(capped[bucket], -(-excess // ppm))
-        capped[bucket] -= cut
-        excess -= cut * ppm
-    return capped
-
-
-_OUTPUT_FIRST: Final = (Bucket.REASONING, Bucket.OUTPUT, Bucket.AUDIO_OUTPUT)

@@ -54,6 +54,8 @@ class Quote(models.Model):
     amends = models.ForeignKey("contracts.Contract", on_delete=models.PROTECT, null=True, related_name="+")
     overage_policy = models.CharField(max_length=8, choices=OveragePolicy.choices)
     payment = models.CharField(max_length=8, choices=Payment.choices)
+    # The most that overage may cost; null: whatever its rate is.
+    max_rate_micros_per_mtok = models.BigIntegerField(null=True)
     rate_micros_per_mtok = models.BigIntegerField()
     # [{"offering_id", "firm_lots", "rate_micros_per_mtok"}], cheapest first, summing to firm_lots.
     shares = models.JSONField()
@@ -81,6 +83,11 @@ class Quote(models.Model):
                 condition=Q(termination_fee_ppm__gte=0) & Q(termination_fee_ppm__lte=1_000_000),
                 name="contracts_quote_fee_in_range",
             ),
+            models.CheckConstraint(
+                condition=Q(max_rate_micros_per_mtok__isnull=True)
+                | (Q(max_rate_micros_per_mtok__gt=0) & ~Q(overage_policy="stop")),
+                name="contracts_quote_max_rate_of_overage",
+            ),
         ]
 
 
@@ -102,6 +109,7 @@ class Contract(models.Model):
     currency = models.CharField(max_length=3)
     payment = models.CharField(max_length=8, choices=Payment.choices, default=Payment.PREPAID)
     overage_policy = models.CharField(max_length=8, choices=OveragePolicy.choices, default=OveragePolicy.STOP)
+    # Spot: the bid's highest rate. Committed: the most that overage may cost; null: whatever its rate is.
     max_rate_micros_per_mtok = models.BigIntegerField(null=True)
     # Committed terms; null on the other kinds.
     quote = models.OneToOneField(Quote, on_delete=models.PROTECT, null=True, related_name="contract")
@@ -339,6 +347,8 @@ class Hold(models.Model):
     # The buyer's request; each attempt of it at another host is a hold of its own, and at most one is captured.
     request_id = models.UUIDField()
     attempt = models.PositiveSmallIntegerField(default=0)
+    # 0, or 1 of what an attempt took beyond the volume of part 0's contract: a hold of its own on the same delivery.
+    part = models.PositiveSmallIntegerField(default=0, db_default=0)
     contract = models.ForeignKey(Contract, on_delete=models.PROTECT, related_name="+", db_index=False)
     api_key_id = models.UUIDField(null=True)
     grade = models.ForeignKey(Grade, on_delete=models.PROTECT, related_name="+", db_index=False)
@@ -372,6 +382,11 @@ class Hold(models.Model):
                 & Q(captured_micros__gte=0)
                 & Q(captured_micros__lte=F("amount_micros")),
                 name="contracts_hold_captured_within_amount",
+            ),
+            models.CheckConstraint(
+                # What goes on beyond a contract is not taken of its volume.
+                condition=Q(part=0) | Q(part=1, entitlement__isnull=True),
+                name="contracts_hold_part_known",
             ),
         ]
         indexes = [

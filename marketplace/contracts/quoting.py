@@ -18,6 +18,7 @@ from marketplace.contracts.models import OveragePolicy, Payment, Quote
 from marketplace.errors import DomainError, Forbidden, InvalidInput, NotFound
 from marketplace.periods import contract_month, delivery_period
 from pricing.selectors import grade_in_force
+from pricing.services import MAX_RATE_MICROS_PER_MTOK
 from pricing.units import PPM, div_half_even
 from providers.models import HostHour, Offering
 from providers.selectors import dependable_lots, listed_offerings
@@ -78,15 +79,16 @@ def request_quote(
     now: datetime,
     rollover_share_ppm: int = 0,
     rollover_cap_lots: int = 0,
+    max_rate_micros_per_mtok: int | None = None,
     amends_id: UUID | None = None,
     own: Mapping[UUID, int] | None = None,
 ) -> Quote:
     """The price of `firm_lots` per delivery period and `volume_lots` a month: the cheapest firm rates that fill it.
 
     The rate is the volume-weighted average of those rates, rounded half-even to a whole micro per Mtok; it is good
-    for 15 minutes. With `amends_id` it is the price of taking that contract's place (see `amending`), whose
-    `own` shares, by host, count as free. Raises InvalidInput naming the field, NotFound (grade), Forbidden or
-    NotOffered.
+    for 15 minutes. `max_rate_micros_per_mtok` is the most that overage may cost. With `amends_id` it is the price of
+    taking that contract's place (see `amending`), whose `own` shares, by host, count as free. Raises InvalidInput
+    naming the field, NotFound (grade), Forbidden or NotOffered.
     """
     organization = Organization.objects.filter(pk=organization_id).first()
     if organization is None:
@@ -102,6 +104,13 @@ def request_quote(
     _check_range("take_share_ppm", take_share_ppm, 0, PPM)
     if overage_policy not in OveragePolicy.values:
         raise InvalidInput(f"It must be one of {', '.join(OveragePolicy.values)}.", field="overage_policy")
+    if max_rate_micros_per_mtok is not None:
+        _check_range("max_rate_micros_per_mtok", max_rate_micros_per_mtok, 1, MAX_RATE_MICROS_PER_MTOK)
+        if overage_policy == OveragePolicy.STOP:
+            raise InvalidInput(
+                "Only a contract that goes on beyond its volume has a highest rate of it.",
+                field="max_rate_micros_per_mtok",
+            )
     if payment not in Payment.values:
         raise InvalidInput(f"It must be one of {', '.join(Payment.values)}.", field="payment")
     _check_range("rollover_share_ppm", rollover_share_ppm, 0, PPM)
@@ -132,6 +141,7 @@ def request_quote(
         starts_at=start,
         take_share_ppm=take_share_ppm,
         overage_policy=overage_policy,
+        max_rate_micros_per_mtok=max_rate_micros_per_mtok,
         payment=payment,
         rollover_share_ppm=rollover_share_ppm,
         rollover_cap_lots=rollover_cap_lots,

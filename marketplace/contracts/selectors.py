@@ -17,6 +17,7 @@ from marketplace.contracts.models import (
     Quote,
 )
 from marketplace.errors import NotFound
+from marketplace.periods import delivery_period
 from metering.selectors import recounts_of
 from pricing.models import Grade, GradeBucket
 from pricing.units import PPM, Bucket, div_half_even
@@ -54,17 +55,21 @@ def entitlements_of(contract_id: UUID) -> QuerySet[Entitlement]:
     )
 
 
-def hold_of_request(*, organization_id: UUID, request_id: UUID) -> Hold:
-    """The last attempt of a buyer's request (its generation id). Raises NotFound, also for another organization's."""
-    hold = (
+def holds_of_request(*, organization_id: UUID, request_id: UUID) -> list[Hold]:
+    """The last attempt of a buyer's request (its generation id): its hold, or those of its two parts.
+
+    Raises NotFound, also for another organization's.
+    """
+    holds = list(
         Hold.objects.filter(request_id=request_id, contract__organization_id=organization_id)
         .select_related("contract", "grade__family", "rate")
-        .order_by("-attempt")
-        .first()
+        .order_by("-attempt", "part")
     )
-    if hold is None:
+    if not holds:
         raise NotFound("There is no such generation.")
-    return hold
+    last = [hold for hold in holds if hold.attempt == holds[0].attempt]
+    # What was given back is shown only where nothing else became of it.
+    return [hold for hold in last if hold.status != Hold.Status.VOIDED] or last[:1]
 
 
 def period_rate(*, grade_id: UUID, period_start: datetime) -> PeriodRate | None:
@@ -73,6 +78,12 @@ def period_rate(*, grade_id: UUID, period_start: datetime) -> PeriodRate | None:
         .select_related("overage_rate")
         .first()
     )
+
+
+def overage_rates(grade_ids: list[UUID], *, at: datetime) -> dict[UUID, int]:
+    """What overage at spot costs in the delivery period of `at`, in micros per Mtok, where a rate was published."""
+    rows = PeriodRate.objects.filter(grade_id__in=grade_ids, period_start=delivery_period(at).start)
+    return dict(rows.values_list("grade_id", "overage_rate__micros_per_mtok"))
 
 
 def entitlements_in_force(*, contract_ids: list[UUID], at: datetime) -> dict[UUID, Entitlement]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -20,7 +21,7 @@ import msgspec
 from marketplace.contracts.holds import Opened
 from marketplace.gateway import metrics, upstream
 from marketplace.gateway.answers import Answer, has_output
-from marketplace.gateway.attempts import Attempt, HostFailed, Means
+from marketplace.gateway.attempts import Attempt, HostFailed, Means, Over
 from marketplace.gateway.config import FIRST_OUTPUT_TOKENS, MAX_ANSWER_BYTES, MAX_ATTEMPTS
 from marketplace.gateway.errors import ApiError, invalid, timed_out, upstream_failed
 from marketplace.gateway.exchange import ClientGone, Exchange
@@ -107,33 +108,62 @@ class Delivery:
         ]
         exclude: list[UUID] = []
         for number in range(MAX_ATTEMPTS):
-            hold_id = self.generation_id if number == 0 else uuid7(self._occurred_at)
+            hold_id, opened, over = await self._hold(number, numerators, exclude)
+            try:
+                return await self._attempt(number, hold_id, opened, over)
+            except HostFailed as error:
+                metrics.ATTEMPTS.labels("failed").inc()
+                logger.warning("attempt failed", extra={"host_id": str(opened.host_id), "reason": str(error)})
+                await self._settling.fail(hold_id, opened, over, cause=error.cause)
+                assert opened.offering_id is not None
+                exclude.append(opened.offering_id)
+            except ApiError:
+                await self._settling.void(hold_id, over)
+                raise
+        raise upstream_failed()
+
+    async def _hold(
+        self, number: int, numerators: Sequence[int], exclude: Sequence[UUID]
+    ) -> tuple[UUID, Opened, Over | None]:
+        """An attempt's hold; where it is the last of a contract, with a second one beyond it. Raises ApiError.
+
+        Where its host has not that much to spare beyond the contract, all of it is asked of others.
+        """
+        versions = self._model.versions
+        hold_id = self.generation_id if number == 0 else uuid7(self._occurred_at)
+        for may_split in (True, False):
             opened = await self._means.store.open_hold(
                 id=hold_id,
                 request_id=self.generation_id,
                 attempt=number,
                 caller=self._caller,
-                grade_ids=[version.id for version in self._model.versions],
+                grade_ids=[version.id for version in versions],
                 numerators=numerators,
                 contract_id=self._contract_id,
                 exclude=exclude,
+                may_split=may_split,
                 now=self._occurred_at,
             )
             if opened.outcome != "ok":
                 metrics.HOLDS.labels(opened.outcome).inc()
                 raise upstream_failed() if exclude else refusal_of(opened)
-            try:
-                return await self._attempt(number, hold_id, opened)
-            except HostFailed as error:
-                metrics.ATTEMPTS.labels("failed").inc()
-                logger.warning("attempt failed", extra={"host_id": str(opened.host_id), "reason": str(error)})
-                await self._settling.fail(hold_id, opened, cause=error.cause)
-                assert opened.offering_id is not None
-                exclude.append(opened.offering_id)
-            except ApiError:
-                await self._settling.void(hold_id)
-                raise
-        raise upstream_failed()
+            assert opened.amount_numerator is not None
+            grade, asked = next(
+                pair for pair in zip(versions, numerators, strict=True) if pair[0].id == opened.grade_id
+            )
+            if opened.amount_numerator == asked:
+                return hold_id, opened, None
+            over = await self._settling.open_over(
+                hold_id,
+                asked - opened.amount_numerator,
+                token_numerator=max(grade.standard_ppm.values()),
+                is_admission=True,
+            )
+            if over is not None:
+                return hold_id, opened, over
+            await self._settling.void(hold_id)
+            hold_id = uuid7(self._occurred_at)
+        raise AssertionError("a hold that may not be split covers all that was asked")
 
     def _limit(self, version: GradeVersion) -> int:
         asked = self._asked.max_output_tokens
@@ -149,7 +179,7 @@ class Delivery:
     def _input_bound(self, version: GradeVersion) -> int:
         return self._asked.input_bytes + version.template_overhead_tokens
 
-    async def _attempt(self, number: int, hold_id: UUID, opened: Opened) -> Attempt:
+    async def _attempt(self, number: int, hold_id: UUID, opened: Opened, over: Over | None) -> Attempt:
         """Dispatches and waits for the first byte. Raises HostFailed, ApiError, or ClientGone (hold left open)."""
         grade = next(version for version in self._model.versions if version.id == opened.grade_id)
         limit = self._limit(grade)
@@ -181,7 +211,7 @@ class Delivery:
             if self._time_left(grade) <= 0:
                 if number == 0:
                     # It had all the time that a request has. A later attempt has only what the first one left.
-                    await self._settling.fail(hold_id, opened, cause="failed_attempt")
+                    await self._settling.fail(hold_id, opened, over, cause="failed_attempt")
                 raise timed_out() from None
             raise HostFailed(type(error).__name__) from None
         if not first:
@@ -202,6 +232,7 @@ class Delivery:
             amount_numerator=opened.amount_numerator,
             response=response,
             first=first,
+            over=over,
         )
 
     def _body(self, limit: int) -> bytes:
@@ -270,7 +301,7 @@ class Delivery:
         if not settled or finish in (Finish.ERROR, Finish.TIMEOUT):
             await self._fail(timed_out() if finish is Finish.TIMEOUT else upstream_failed())
             return
-        usage = attempt.meter.usage_object(opened=attempt.opened, generation_id=self.generation_id)
+        usage = self._usage_object(attempt)
         if not self._asked.stream:
             reason = "budget" if finish is Finish.BUDGET else None
             body = answer.whole(finish_reason=reason, usage=usage)
@@ -400,13 +431,22 @@ class Delivery:
             if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
                 raise HostFailed("no embeddings in the answer")
         except (TimeoutError, aiohttp.ClientError, OSError, HostFailed, msgspec.DecodeError):
-            await self._settling.fail(attempt.hold_id, attempt.opened, cause="failed_attempt")
+            await self._settling.fail(attempt.hold_id, attempt.opened, attempt.over, cause="failed_attempt")
             raise upstream_failed() from None
         attempt.meter.feed(whole)
         await self._settling.settle(attempt, Finish.NONE, set())
-        usage = attempt.meter.usage_object(opened=attempt.opened, generation_id=self.generation_id)
+        usage = self._usage_object(attempt)
         body = {"object": "list", "data": whole["data"], "model": self._asked.model, "usage": usage}
         await self._exchange.answer(200, msgspec.json.encode(body), self._headers(attempt.opened))
+
+    def _usage_object(self, attempt: Attempt) -> dict[str, Any]:
+        portions = [
+            portion for portion in attempt.portions() if portion.part == 0 or any(portion.counts.values())
+        ]
+        return attempt.meter.usage_object(
+            generation_id=self.generation_id,
+            parts=[(portion.opened, portion.counts) for portion in portions],
+        )
 
     def _headers(self, opened: Opened) -> dict[str, str]:
         return {

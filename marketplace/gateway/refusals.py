@@ -50,6 +50,14 @@ def refusal_of(opened: Opened) -> ApiError:
         return ApiError(402, outcome, message, kind=_QUOTA)
     if outcome == "spend_cap_reached":
         return ApiError(402, outcome, _cap_message(opened), kind=_QUOTA, headers=headers)
+    if outcome == "overage_above_max_rate":
+        message = (
+            f"The contract's volume is used up, and its overage costs {opened.rate_micros_per_mtok} micros per Mtok "
+            f"now, above its max_rate_micros_per_mtok of {opened.max_rate_micros_per_mtok}. Retry in another "
+            "delivery period."
+        )
+        param = "max_rate_micros_per_mtok"
+        return ApiError(429, outcome, message, kind="rate_limit_error", param=param, headers=headers)
     if outcome == "rate_limited":
         message = "The contract's rate per delivery period is reached. Retry later."
         return ApiError(429, "rate_limit_exceeded", message, kind="rate_limit_error", headers=headers)

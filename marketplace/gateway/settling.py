@@ -14,7 +14,7 @@ from uuid import UUID
 
 from marketplace.contracts.holds import Opened
 from marketplace.gateway import metrics
-from marketplace.gateway.attempts import Attempt, Means
+from marketplace.gateway.attempts import Attempt, Means, Over, Portion
 from marketplace.gateway.config import (
     EXTEND_OUTPUT_TOKENS,
     LOOKAHEAD_TOKENS,
@@ -26,6 +26,7 @@ from marketplace.gateway.errors import BOOKS_AWAY
 from marketplace.gateway.exchange import Exchange
 from marketplace.gateway.parsing import Asked
 from marketplace.gateway.store import Caller
+from marketplace.ids import uuid7
 from metering.usage import Finish, Flag
 from pricing.units import OUTPUT_BUCKETS
 
@@ -64,23 +65,59 @@ class Settling:
         used = meter.bound()
         made = sum(meter.counts().get(bucket, 0) for bucket in OUTPUT_BUCKETS) or meter.generated_chunks
         left = max(1, attempt.limit - made)
-        if used + min(LOOKAHEAD_TOKENS, left) * meter.output_ppm <= attempt.amount_numerator:
+        if used + min(LOOKAHEAD_TOKENS, left) * meter.output_ppm <= attempt.covered_numerator:
             return True
-        if attempt.amount_numerator >= meter.most_numerator:
+        if attempt.covered_numerator >= meter.most_numerator:
             return (
                 True  # All that the request can come to is held; what a host says beyond it is never billed.
             )
-        if not attempt.no_more:
-            delta = min(EXTEND_OUTPUT_TOKENS, left) * meter.output_ppm
-            outcome = await self._means.store.extend_hold(
-                id=attempt.hold_id, delta_numerator=delta, now=await self._means.store.now()
+        if await self._extend(attempt, min(EXTEND_OUTPUT_TOKENS, left) * meter.output_ppm):
+            return True
+        return used + meter.output_ppm <= attempt.covered_numerator
+
+    async def _extend(self, attempt: Attempt, delta: int) -> bool:
+        """Whether so much more is held: by the last part's hold, or by a part beyond a contract that is used up."""
+        if attempt.no_more:
+            return False
+        growing = attempt.over or attempt
+        outcome = await self._means.store.extend_hold(
+            id=growing.hold_id, delta_numerator=delta, now=await self._means.store.now()
+        )
+        metrics.HOLDS.labels(f"extend_{outcome}").inc()
+        if outcome == "ok":
+            growing.amount_numerator += delta
+            return True
+        if outcome == "contract_exhausted" and attempt.over is None and await self._go_over(attempt, delta):
+            return True
+        attempt.no_more = True
+        return False
+
+    async def _go_over(self, attempt: Attempt, delta: int) -> bool:
+        """Uses the contract up and goes on under its overage policy. False where it does not go on."""
+        taken = await self._means.store.take_rest(
+            id=attempt.hold_id, most_numerator=delta, now=await self._means.store.now()
+        )
+        attempt.amount_numerator += taken
+        if taken < delta:
+            attempt.over = await self.open_over(
+                attempt.hold_id, delta - taken, token_numerator=attempt.meter.token_numerator
             )
-            metrics.HOLDS.labels(f"extend_{outcome}").inc()
-            if outcome == "ok":
-                attempt.amount_numerator += delta
-                return True
-            attempt.no_more = True
-        return used + meter.output_ppm <= attempt.amount_numerator
+        return taken == delta or attempt.over is not None
+
+    async def open_over(
+        self, hold_id: UUID, amount_numerator: int, *, token_numerator: int, is_admission: bool = False
+    ) -> Over | None:
+        """The hold of part 1: so much, and a token more for what of the first hold is less than one. None: refused."""
+        over_id, amount = uuid7(self._occurred_at), amount_numerator + token_numerator
+        opened = await self._means.store.open_part(
+            hold_id=hold_id,
+            id=over_id,
+            amount_numerator=amount,
+            is_admission=is_admission,
+            now=await self._means.store.now(),
+        )
+        metrics.HOLDS.labels(f"part_{opened.outcome}").inc()
+        return Over(over_id, opened, amount) if opened.outcome == "ok" else None
 
     async def settle(self, attempt: Attempt, finish: Finish, flags: set[Flag]) -> bool:
         """Captures or voids, also when the caller's task is cancelled meanwhile. True when the hold is captured."""
@@ -92,7 +129,7 @@ class Settling:
         if self._held_up(attempt):
             meter.flags.add(Flag.READER_SLOW)
         if meter.generated_chunks == 0 and finish in (Finish.ERROR, Finish.TIMEOUT):
-            await self.fail(attempt.hold_id, attempt.opened, cause="failed_attempt")
+            await self.fail(attempt.hold_id, attempt.opened, attempt.over, cause="failed_attempt")
             return False
         if Flag.UPSTREAM_FAILED in flags:
             await self._remember(attempt.hold_id, attempt.opened, "failed_attempt")
@@ -103,8 +140,7 @@ class Settling:
                 return False
             meter.estimate(await asyncio.to_thread(count_input_tokens, self._asked.body))
         meter.cut_to_bounds()
-        if meter.numerator() > attempt.amount_numerator:
-            await self._cover_or_cap(attempt)
+        await self._cover_or_cap(attempt)
         started = time.monotonic()
         captured = await self._capture(attempt, finish)
         metrics.CAPTURE_SECONDS.observe(time.monotonic() - started)
@@ -121,36 +157,53 @@ class Settling:
         return attempt.reader_s > max(READER_SLOW_S, carried * READER_SLOW_SHARE)
 
     async def _cover_or_cap(self, attempt: Attempt) -> None:
-        excess = attempt.meter.numerator() - attempt.amount_numerator
-        outcome = "closed"
-        if not attempt.no_more:
-            outcome = await self._means.store.extend_hold(
-                id=attempt.hold_id, delta_numerator=excess, now=await self._means.store.now()
-            )
-        if outcome == "ok":
-            attempt.amount_numerator += excess
-        else:
+        excess = attempt.excess_numerator
+        if excess <= 0 or await self._extend(attempt, excess):
+            return
+        if attempt.over is None:
             attempt.meter.cap(attempt.amount_numerator)
+        else:
+            attempt.meter.cap_parts(attempt.amount_numerator, attempt.over.amount_numerator)
 
     async def _capture(self, attempt: Attempt, finish: Finish) -> bool:
-        numerator = attempt.meter.numerator()
+        """Captures each part, the first one first, so that a part whose gateway died is told from what it covers."""
+        first, *others = attempt.portions()
+        is_split = any(any(portion.counts.values()) for portion in others)
+        if is_split:
+            attempt.meter.flags.add(Flag.SPLIT)
+        duration_ms = round((time.monotonic() - self._started) * 1000)
+        captured = await self._capture_portion(attempt, first, finish, duration_ms)
+        for portion in others:
+            if is_split:
+                await self._capture_portion(attempt, portion, finish, duration_ms)
+            else:
+                await self.void(portion.hold_id)
+        return captured
+
+    async def _capture_portion(
+        self, attempt: Attempt, portion: Portion, finish: Finish, duration_ms: int
+    ) -> bool:
+        numerator = attempt.meter.numerator_of(portion.counts)
         event = attempt.meter.event(
-            hold_id=attempt.hold_id,
+            hold_id=portion.hold_id,
             request_id=self._request_id,
             attempt=attempt.number,
-            opened=attempt.opened,
+            opened=portion.opened,
             api_key_id=self._caller.api_key_id,
             occurred_at=self._occurred_at,
             finish=finish,
-            bytes_in=self._bytes_in,
-            bytes_out=self._exchange.bytes_out,
-            first_byte_ms=attempt.first_byte_ms,
-            duration_ms=round((time.monotonic() - self._started) * 1000),
+            # The attempt's own figures belong to its first part.
+            bytes_in=self._bytes_in if portion.part == 0 else 0,
+            bytes_out=self._exchange.bytes_out if portion.part == 0 else 0,
+            first_byte_ms=attempt.first_byte_ms if portion.part == 0 else None,
+            duration_ms=duration_ms,
+            part=portion.part,
+            counts=portion.counts,
         )
         for pause_s in (*_CAPTURE_RETRIES_S, None):
             try:
                 captured = await self._means.store.capture_hold(
-                    id=attempt.hold_id,
+                    id=portion.hold_id,
                     numerator=numerator,
                     event=event,
                     source_id=self._means.source_id,
@@ -159,7 +212,7 @@ class Settling:
             except BOOKS_AWAY:
                 if pause_s is None:
                     # The hold stays open, and the sweeper captures the agent's count.
-                    logger.exception("capture failed", extra={"hold_id": str(attempt.hold_id)})
+                    logger.exception("capture failed", extra={"hold_id": str(portion.hold_id)})
                     return False
                 await asyncio.sleep(pause_s)
                 continue
@@ -167,10 +220,10 @@ class Settling:
             return captured.outcome in ("ok", "captured")
         return False
 
-    async def fail(self, hold_id: UUID, opened: Opened, *, cause: str) -> None:
-        """The host served nothing of it: that is remembered, and the hold given back."""
+    async def fail(self, hold_id: UUID, opened: Opened, over: Over | None = None, *, cause: str) -> None:
+        """The host served nothing of it: that is remembered, and what is held given back."""
         await self._remember(hold_id, opened, cause)
-        await self.void(hold_id)
+        await self.void(hold_id, over)
 
     async def _remember(self, hold_id: UUID, opened: Opened, cause: str) -> None:
         """Evidence of a failure (`FailedAttempt`), before the attempt's hold ends.
@@ -185,9 +238,10 @@ class Settling:
         except BOOKS_AWAY:
             logger.exception("failed attempt not recorded", extra={"hold_id": str(hold_id)})
 
-    async def void(self, hold_id: UUID) -> None:
-        """Gives the hold back; where the database does not answer, the sweeper will."""
+    async def void(self, hold_id: UUID, over: Over | None = None) -> None:
+        """Gives the hold back, what goes over first; where the database does not answer, the sweeper will."""
         try:
-            await self._means.store.void_hold(id=hold_id, now=await self._means.store.now())
+            for id in (hold_id,) if over is None else (over.hold_id, hold_id):  # noqa: A001
+                await self._means.store.void_hold(id=id, now=await self._means.store.now())
         except BOOKS_AWAY:
             logger.exception("void failed", extra={"hold_id": str(hold_id)})

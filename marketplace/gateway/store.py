@@ -22,11 +22,14 @@ from marketplace.clock import OFFSET_SQL
 from marketplace.contracts.holds import (
     CAPTURE_SQL,
     EXTEND_SQL,
+    OPEN_PART_SQL,
     OPEN_SQL,
+    TAKE_REST_SQL,
     VOID_SQL,
     Captured,
     Opened,
     open_arguments,
+    part_arguments,
 )
 from marketplace.gateway.config import CACHE_S, Config
 from pricing.units import Bucket
@@ -186,6 +189,7 @@ class Store:
         numerators: Sequence[int],
         contract_id: UUID | None,
         exclude: Sequence[UUID],
+        may_split: bool,
         now: datetime,
     ) -> Opened:
         arguments = open_arguments(
@@ -199,9 +203,28 @@ class Store:
             numerators=numerators,
             contract_id=contract_id,
             exclude=exclude,
+            may_split=may_split,
             now=now,
         )
         return Opened(*await self._one(OPEN_SQL, arguments))
+
+    async def take_rest(self, *, id: UUID, most_numerator: int, now: datetime) -> int:  # noqa: A002
+        (taken,) = await self._one(TAKE_REST_SQL, (id, most_numerator, now))
+        return int(taken)
+
+    async def open_part(
+        self,
+        *,
+        hold_id: UUID,
+        id: UUID,  # noqa: A002
+        amount_numerator: int,
+        is_admission: bool,
+        now: datetime,
+    ) -> Opened:
+        arguments = part_arguments(
+            hold_id=hold_id, id=id, amount_numerator=amount_numerator, is_admission=is_admission, now=now
+        )
+        return Opened(*await self._one(OPEN_PART_SQL, arguments))
 
     async def extend_hold(self, *, id: UUID, delta_numerator: int, now: datetime) -> str:  # noqa: A002
         (outcome,) = await self._one(EXTEND_SQL, (id, delta_numerator, now))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from marketplace.contracts.holds import Opened, cap_counts
+from marketplace.contracts.holds import Opened
 from marketplace.gateway.recounting import Recount
 from marketplace.gateway.store import GradeVersion
 from metering.usage import Finish, Flag, UsageEvent, encode_event, unproved_usage
 from pricing.normalising import SOURCES, Unprovable, adapt, collect_usage
-from pricing.rating import TEXT_INPUT_BUCKETS, TEXT_OUTPUT_BUCKETS, exact_price, standard_numerator
+from pricing.rating import (
+    TEXT_INPUT_BUCKETS,
+    TEXT_OUTPUT_BUCKETS,
+    cap_counts,
+    exact_cost,
+    exact_price,
+    standard_numerator,
+)
 from pricing.units import INPUT_BUCKETS, OUTPUT_BUCKETS, PPM, Bucket, div_half_even
 
 _FINISHES: Final = {
@@ -27,6 +34,11 @@ _FINISHES: Final = {
 def usage_source(engine: str | None) -> str:
     """The adapter of a host's OpenAI-compatible answers (Ollama's own adapter is for its native interface)."""
     return engine if engine in SOURCES and engine != "ollama" else "openai_chat"
+
+
+def _rate_of(opened: Opened) -> int:
+    assert opened.rate_micros_per_mtok is not None
+    return opened.rate_micros_per_mtok
 
 
 def finish_of(reason: str | None) -> Finish:
@@ -51,6 +63,8 @@ class UsageMeter:
         ppm = grade.standard_ppm
         self._input_bound = input_bound_tokens * max(ppm.get(bucket, 0) for bucket in TEXT_INPUT_BUCKETS)
         self.output_ppm: Final = max(ppm.get(bucket, 0) for bucket in TEXT_OUTPUT_BUCKETS)
+        # Of the dearest token: so much of a hold may be left when no other whole one fits.
+        self.token_numerator: Final = max(ppm.values(), default=0)
         self._bounds: Final = ((INPUT_BUCKETS, input_bound_tokens), (OUTPUT_BUCKETS, output_bound_tokens))
         # What the request can come to, whatever its host says.
         self.most_numerator: Final = self._input_bound + output_bound_tokens * self.output_ppm
@@ -134,31 +148,58 @@ class UsageMeter:
             self._running = capped
             self.flags.add(Flag.CAPPED)
 
-    def usage_object(self, *, opened: Opened, generation_id: UUID) -> dict[str, Any]:
-        """OpenAI's usage object with ours in `tokenyard`; the cost is exact and marginal, never summed."""
+    def split(self, amount_numerator: int) -> tuple[dict[Bucket, int], dict[Bucket, int]]:
+        """The counts in two parts, token by token as they came: what a first hold of so much covers, and the rest."""
         counts = self.counts()
-        numerator = self.numerator()
+        first = cap_counts(counts, self._grade.standard_ppm, amount_numerator)
+        return first, {bucket: count - first[bucket] for bucket, count in counts.items()}
+
+    def cap_parts(self, amount_numerator: int, over_numerator: int) -> None:
+        """As `cap`, of two holds."""
+        first, rest = self.split(amount_numerator)
+        capped = cap_counts(rest, self._grade.standard_ppm, over_numerator)
+        if capped != rest:
+            self._running = {bucket: count + capped[bucket] for bucket, count in first.items()}
+            self.flags.add(Flag.CAPPED)
+
+    def numerator_of(self, counts: Mapping[Bucket, int]) -> int:
+        return standard_numerator(counts, self._grade.standard_ppm)
+
+    def usage_object(
+        self, *, generation_id: UUID, parts: Sequence[tuple[Opened, Mapping[Bucket, int]]]
+    ) -> dict[str, Any]:
+        """OpenAI's usage object with ours in `tokenyard`; the cost is exact and marginal, never rounded.
+
+        Of an attempt in two parts, `tokenyard` has the sums, with the contract of part 0, and each part in `parts`.
+        """
+        counts = self.counts()
         prompt = sum(counts.get(bucket, 0) for bucket in INPUT_BUCKETS)
         completion = sum(counts.get(bucket, 0) for bucket in OUTPUT_BUCKETS)
-        assert opened.rate_micros_per_mtok is not None
+        whole = self._bill(parts[0][0], counts)
+        if len(parts) > 1:
+            whole["cost"] = exact_cost((self.numerator_of(part), _rate_of(opened)) for opened, part in parts)
+            whole["parts"] = [self._bill(*part) for part in parts]
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": counts.get(Bucket.CACHE_READ, 0)},
             "completion_tokens_details": {"reasoning_tokens": counts.get(Bucket.REASONING, 0)},
-            "tokenyard": {
-                "generation_id": generation_id,
-                "contract_id": opened.contract_id,
-                "contract_kind": opened.kind,
-                "grade_id": opened.grade_id,
-                "rate_id": opened.rate_id,
-                "rate_micros_per_mtok": opened.rate_micros_per_mtok,
-                "currency": self._grade.currency,
-                "buckets": {bucket.value: count for bucket, count in counts.items()},
-                "standard_numerator": str(numerator),
-                "cost": exact_price(numerator, opened.rate_micros_per_mtok),
-            },
+            "tokenyard": {"generation_id": generation_id, **whole},
+        }
+
+    def _bill(self, opened: Opened, counts: Mapping[Bucket, int]) -> dict[str, Any]:
+        numerator, rate = self.numerator_of(counts), _rate_of(opened)
+        return {
+            "contract_id": opened.contract_id,
+            "contract_kind": opened.kind,
+            "grade_id": opened.grade_id,
+            "rate_id": opened.rate_id,
+            "rate_micros_per_mtok": rate,
+            "currency": self._grade.currency,
+            "buckets": {bucket.value: count for bucket, count in counts.items()},
+            "standard_numerator": str(numerator),
+            "cost": exact_price(numerator, rate),
         }
 
     def _witness(self) -> int | None:
@@ -189,27 +230,32 @@ class UsageMeter:
         bytes_out: int,
         first_byte_ms: int | None,
         duration_ms: int,
+        part: int = 0,
+        counts: Mapping[Bucket, int] | None = None,
     ) -> bytes:
-        """The gateway's usage event, one NDJSON line. Its id is the hold's: captured again, it is the same event."""
+        """The gateway's usage event, one NDJSON line. Its id is the hold's: captured again, it is the same event.
+
+        Of two parts, `counts` are the one's; the recount is of the whole text and stands for neither.
+        """
         assert opened.contract_id is not None
         assert opened.offering_id is not None
         assert opened.grade_id is not None
         assert opened.rate_id is not None
         assert opened.period_start is not None
-        recount = self._witness()
+        recount = None if Flag.SPLIT in self.flags else self._witness()
         event = UsageEvent(
             id=hold_id,
             sequence=1,
             request_id=request_id,
             attempt=attempt,
-            part=0,
+            part=part,
             contract_id=opened.contract_id,
             offering_id=opened.offering_id,
             grade_id=opened.grade_id,
             rate_id=opened.rate_id,
             period_start=opened.period_start.astimezone(UTC),
             occurred_at=occurred_at,
-            buckets=dict(self.counts()),
+            buckets=dict(self.counts() if counts is None else counts),
             finish=finish,
             bytes_in=bytes_in,
             bytes_out=bytes_out,

@@ -17,6 +17,7 @@ from marketplace.accounts.models import OrganizationRole
 from marketplace.api.idempotency import idempotent
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.views import ApiView, PublicView
+from marketplace.contracts.selectors import overage_rates
 from marketplace.errors import InvalidInput, NotFound
 from marketplace.orders import bid_rounds_api, controls_api, order_api, releases_api, selectors
 from marketplace.orders.bid_serializers import (
@@ -100,6 +101,10 @@ class MarketSerializer(serializers.Serializer[Any]):
     control = controls_api.PublicControlSerializer()
     depth = DepthSerializer(allow_null=True)
     prices = serializers.DictField(child=serializers.CharField())
+    overage_rate_micros_per_mtok = serializers.IntegerField(
+        allow_null=True,
+        help_text="of the delivery period that runs; null where none was published: then it is the list rate",
+    )
 
 
 class BidsView(ApiView):
@@ -192,6 +197,7 @@ class MarketView(PublicView):
             "control": public_state_of(grade, now=now),
             "depth": disclosure,
             "prices": {} if rate is None else _plain_prices(grade, rate),
+            "overage_rate_micros_per_mtok": overage_rates([grade.id], at=now).get(grade.id),
         }
         return Response(MarketSerializer(shown).data)
 

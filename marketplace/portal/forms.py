@@ -115,6 +115,7 @@ class RefundForm(OperationForm):
 class QuoteForm(PortalForm):
     service_fields = {
         "take_share_ppm": "take_share",
+        "max_rate_micros_per_mtok": "max_rate",
         "rollover_share_ppm": "rollover_share",
         "rollover_cap_lots": "rollover_cap",
     }
@@ -147,6 +148,12 @@ class QuoteForm(PortalForm):
             (OveragePolicy.LIST, "Go on at the list rate"),
             (OveragePolicy.SPOT, "Go on at the spot rate"),
         ],
+    )
+    max_rate = DecimalField(
+        decimals=6,
+        label="At most, per Mtok",
+        required=False,
+        help_text="Beyond the volume, refuse what costs more. Leave empty for no limit.",
     )
     take_share = DecimalField(
         decimals=4,

@@ -85,6 +85,7 @@ def commit(
     overage_policy: str = "stop",
     payment: str = "prepaid",
     take_share_ppm: int = 1_000_000,
+    max_rate_micros_per_mtok: int | None = None,
 ) -> Contract:
     quote = request_quote(
         organization_id=world.acme.id,
@@ -96,6 +97,7 @@ def commit(
         take_share_ppm=take_share_ppm,
         overage_policy=overage_policy,
         payment=payment,
+        max_rate_micros_per_mtok=max_rate_micros_per_mtok,
         now=now,
     )
     return accept_quote(

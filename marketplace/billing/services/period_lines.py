@@ -62,12 +62,13 @@ class Sources:
         return award_outcomes(self.evidence, [*self.awards, *self.firm], metered)
 
     def holds_for(self, lines: Sequence[Line]) -> dict[LineKey, UUID]:
-        """Which open hold pays which line; lines without one are charged to the balance itself."""
+        """Which open hold pays which line; lines without one are charged to the balance itself, or are paid ahead."""
         by_award = {(award.rate_id, award.period_start): award.ledger_hold_id for award in self.awards}
+        paid_ahead = {month.rate_id for month in self.months}
         accrued = self.accrual.ledger_hold_id if self.accrual else None
         holds: dict[LineKey, UUID] = {}
         for line in lines:
-            hold_id = by_award.get(line.key, accrued)
+            hold_id = by_award.get(line.key, None if line.rate_id in paid_ahead else accrued)
             if hold_id is not None and hold_id in self.open_holds:
                 holds[line.key] = hold_id
         return holds
@@ -198,9 +199,9 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
         ]
     for firm in sources.firm:
         lines += _remedy_lines(_terms_of(firm), outcomes[firm.id, firm.period_start])
-    # Awards and paid months cover only their own rate: anything else a contract delivered is overage.
-    covered = bool(sources.awards or sources.months)
-    kind = ChargeKind.OVERAGE if covered else ChargeKind.USAGE
+    # Awards and months cover only their own rate: anything else a contract delivered is overage.
+    covered = bool(sources.awards or sources.committed_months)
+    own_rates_of_months = {month.rate_id for month in sources.committed_months}
     sums: dict[tuple[UUID, UUID], dict[UUID, int]] = defaultdict(lambda: defaultdict(int))
     estimated: dict[tuple[UUID, UUID], int] = defaultdict(int)
     for item in other:
@@ -213,6 +214,8 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
             rate_id, grade_id, rates[rate_id].micros_per_mtok, sources.period.start, sources.period.end
         )
         own_rates = _own_rates(sources, terms, numerators)
+        is_overage = covered and rate_id not in own_rates_of_months
+        kind = ChargeKind.OVERAGE if is_overage else ChargeKind.USAGE
         lines.append(
             usage_line(kind, terms, numerators, fee_ppm, own_rates, estimated=estimated[rate_id, grade_id])
         )

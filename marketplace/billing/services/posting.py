@@ -71,6 +71,8 @@ class Books:
     operator: UUID
     currency: str
     code: str | None = None
+    # Of a prepaid committed contract: the rate of what was paid ahead. Lines at any other are overage, and charged.
+    paid_rate_id: UUID | None = None
 
     def owed_by_buyer(self, account: UUID) -> Books:
         """The same, but for an account of what he owes in the place of the one that does not cover it."""
@@ -82,12 +84,15 @@ class Books:
 
     def source_of(self, line: Line) -> UUID:
         """What a provider owes him is the buyer's own money, also where what he paid ahead pays the usage."""
-        return self.buyer if line.kind in OWED_BY_PROVIDER else self.source
+        return self.buyer if line.kind in OWED_BY_PROVIDER or self._is_overage(line) else self.source
 
     def code_of(self, line: Line) -> str:
         if line.kind in OWED_BY_PROVIDER:
             return _CODES[ChargeKind(line.kind)]
-        return self.code or _CODES[ChargeKind(line.kind)]
+        return (None if self._is_overage(line) else self.code) or _CODES[ChargeKind(line.kind)]
+
+    def _is_overage(self, line: Line) -> bool:
+        return self.paid_rate_id is not None and line.rate_id != self.paid_rate_id
 
 
 def pays_in_arrears(contract: Contract) -> bool:
@@ -126,7 +131,7 @@ def fees_account(contract_id: UUID, *, operator_id: UUID, currency: str, now: da
 
 
 def books_of(contract: Contract, *, now: datetime, to_balance: bool = False) -> Books:
-    """Delivery of a prepaid committed contract is paid out of what was paid ahead; all else by the buyer's account.
+    """A prepaid committed contract's volume is paid out of what was paid ahead; all else by the buyer's account.
 
     With `to_balance` that too: what a committed buyer gets back is his to spend.
     """
@@ -143,6 +148,7 @@ def books_of(contract: Contract, *, now: datetime, to_balance: bool = False) -> 
         ),
         currency=contract.currency,
         code="delivery" if ahead else None,
+        paid_rate_id=contract.rate_id if ahead else None,
     )
 
 

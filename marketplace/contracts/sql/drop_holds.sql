@@ -2,12 +2,24 @@ DROP FUNCTION contracts_void_hold(uuid, timestamptz);
 DROP FUNCTION contracts_capture_hold(uuid, bigint, bytea, uuid, timestamptz);
 DROP FUNCTION contracts_end_hold(uuid, text, bigint, timestamptz);
 DROP FUNCTION contracts_extend_hold(uuid, bigint, timestamptz);
-DROP FUNCTION contracts_open_hold(
+-- It may leave a part to be held beyond a contract's volume since (entitled_holds.sql).
+DROP FUNCTION IF EXISTS contracts_open_hold(
     uuid, uuid, integer, text, uuid, uuid, uuid[], bigint[], uuid, timestamptz, integer, integer, bigint, uuid[]
 );
--- What pays is a parameter since (spend_caps.sql).
+DROP FUNCTION IF EXISTS contracts_open_hold(
+    uuid, uuid, integer, text, uuid, uuid, uuid[], bigint[], uuid, timestamptz, integer, integer, bigint, uuid[], boolean
+);
+DROP FUNCTION IF EXISTS contracts_open_part(
+    uuid, uuid, bigint, boolean, timestamptz, integer, integer, bigint
+);
+DROP FUNCTION IF EXISTS contracts_take_rest(uuid, bigint, timestamptz);
+DROP FUNCTION IF EXISTS contracts_open_over(contracts_asked, uuid, uuid, boolean);
+-- What pays is a parameter since (spend_caps.sql), and so is whose overage it is.
 DROP FUNCTION IF EXISTS contracts_open_on_demand(contracts_asked);
 DROP FUNCTION IF EXISTS contracts_open_on_demand(contracts_asked, text);
+DROP FUNCTION IF EXISTS contracts_open_on_demand(contracts_asked, text, uuid);
+DROP FUNCTION IF EXISTS contracts_on_demand_of(uuid, uuid, text, timestamptz);
+DROP FUNCTION IF EXISTS contracts_too_dear(contracts_opened, bigint, bigint, integer, timestamptz);
 -- It has a file and a migration of its own since (entitled_holds.sql).
 DROP FUNCTION IF EXISTS contracts_open_on_entitlement(contracts_asked, uuid);
 -- It has a parameter more since (spend_caps.sql).

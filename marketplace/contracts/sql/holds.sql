@@ -44,21 +44,23 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT to_timestamp((floor(extract(epoch FROM p_at) / p_seconds) * p_seconds)::double precision)
 $$;
 
--- What a request asks for, as one value that the helpers below pass on.
+-- What a request asks for, as one value that the helpers below pass on. part: 1 is what goes on beyond a contract's volume.
 CREATE TYPE contracts_asked AS (
     id uuid, request_id uuid, attempt smallint, holder text, organization_id uuid, api_key_id uuid,
     grades uuid[], numerators bigint[], at timestamptz, delivery_s integer, settlement_s integer,
-    sellable_ppm bigint, exclude uuid[]
+    sellable_ppm bigint, exclude uuid[], part smallint
 );
 
 -- outcome: ok, contract_not_found, contract_suspended, contract_exhausted, insufficient_funds, rate_limited,
--- capacity_unavailable, capacity_curtailed, no_offering, spend_cap_reached. The four columns before the last feed Retry-After
--- and the x-ratelimit-* headers; spend_cap is `scope/period` of the cap that refused.
+-- capacity_unavailable, capacity_curtailed, no_offering, spend_cap_reached, overage_above_max_rate. retry_after_ms to reset_ms
+-- feed Retry-After and the x-ratelimit-* headers; spend_cap is `scope/period` of the cap that refused, max_rate_micros_per_mtok
+-- the contract's where the overage (at rate_micros_per_mtok) is above it.
 CREATE TYPE contracts_opened AS (
     outcome text, contract_id uuid, kind text, grade_id uuid, offering_id uuid, host_id uuid, base_url text, engine text,
     rate_id uuid, rate_micros_per_mtok bigint, period_start timestamptz, expires_at timestamptz,
     amount_numerator bigint, amount_micros bigint,
-    retry_after_ms bigint, limit_numerator bigint, remaining_numerator bigint, reset_ms bigint, spend_cap text
+    retry_after_ms bigint, limit_numerator bigint, remaining_numerator bigint, reset_ms bigint, spend_cap text,
+    max_rate_micros_per_mtok bigint
 );
 
 CREATE FUNCTION contracts_serves(p_status text, p_ready boolean, p_heartbeat timestamptz, p_now timestamptz)
@@ -116,12 +118,12 @@ BEGIN
     INSERT INTO contracts_hold (
         id, request_id, attempt, contract_id, api_key_id, offering_id, entitlement_id, accrual_id, rate_id, grade_id,
         holder, period_start, amount_numerator, captured_numerator, amount_micros, captured_micros, status, opened_at,
-        expires_at, spend_counter_ids
+        expires_at, spend_counter_ids, part
     ) VALUES (
         p_asked.id, p_asked.request_id, p_asked.attempt, p_opened.contract_id, p_asked.api_key_id,
         p_opened.offering_id, p_entitlement, p_accrual, p_opened.rate_id, p_opened.grade_id, p_asked.holder,
         p_opened.period_start, p_opened.amount_numerator, 0, p_opened.amount_micros, 0, 'open', p_asked.at,
-        p_opened.expires_at, p_spend
+        p_opened.expires_at, p_spend, p_asked.part
     );
     IF NOT EXISTS (
         SELECT 1 FROM metering_meterpoint
@@ -147,10 +149,49 @@ BEGIN
 END
 $$;
 
--- Opens the hold on the organization's implicit on-demand contract: the cheapest list rate whose host serves and
--- has an unsold share, then the least loaded. What is unsold is read now, so a late publication is not missed.
--- p_payment is the named contract's; null for what the organization chose.
-CREATE FUNCTION contracts_open_on_demand(p_asked contracts_asked, p_payment text)
+-- The refusal of an overage whose rate is above the contract's max_rate: the next period may have a lower one.
+CREATE FUNCTION contracts_too_dear(
+    p_opened contracts_opened, p_rate bigint, p_max_rate bigint, p_delivery_s integer, p_now timestamptz
+) RETURNS contracts_opened LANGUAGE plpgsql AS $$
+BEGIN
+    p_opened.outcome := 'overage_above_max_rate';
+    p_opened.rate_micros_per_mtok := p_rate;
+    p_opened.max_rate_micros_per_mtok := p_max_rate;
+    p_opened.retry_after_ms := GREATEST(1, extract(
+        epoch FROM contracts_period_start(p_now, p_delivery_s) + make_interval(secs => p_delivery_s) - p_now) * 1000)::bigint;
+    RETURN p_opened;
+END
+$$;
+
+-- The organization's implicit on-demand contract of a grade and payment, made by whoever comes first.
+CREATE FUNCTION contracts_on_demand_of(p_organization uuid, p_grade uuid, p_payment text, p_at timestamptz)
+RETURNS TABLE (id uuid, status text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    FOR attempt IN 1..2 LOOP
+        RETURN QUERY SELECT c.id, c.status::text FROM contracts_contract c
+                      WHERE c.organization_id = p_organization AND c.grade_id = p_grade AND c.kind = 'on_demand'
+                        AND c.payment = p_payment;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        INSERT INTO contracts_contract (
+            id, organization_id, grade_id, kind, status, currency, payment, overage_policy, starts_at, created_at
+        ) SELECT uuidv7(), p_organization, g.id, 'on_demand', 'active', g.currency, p_payment, 'stop', p_at, p_at
+            FROM pricing_grade g WHERE g.id = p_grade
+        ON CONFLICT DO NOTHING;
+    END LOOP;
+END
+$$;
+
+-- Opens the hold on unsold capacity: the cheapest list rate whose host serves and has an unsold share, then the least
+-- loaded. What is unsold is read now, so a late publication is not missed. It is the organization's implicit on-demand
+-- contract that pays; p_payment is the named one's, null for what the organization chose.
+--
+-- p_over is the committed contract whose overage this is (null for none). No rate above its max_rate is paid. Where its policy
+-- is `spot`, it pays itself, at the period's overage rate or at the list rate where that is lower or no rate was
+-- published, and who would be paid less than his floor does not serve.
+CREATE FUNCTION contracts_open_on_demand(p_asked contracts_asked, p_payment text, p_over uuid)
 RETURNS contracts_opened LANGUAGE plpgsql AS $$
 DECLARE
     o contracts_opened;
@@ -164,33 +205,43 @@ DECLARE
     v_detail text;
     v_wait bigint;
     v_ready boolean := false;
+    v_at_spot boolean := false;
+    v_max_rate bigint;
+    v_too_dear bigint;
+    v_period_rate uuid;
+    v_period_micros bigint;
 BEGIN
     SELECT gr.id, gr.currency, gr.max_request_s, org.tax_ppm, coalesce(p_payment, org.on_demand_payment) AS payment
       INTO STRICT g
       FROM pricing_grade gr, accounts_organization org
      WHERE gr.id = p_asked.grades[1] AND org.id = p_asked.organization_id;
-    SELECT id, status INTO c FROM contracts_contract
-     WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand'
-       AND payment = g.payment;
-    IF NOT FOUND THEN
-        INSERT INTO contracts_contract (
-            id, organization_id, grade_id, kind, status, currency, payment, overage_policy, starts_at, created_at
-        ) VALUES (
-            uuidv7(), p_asked.organization_id, g.id, 'on_demand', 'active', g.currency, g.payment, 'stop', p_asked.at,
-            p_asked.at
-        ) ON CONFLICT DO NOTHING;
-        SELECT id, status INTO STRICT c FROM contracts_contract
-         WHERE organization_id = p_asked.organization_id AND grade_id = g.id AND kind = 'on_demand'
-           AND payment = g.payment;
+    o.grade_id := g.id;
+    o.kind := 'on_demand';
+    o.period_start := contracts_period_start(p_asked.at, p_asked.delivery_s);
+    IF p_over IS NOT NULL THEN
+        SELECT ct.id, ct.status::text AS status, ct.overage_policy, ct.max_rate_micros_per_mtok INTO STRICT c
+          FROM contracts_contract ct WHERE ct.id = p_over;
+        v_max_rate := c.max_rate_micros_per_mtok;
+        v_at_spot := c.overage_policy = 'spot';
+    END IF;
+    IF v_at_spot THEN
+        o.kind := 'committed';
+        SELECT p.overage_rate_id, r.micros_per_mtok INTO v_period_rate, v_period_micros
+          FROM contracts_periodrate p JOIN pricing_rate r ON r.id = p.overage_rate_id
+         WHERE p.grade_id = g.id AND p.period_start = o.period_start;
+    ELSE
+        SELECT ct.id, ct.status::text AS status INTO c FROM contracts_contract ct
+         WHERE ct.organization_id = p_asked.organization_id AND ct.grade_id = g.id AND ct.kind = 'on_demand'
+           AND ct.payment = g.payment;
+        IF NOT FOUND THEN
+            SELECT * INTO STRICT c FROM contracts_on_demand_of(p_asked.organization_id, g.id, g.payment, p_asked.at);
+        END IF;
     END IF;
     o.contract_id := c.id;
-    o.kind := 'on_demand';
-    o.grade_id := g.id;
     IF c.status <> 'active' THEN
         o.outcome := 'contract_suspended';
         RETURN o;
     END IF;
-    o.period_start := contracts_period_start(p_asked.at, p_asked.delivery_s);
     o.expires_at := p_asked.at + make_interval(secs => g.max_request_s);
     o.amount_numerator := p_asked.numerators[1];
 
@@ -198,7 +249,7 @@ BEGIN
         SELECT x.*, div(x.dependable_numerator_per_s::numeric * GREATEST(0, x.unsold_ppm), 1000000)::bigint AS rate_per_s
           FROM (
             SELECT fo.id, fo.host_id, h.base_url, h.engine ->> 'kind' AS engine, fo.list_rate_id, r.micros_per_mtok,
-                   fo.dependable_numerator_per_s,
+                   fo.dependable_numerator_per_s, fo.spot_floor_micros_per_mtok AS floor,
                    coalesce(hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_asked.sellable_ppm)
                        AS unsold_ppm,
                    (SELECT count(*) FROM contracts_hold w WHERE w.offering_id = fo.id AND w.status = 'open') AS load
@@ -215,16 +266,27 @@ BEGIN
           ) x
          ORDER BY x.micros_per_mtok, x.load, x.id
     LOOP
+        o.rate_id := f.list_rate_id;
+        o.rate_micros_per_mtok := f.micros_per_mtok;
+        IF v_period_micros < f.micros_per_mtok THEN
+            o.rate_id := v_period_rate;
+            o.rate_micros_per_mtok := v_period_micros;
+        END IF;
+        IF o.rate_micros_per_mtok > v_max_rate THEN
+            -- The others are no cheaper.
+            v_too_dear := o.rate_micros_per_mtok;
+            EXIT;
+        END IF;
         v_ready := true;
         CONTINUE WHEN f.rate_per_s <= 0;
+        -- Nobody has to serve for less than his floor.
+        CONTINUE WHEN o.rate_micros_per_mtok < LEAST(f.floor, f.micros_per_mtok);
         o.offering_id := f.id;
         o.host_id := f.host_id;
         o.base_url := f.base_url;
         o.engine := f.engine;
-        o.rate_id := f.list_rate_id;
-        o.rate_micros_per_mtok := f.micros_per_mtok;
         o.amount_micros :=
-            contracts_gross_up(contracts_price_ceil(o.amount_numerator, f.micros_per_mtok), g.tax_ppm);
+            contracts_gross_up(contracts_price_ceil(o.amount_numerator, o.rate_micros_per_mtok), g.tax_ppm);
         o.limit_numerator := GREATEST(60 * f.rate_per_s, o.amount_numerator);
         IF NOT EXISTS (SELECT 1 FROM contracts_ondemandbucket WHERE offering_id = f.id) THEN
             INSERT INTO contracts_ondemandbucket (
@@ -284,6 +346,9 @@ BEGIN
         -- Nothing is unsold: ask again when the next delivery period begins.
         o.retry_after_ms := coalesce(o.retry_after_ms, GREATEST(1,
             extract(epoch FROM o.period_start + make_interval(secs => p_asked.delivery_s) - p_asked.at) * 1000)::bigint);
+    ELSIF v_too_dear IS NOT NULL THEN
+        -- The next period has a rate of its own.
+        o := contracts_too_dear(o, v_too_dear, v_max_rate, p_asked.delivery_s, p_asked.at);
     ELSE
         o.outcome := 'no_offering';
         o.retry_after_ms := 5000;
@@ -297,12 +362,15 @@ $$;
 -- p_grades are the versions of the asked grade, the one in force first, with the hold's numerator in each.
 -- p_contract (header, or the key's default) is used alone. Else: committed with unmet take, earliest expiry first;
 -- spot awards of this period; then the cheaper of committed above its take (a prepaid month is paid: it costs nothing
--- more) and on-demand. A candidate that is exhausted or limited falls to the next; on-demand is no way out of a
--- committed contract whose overage policy is not `list`.
+-- more) and on-demand. A candidate that is exhausted or limited falls to the next; what is beyond a committed contract goes
+-- on under its overage policy, and on-demand is no way out of one whose policy is `stop`.
+--
+-- With p_split the hold may come out smaller than asked for: it is what is left of a committed contract that goes on beyond
+-- its volume, and the rest is to be held by contracts_open_part before anything is dispatched.
 CREATE FUNCTION contracts_open_hold(
     p_id uuid, p_request uuid, p_attempt integer, p_holder text, p_organization uuid, p_api_key uuid,
     p_grades uuid[], p_numerators bigint[], p_contract uuid, p_now timestamptz,
-    p_delivery_s integer, p_settlement_s integer, p_sellable_ppm bigint, p_exclude uuid[]
+    p_delivery_s integer, p_settlement_s integer, p_sellable_ppm bigint, p_exclude uuid[], p_split boolean
 ) RETURNS contracts_opened LANGUAGE plpgsql AS $$
 DECLARE
     v_asked contracts_asked;
@@ -311,9 +379,10 @@ DECLARE
     c record;
     v_list_rate bigint;
     v_entitlement uuid;
+    v_over uuid[] := '{}';
 BEGIN
     v_asked := (p_id, p_request, p_attempt, p_holder, p_organization, p_api_key, p_grades, p_numerators, p_now,
-        p_delivery_s, p_settlement_s, p_sellable_ppm, coalesce(p_exclude, '{}'))::contracts_asked;
+        p_delivery_s, p_settlement_s, p_sellable_ppm, coalesce(p_exclude, '{}'), 0)::contracts_asked;
 
     IF p_contract IS NOT NULL THEN
         SELECT * INTO c FROM contracts_contract
@@ -327,7 +396,7 @@ BEGIN
                 o.outcome := 'contract_not_found';
                 RETURN o;
             END IF;
-            RETURN contracts_open_on_demand(v_asked, c.payment);
+            RETURN contracts_open_on_demand(v_asked, c.payment, NULL);
         END IF;
         o.contract_id := c.id;
         o.kind := c.kind;
@@ -342,12 +411,15 @@ BEGIN
         IF NOT FOUND THEN
             -- No award for this period, an unpaid month, not begun, or over.
             o.outcome := 'contract_exhausted';
+            IF c.kind <> 'committed' OR c.overage_policy <> 'list' THEN
+                RETURN o;
+            END IF;
         ELSE
             o := contracts_open_on_entitlement(v_asked, v_entitlement);
         END IF;
-        IF c.kind = 'committed' AND c.overage_policy = 'list'
+        IF c.kind = 'committed' AND c.overage_policy <> 'stop'
            AND o.outcome IN ('contract_exhausted', 'rate_limited') THEN
-            RETURN contracts_open_on_demand(v_asked, NULL);
+            RETURN contracts_open_over(v_asked, c.id, v_entitlement, p_split);
         END IF;
         RETURN o;
     END IF;
@@ -382,7 +454,7 @@ BEGIN
              WHERE f.grade_id = p_grades[1] AND f.status = 'listed'
                AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_now);
             IF v_list_rate < c.micros_per_mtok THEN
-                o := contracts_open_on_demand(v_asked, NULL);
+                o := contracts_open_on_demand(v_asked, NULL, NULL);
                 IF o.outcome = 'ok' THEN
                     RETURN o;
                 END IF;
@@ -392,15 +464,30 @@ BEGIN
         IF o.outcome = 'ok' THEN
             RETURN o;
         END IF;
-        IF c.kind = 'committed' AND c.overage_policy <> 'list'
-           AND o.outcome IN ('contract_exhausted', 'rate_limited') THEN
+        CONTINUE WHEN c.kind <> 'committed' OR o.outcome NOT IN ('contract_exhausted', 'rate_limited');
+        IF c.overage_policy = 'stop' THEN
             v_refused := o;
+            CONTINUE;
         END IF;
+        v_over := v_over || c.entitlement_id;
     END LOOP;
     IF v_refused.outcome IS NOT NULL THEN
         RETURN v_refused;
     END IF;
-    RETURN contracts_open_on_demand(v_asked, NULL);
+    -- The first contract whose overage can be had.
+    FOR c IN
+        SELECT e.id, e.contract_id FROM unnest(v_over) WITH ORDINALITY AS over (id, place)
+          JOIN contracts_entitlement e USING (id) ORDER BY over.place
+    LOOP
+        o := contracts_open_over(v_asked, c.contract_id, c.id, p_split);
+        IF o.outcome = 'ok' THEN
+            RETURN o;
+        END IF;
+    END LOOP;
+    IF cardinality(v_over) > 0 THEN
+        RETURN o;
+    END IF;
+    RETURN contracts_open_on_demand(v_asked, NULL, NULL);
 END
 $$;
 

@@ -34,6 +34,7 @@ from marketplace.portal.paging import page_of
 from marketplace.portal.views.market import boards_of
 from pricing.rating import gross_up
 from pricing.selectors import find_grade, grades_in_force, prices_per_bucket
+from pricing.units import decimal_string
 
 PERIODS_AHEAD = 12
 
@@ -56,6 +57,7 @@ def quote_form(request: SeatedRequest) -> HttpResponse:
                 starts_at=data["starts_at"],
                 take_share_ppm=data["take_share"],
                 overage_policy=data["overage_policy"],
+                max_rate_micros_per_mtok=data["max_rate"],
                 payment=data["payment"],
                 rollover_share_ppm=data["rollover_share"] or 0,
                 rollover_cap_lots=data["rollover_cap"] or 0,
@@ -105,6 +107,7 @@ def quote(request: SeatedRequest, quote_id: UUID) -> HttpResponse:
         "first_hold_micros": gross_up(month, request.seat.organization.tax_ppm),
         "prepaid": found.payment == Payment.PREPAID,
         "ends_at": contract_month(found.starts_at, found.months - 1).end,
+        "max_rate": decimal_string(found.max_rate_micros_per_mtok or 0, 6),
         "prices": prices_per_bucket(grade, found.rate_micros_per_mtok),
         "balance": _prepaid(organization_id),
         "currency": grade.currency,
@@ -199,7 +202,7 @@ def cancel(request: SeatedRequest, bid_id: UUID) -> HttpResponse:
 
 def _asked(request: HttpRequest) -> dict[str, str]:
     """A link may fill in the form: `?grade=...`, or all of an expired quote."""
-    names = ("grade", "firm_lots", "volume_lots", "months", "payment", "overage_policy")
+    names = ("grade", "firm_lots", "volume_lots", "months", "payment", "overage_policy", "max_rate")
     return {name: request.GET[name] for name in names if name in request.GET}
 
 

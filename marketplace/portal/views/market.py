@@ -12,6 +12,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
 from marketplace import clock
+from marketplace.contracts.selectors import overage_rates
 from marketplace.orders.controls_selectors import public_state_of
 from marketplace.orders.models import Auction
 from marketplace.orders.selectors import (
@@ -42,6 +43,8 @@ class Board:
     grade: Grade
     tape: Tape
     supply: Supply | None
+    # Of the delivery period that runs: the published one, else the list rate.
+    overage_rate: int | None
     chart: Chart
     depth: Chart | None
     disclosure: Disclosure | None
@@ -105,10 +108,13 @@ def boards_of(grades: list[Grade], now: datetime) -> list[Board]:
     ids = [grade.id for grade in grades]
     tapes = market_tapes(ids, now=now, window=WINDOW)
     supplies = supply_of(ids, now)
-    return [_board(grade, tapes[grade.id], supplies.get(grade.id), now) for grade in grades]
+    overage = overage_rates(ids, at=now)
+    return [
+        _board(grade, tapes[grade.id], supplies.get(grade.id), overage.get(grade.id), now) for grade in grades
+    ]
 
 
-def _board(grade: Grade, tape: Tape, supply: Supply | None, now: datetime) -> Board:
+def _board(grade: Grade, tape: Tape, supply: Supply | None, overage: int | None, now: datetime) -> Board:
     last = tape.last.clearing_rate_micros_per_mtok if tape.last else None
     list_rate = supply.list_rate_micros_per_mtok if supply else None
     shown = last if last is not None else list_rate
@@ -120,6 +126,7 @@ def _board(grade: Grade, tape: Tape, supply: Supply | None, now: datetime) -> Bo
         grade=grade,
         tape=tape,
         supply=supply,
+        overage_rate=overage if overage is not None else list_rate,
         chart=_history_chart(grade, tape, now),
         depth=_depth_chart(grade, disclosure),
         disclosure=disclosure,
