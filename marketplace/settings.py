@@ -319,6 +319,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "ChargeKindEnum": "marketplace.billing.models.ChargeKind",
         "ContractKindEnum": "marketplace.contracts.models.ContractKind",
         "ContractStatusEnum": "marketplace.contracts.models.Contract.Status",
+        "DeliveryHoldStatusEnum": "marketplace.contracts.models.Hold.Status",
         "DiscrepancyKindEnum": "metering.models.Discrepancy.Kind",
         "DiscrepancyStatusEnum": "metering.models.Discrepancy.Status",
         "HostStatusEnum": "providers.models.Host.Status",

@@ -22,12 +22,19 @@ from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, set_overdraft_limit
 from marketplace.periods import delivery_period, settlement_period
-from metering.services import gateway_source, ingest_batches
-from metering.usage import Flag, encode_event
+from metering.models import Discrepancy, UsageEvent
+from metering.services import (
+    accept_batch,
+    accept_discrepancy,
+    amend_event,
+    gateway_source,
+    ingest_batches,
+)
+from metering.usage import GENESIS_DIGEST, Flag, encode_batch, encode_event
 from pricing.models import Grade, Rate
 from pricing.units import Bucket
 from providers.models import Host
-from tests.billing.test_disputes import event_of
+from tests.billing.test_disputes import agent_of, event_of
 from tests.billing.test_evidence_kinds import verified
 from tests.billing.test_grants import give
 from tests.billing.test_invoicing import APRIL_2, MARCH
@@ -222,4 +229,57 @@ def test_a_grant_burns_before_the_balance(
     settle(contract)
     assert lines(contract.id)["overage"] == (3 * LOT, OVERAGE_RATE, 1_200)
     assert money(acme, "prepaid") == balance - 700
+    assert_books_balance()
+
+
+def report(plant: Plant, first: Hold, output_tokens: int) -> None:
+    """The agent's one count of an attempt, whatever parts it was in."""
+    agent, at = agent_of(plant), first.opened_at
+    event = replace(
+        event_of(first.contract, plant, at, output_tokens), request_id=first.request_id, rate_id=first.rate_id,
+        period_start=first.period_start, occurred_at=at,
+    )  # fmt: skip
+    body = encode_batch(
+        source_id=agent.pk, sequence_from=1, previous_digest=GENESIS_DIGEST, lines=[encode_event(event)]
+    )
+    accept_batch(source=agent, body=body, now=at + timedelta(seconds=5))
+    ingest_batches(now=at + timedelta(minutes=5))
+
+
+@pytest.mark.parametrize("policy", ["spot", "list"])
+def test_what_the_host_counted_less_of_two_parts_waits_of_the_overage_and_a_correction_ends_it(
+    acme: Party, hyperion: Party, operator: Party, grade: Grade, plant: Plant, now: datetime, policy: str
+) -> None:
+    contract = begin(acme, grade, now, policy=policy)
+    balance = money(acme, "prepaid")
+    first, last = carry_split(contract, plant, 5_000, 2_000)
+    report(plant, first, 4_000)
+    start = settlement_period(contract.starts_at).start
+    due = start + DUE_AFTER
+    assert settle_period(settlement_start=start, now=due).failed == []
+    rate = OVERAGE_RATE if policy == "spot" else 600_000
+    kind = "overage" if policy == "spot" else "usage"
+    [discrepancy] = Discrepancy.objects.all()
+    [disputed] = discrepancy.usage.all()
+    assert (disputed.contract_id, disputed.rate_id, disputed.withheld_numerator) == (
+        last.contract_id, last.rate_id, LOT,
+    )  # fmt: skip
+    assert lines(contract.id)["usage"] == (2 * LOT, 0, 0)
+    assert lines(last.contract_id)[kind] == (2 * LOT, rate, 2 * rate // 1_000)
+    assert money(acme, "prepaid") == balance - 2 * rate // 1_000
+    # What he would owe if the gateway was right is kept.
+    assert pending(acme) == rate // 1_000
+
+    event = UsageEvent.objects.get(request_id=first.request_id, part=1)
+    amend_event(
+        source_id=event.source_id, event_id=event.id, buckets={Bucket.OUTPUT: 1_500}, reason="as the engine says",
+        actor="operator", now=due,
+    )  # fmt: skip
+    accept_discrepancy(discrepancy_id=discrepancy.id, reason="so it is", closed_by="hyperion", now=due)
+    assert settle_period(settlement_start=start, now=due + HOUR).failed == []
+    adjustment = lines(last.contract_id)["adjustment"]
+    assert adjustment == (-LOT // 2, rate, -rate // 2_000)
+    assert money(acme, "prepaid") == balance - 3 * rate // 2_000
+    assert pending(acme) == 0
+    assert check_charges(since=now).differences == []
     assert_books_balance()

@@ -14,7 +14,7 @@ from django.db.models import F, Sum
 from marketplace.accounts.services import SYSTEM
 from marketplace.contracts.holds import Opened, open_part, sweep_holds, take_rest
 from marketplace.contracts.models import Accrual, Contract, Entitlement, Hold, Payment
-from marketplace.contracts.services import capture_hold, extend_hold, open_hold, request_quote
+from marketplace.contracts.services import capture_hold, extend_hold, open_hold, request_quote, void_hold
 from marketplace.contracts.spending import set_spend_cap
 from marketplace.contracts.spot import set_period_rate
 from marketplace.errors import InvalidInput
@@ -22,8 +22,19 @@ from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import check_ledger
 from marketplace.ledger.services import account_id, set_overdraft_limit
-from metering.services import gateway_source
+from metering.models import MeterSource, UsageBatch
+from metering.services import accept_batch, gateway_source, ingest_batches
+from metering.usage import (
+    GENESIS_DIGEST,
+    Finish,
+    Flag,
+    UsageEvent,
+    decode_event,
+    encode_batch,
+    encode_event,
+)
 from pricing.models import Rate
+from pricing.units import Bucket
 from providers.models import Host, HostHour, HostPeriod, Offering
 from tests.cast import make_plant
 from tests.conftest import TestDatabase
@@ -299,6 +310,68 @@ def test_no_stranger_pays_for_a_part(world: World, now: datetime) -> None:
     begun(world, now, overage_policy="list")
     closed = open_part(hold_id=uuid7(now), id=uuid7(now), amount_numerator=LOT, now=now)
     assert closed.outcome == "closed"
+
+
+def agent_reports(world: World, first: Hold, output_tokens: int, at: datetime) -> None:
+    """The host's signed count of the whole attempt, as its delivery key named it."""
+    agent = MeterSource.objects.get(host_id=world.plant.host.id, kind="agent")
+    event = UsageEvent(
+        id=uuid7(at), sequence=1, request_id=first.request_id, attempt=first.attempt, part=0,
+        contract_id=first.contract_id, offering_id=first.offering_id, grade_id=first.grade_id, rate_id=first.rate_id,
+        period_start=first.period_start, occurred_at=first.opened_at, buckets={Bucket.OUTPUT: output_tokens},
+        finish=Finish.STOP, bytes_in=10, bytes_out=20, duration_ms=5, first_byte_ms=1,
+    )  # fmt: skip
+    body = encode_batch(
+        source_id=agent.pk, sequence_from=1, previous_digest=GENESIS_DIGEST, lines=[encode_event(event)]
+    )
+    accept_batch(source=agent, body=body, now=at)
+    ingest_batches(now=at)
+
+
+@pytest.mark.parametrize(
+    ("agent", "died", "expected"),
+    [
+        (2_500, "before both", {0: (1_000, {Flag.SPLIT}), 1: (1_500, {Flag.SPLIT})}),
+        (2_500, "between them", {1: (1_500, {Flag.SPLIT})}),
+        (5_000, "before both", {0: (1_000, {Flag.SPLIT}), 1: (2_000, {Flag.SPLIT, Flag.CAPPED})}),
+        (800, "before both", {0: (800, set())}),
+        (800, "between them", {}),
+        (2_500, "while voiding", {}),
+    ],
+)
+@pytest.mark.parametrize("policy", ["list", "spot"])
+def test_what_a_gateway_that_died_left_of_two_parts_is_captured_by_the_agents_one_count(
+    world: World,
+    now: datetime,
+    policy: str,
+    agent: int,
+    died: str,
+    expected: dict[int, tuple[int, set[Flag]]],
+) -> None:
+    contract = begun(world, now, overage_policy=policy)
+    start = contract.starts_at
+    publish(world, start, 400_000)
+    hold_id, _, over_id, _ = split(world, 3 * LOT, start, contract)
+    if died == "between them":
+        capture(hold_id, min(agent * TOKEN, LOT), start)
+    if died == "while voiding":
+        void_hold(id=hold_id, now=start)
+    UsageBatch.objects.all().delete()
+    agent_reports(world, Hold.objects.get(pk=hold_id), agent, start)
+    UsageBatch.objects.all().delete()
+    swept = sweep_holds(now=start + timedelta(minutes=1))
+    assert swept == (2 if died == "before both" else 1)
+    assert not Hold.objects.filter(status="open").exists()
+    events = {
+        event.part: (event.buckets["output"], set(event.flags) - {Flag.RECOVERED})  # type: ignore[index]
+        for event in (decode_event(bytes(batch.body).strip()) for batch in UsageBatch.objects.all())
+    }
+    assert events == expected
+    over = Hold.objects.get(pk=over_id)
+    assert over.captured_numerator == expected.get(1, (0, set()))[0] * TOKEN
+    assert (over.status == "captured") == (1 in expected)
+    assert sweep_holds(now=start + timedelta(hours=2)) == 0
+    assert check_ledger() == []
 
 
 def test_parts_nobody_reported_are_voided_before_their_period_is_settled(world: World, now: datetime) -> None:
