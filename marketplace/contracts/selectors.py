@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 
 from marketplace.contracts.models import (
     Contract,
@@ -80,10 +80,14 @@ def period_rate(*, grade_id: UUID, period_start: datetime) -> PeriodRate | None:
     )
 
 
-def overage_rates(grade_ids: list[UUID], *, at: datetime) -> dict[UUID, int]:
-    """What overage at spot costs in the delivery period of `at`, in micros per Mtok, where a rate was published."""
-    rows = PeriodRate.objects.filter(grade_id__in=grade_ids, period_start=delivery_period(at).start)
-    return dict(rows.values_list("grade_id", "overage_rate__micros_per_mtok"))
+def with_overage_rates(grades: QuerySet[Grade], *, at: datetime) -> list[tuple[Grade, int | None]]:
+    """Grades, each with what overage at spot costs in the delivery period of `at`, in micros per Mtok; one query.
+
+    None where no rate was published for it: then it is the list rate of whoever serves.
+    """
+    published = PeriodRate.objects.filter(grade=OuterRef("pk"), period_start=delivery_period(at).start)
+    rows = grades.annotate(overage_micros=Subquery(published.values("overage_rate__micros_per_mtok")))
+    return [(grade, grade.overage_micros) for grade in rows]
 
 
 def entitlements_in_force(*, contract_ids: list[UUID], at: datetime) -> dict[UUID, Entitlement]:

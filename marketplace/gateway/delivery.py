@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -27,7 +26,7 @@ from marketplace.gateway.errors import ApiError, invalid, timed_out, upstream_fa
 from marketplace.gateway.exchange import ClientGone, Exchange
 from marketplace.gateway.parsing import CHAT, EMBEDDINGS, Asked
 from marketplace.gateway.plain import is_plain
-from marketplace.gateway.refusals import rate_limit_headers, refusal_of
+from marketplace.gateway.refusals import rate_limit_headers
 from marketplace.gateway.settling import Settling
 from marketplace.gateway.store import Caller, GradeVersion, Model
 from marketplace.gateway.usage import UsageMeter, finish_of
@@ -108,7 +107,9 @@ class Delivery:
         ]
         exclude: list[UUID] = []
         for number in range(MAX_ATTEMPTS):
-            hold_id, opened, over = await self._hold(number, numerators, exclude)
+            hold_id, opened, over = await self._settling.hold(
+                number, self._model.versions, numerators, contract_id=self._contract_id, exclude=exclude
+            )
             try:
                 return await self._attempt(number, hold_id, opened, over)
             except HostFailed as error:
@@ -121,49 +122,6 @@ class Delivery:
                 await self._settling.void(hold_id, over)
                 raise
         raise upstream_failed()
-
-    async def _hold(
-        self, number: int, numerators: Sequence[int], exclude: Sequence[UUID]
-    ) -> tuple[UUID, Opened, Over | None]:
-        """An attempt's hold; where it is the last of a contract, with a second one beyond it. Raises ApiError.
-
-        Where its host has not that much to spare beyond the contract, all of it is asked of others.
-        """
-        versions = self._model.versions
-        hold_id = self.generation_id if number == 0 else uuid7(self._occurred_at)
-        for may_split in (True, False):
-            opened = await self._means.store.open_hold(
-                id=hold_id,
-                request_id=self.generation_id,
-                attempt=number,
-                caller=self._caller,
-                grade_ids=[version.id for version in versions],
-                numerators=numerators,
-                contract_id=self._contract_id,
-                exclude=exclude,
-                may_split=may_split,
-                now=self._occurred_at,
-            )
-            if opened.outcome != "ok":
-                metrics.HOLDS.labels(opened.outcome).inc()
-                raise upstream_failed() if exclude else refusal_of(opened)
-            assert opened.amount_numerator is not None
-            grade, asked = next(
-                pair for pair in zip(versions, numerators, strict=True) if pair[0].id == opened.grade_id
-            )
-            if opened.amount_numerator == asked:
-                return hold_id, opened, None
-            over = await self._settling.open_over(
-                hold_id,
-                asked - opened.amount_numerator,
-                token_numerator=max(grade.standard_ppm.values()),
-                is_admission=True,
-            )
-            if over is not None:
-                return hold_id, opened, over
-            await self._settling.void(hold_id)
-            hold_id = uuid7(self._occurred_at)
-        raise AssertionError("a hold that may not be split covers all that was asked")
 
     def _limit(self, version: GradeVersion) -> int:
         asked = self._asked.max_output_tokens

@@ -1,4 +1,4 @@
-"""An attempt's hold after dispatch: it covers what comes next, and ends captured or voided.
+"""The holds of an attempt: they cover what comes next, and end captured or voided.
 
 Where the gateway cannot know what was used, the hold stays for the sweeper, which captures the agent's signed count.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -22,10 +23,11 @@ from marketplace.gateway.config import (
     READER_SLOW_SHARE,
 )
 from marketplace.gateway.counting import count_input_tokens
-from marketplace.gateway.errors import BOOKS_AWAY
+from marketplace.gateway.errors import BOOKS_AWAY, upstream_failed
 from marketplace.gateway.exchange import Exchange
 from marketplace.gateway.parsing import Asked
-from marketplace.gateway.store import Caller
+from marketplace.gateway.refusals import refusal_of
+from marketplace.gateway.store import Caller, GradeVersion
 from marketplace.ids import uuid7
 from metering.usage import Finish, Flag
 from pricing.units import OUTPUT_BUCKETS
@@ -58,6 +60,55 @@ class Settling:
         self._bytes_in = bytes_in
         self._occurred_at = occurred_at
         self._started = started
+
+    async def hold(
+        self,
+        number: int,
+        versions: Sequence[GradeVersion],
+        numerators: Sequence[int],
+        *,
+        contract_id: UUID | None,
+        exclude: Sequence[UUID],
+    ) -> tuple[UUID, Opened, Over | None]:
+        """An attempt's hold; where it is the last of a contract, with a second one beyond it. Raises ApiError.
+
+        Where its host has not that much to spare beyond the contract, all of it is asked of others.
+        """
+        hold_id = self._request_id if number == 0 else uuid7(self._occurred_at)
+        for may_split in (True, False):
+            opened = await self._means.store.open_hold(
+                id=hold_id,
+                request_id=self._request_id,
+                attempt=number,
+                caller=self._caller,
+                grade_ids=[version.id for version in versions],
+                numerators=numerators,
+                contract_id=contract_id,
+                exclude=exclude,
+                may_split=may_split,
+                now=self._occurred_at,
+            )
+            if opened.outcome != "ok":
+                metrics.HOLDS.labels(opened.outcome).inc()
+                raise upstream_failed() if exclude else refusal_of(opened)
+            assert opened.amount_numerator is not None
+            grade, asked = next(
+                pair for pair in zip(versions, numerators, strict=True) if pair[0].id == opened.grade_id
+            )
+            if opened.amount_numerator == asked:
+                return hold_id, opened, None
+            over = await self.open_over(
+                hold_id,
+                asked - opened.amount_numerator,
+                token_numerator=max(grade.standard_ppm.values()),
+                is_admission=True,
+            )
+            if over is not None:
+                return hold_id, opened, over
+            # Or the request ends here: two open holds of one attempt could both be captured by the agent's count of it.
+            await self._means.store.void_hold(id=hold_id, now=await self._means.store.now())
+            hold_id = uuid7(self._occurred_at)
+        raise AssertionError("a hold that may not be split covers all that was asked")
 
     async def covered(self, attempt: Attempt) -> bool:
         """Whether the hold covers the next tokens, extending it where it does not. False: cut the stream now."""

@@ -17,7 +17,7 @@ from marketplace.accounts.models import OrganizationRole
 from marketplace.api.idempotency import idempotent
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.views import ApiView, PublicView
-from marketplace.contracts.selectors import overage_rates
+from marketplace.contracts.selectors import period_rate
 from marketplace.errors import InvalidInput, NotFound
 from marketplace.orders import bid_rounds_api, controls_api, order_api, releases_api, selectors
 from marketplace.orders.bid_serializers import (
@@ -31,6 +31,7 @@ from marketplace.orders.controls_selectors import public_state_of
 from marketplace.orders.models import Auction
 from marketplace.orders.services.bids import cancel_bid, place_bid
 from marketplace.orders.services.revising import revise_bid
+from marketplace.periods import delivery_period
 from pricing.models import Grade
 from pricing.selectors import grade_in_force, prices_per_bucket
 
@@ -188,6 +189,7 @@ class MarketView(PublicView):
         last = selectors.last_clearing(grade.id)
         disclosure = selectors.disclosure_of(last, now) if last else None
         rate = last.clearing_rate_micros_per_mtok if last else None
+        said = period_rate(grade_id=grade.id, period_start=delivery_period(now).start)
         shown = {
             "grade": slug,
             "grade_id": grade.id,
@@ -197,7 +199,7 @@ class MarketView(PublicView):
             "control": public_state_of(grade, now=now),
             "depth": disclosure,
             "prices": {} if rate is None else _plain_prices(grade, rate),
-            "overage_rate_micros_per_mtok": overage_rates([grade.id], at=now).get(grade.id),
+            "overage_rate_micros_per_mtok": said.overage_rate.micros_per_mtok if said else None,
         }
         return Response(MarketSerializer(shown).data)
 

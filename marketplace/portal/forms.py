@@ -151,9 +151,9 @@ class QuoteForm(PortalForm):
     )
     max_rate = DecimalField(
         decimals=6,
-        label="At most, per Mtok",
+        label="Beyond the volume, per Mtok at most",
         required=False,
-        help_text="Beyond the volume, refuse what costs more. Leave empty for no limit.",
+        help_text="What costs more is refused. Leave empty for no limit.",
     )
     take_share = DecimalField(
         decimals=4,

@@ -76,6 +76,10 @@ def test_mallory_sees_nothing(world: World) -> None:
         ({"volume_lots": 10**9}, "volume_lots"), ({"take_share_ppm": 1_000_001}, "take_share_ppm"),
         ({"overage_policy": "maybe"}, "overage_policy"), ({"payment": None}, "payment"),
         ({"starts_at": "2026-01-01T00:00:00Z"}, "starts_at"), ({"surprise": 1}, "surprise"),
+        ({"max_rate_micros_per_mtok": 0}, "max_rate_micros_per_mtok"),
+        ({"max_rate_micros_per_mtok": 10**12 + 1}, "max_rate_micros_per_mtok"),
+        ({"max_rate_micros_per_mtok": "1"}, "max_rate_micros_per_mtok"),
+        ({"max_rate_micros_per_mtok": 1, "overage_policy": "stop"}, "max_rate_micros_per_mtok"),
         ({"grade": "no\0"}, "grade"), ({"grade": "nobody"}, "grade"), ({"firm_lots": 10**8}, "firm_lots"),
     ],
 )  # fmt: skip
@@ -84,6 +88,19 @@ def test_bad_terms_name_the_field(world: World, change: dict[str, Any], field: s
     assert 400 <= answer.status_code < 500
     assert answer.json()["field"] == field
     assert not Quote.objects.exists()
+
+
+def test_the_highest_rate_of_overage_is_a_term_of_quote_and_contract(world: World, now: datetime) -> None:
+    give_money(world, 10**9, now)
+    terms = TERMS | {"overage_policy": "spot", "max_rate_micros_per_mtok": 550_000}
+    quote = world.acme.api.post("/api/v1/quotes", terms, format="json").json()
+    assert quote["max_rate_micros_per_mtok"] == 550_000
+    accepted = world.acme.api.post(f"/api/v1/quotes/{quote['id']}/accept", HTTP_IDEMPOTENCY_KEY="a")
+    assert accepted.status_code == 201, accepted.content
+    shown = world.acme.api.get(f"/api/v1/contracts/{accepted.json()['id']}").json()
+    assert (shown["overage_policy"], shown["max_rate_micros_per_mtok"]) == ("spot", 550_000)
+    none = world.acme.api.post("/api/v1/quotes", TERMS, format="json").json()
+    assert none["max_rate_micros_per_mtok"] is None
 
 
 def _quote(world: World, now: datetime, **changes: Any) -> Quote:

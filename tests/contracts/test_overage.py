@@ -34,6 +34,7 @@ from metering.usage import (
     encode_event,
 )
 from pricing.models import Rate
+from pricing.services import publish_rate
 from pricing.units import Bucket
 from providers.models import Host, HostHour, HostPeriod, Offering
 from tests.cast import make_plant
@@ -254,6 +255,43 @@ def test_a_request_takes_the_rest_of_a_contract_and_goes_on_as_part_1(
     assert available(world) == before - 3 * rate // 1000
     assert Entitlement.objects.get(contract=contract).used_numerator == LOT
     assert check_ledger() == []
+
+
+def test_part_1_costs_what_the_list_rate_was_at_admission(world: World, now: datetime) -> None:
+    contract = begun(world, now, overage_policy="list")
+    start, offering = contract.starts_at, world.plant.offering
+    hold_id, _ = ask(world, LOT, start)
+    raised = publish_rate(
+        grade_id=world.grade.id, kind="list", micros_per_mtok=10**9, source_id=offering.id,
+        now=start + timedelta(seconds=1),
+    )  # fmt: skip
+    Offering.objects.filter(pk=offering.pk).update(list_rate=raised)
+    at = start + timedelta(seconds=2)
+    over = open_part(hold_id=hold_id, id=uuid7(at), amount_numerator=LOT, now=at)
+    assert (over.outcome, over.rate_id, over.rate_micros_per_mtok) == ("ok", offering.list_rate_id, 600_000)
+
+
+def test_a_contract_that_has_not_begun_has_nothing_to_split(world: World, now: datetime) -> None:
+    for policy, outcome in (("list", "ok"), ("spot", "contract_exhausted"), ("stop", "contract_exhausted")):
+        give_money(world, MONEY, now)
+        contract = commit(world, now, volume_lots=1, overage_policy=policy)
+        opened = open_hold(
+            id=uuid7(now), organization_id=world.acme.id, grade_ids=[world.grade.id], numerators=[LOT],
+            contract_id=contract.id, may_split=True, now=now,
+        )  # fmt: skip
+        assert opened.outcome == outcome
+
+
+def test_overage_is_bounded_also_where_the_contracts_own_hosts_are_away(world: World, now: datetime) -> None:
+    contract = begun(world, now, overage_policy="list", max_rate_micros_per_mtok=599_999)
+    own = (world.plant.offering.id,)
+    make_plant(world.hyperion, world.grade, now, name="h2")
+    Host.objects.update(last_heartbeat_at=contract.starts_at + timedelta(hours=1), ready=True)
+    _, opened = ask(world, 2 * LOT, contract.starts_at, exclude=own)
+    assert opened.outcome == "overage_above_max_rate"
+    # What is still owed is not asked as overage.
+    _, opened = ask(world, LOT, contract.starts_at, contract_id=contract.id, exclude=own)
+    assert opened.outcome == "no_offering"
 
 
 def test_under_stop_nothing_is_split_and_nothing_of_the_rest_is_taken(world: World, now: datetime) -> None:

@@ -182,7 +182,7 @@ DECLARE
     v_rest bigint;
     v_least bigint;
 BEGIN
-    IF p_split THEN
+    IF p_split AND p_entitlement IS NOT NULL THEN
         SELECT array_position(p_asked.grades, c.grade_id),
                e.entitled_numerator - e.held_numerator - e.used_numerator - e.released_numerator - e.failed_numerator,
                (SELECT max(b.standard_ppm) FROM pricing_gradebucket b WHERE b.grade_id = c.grade_id)
@@ -255,20 +255,23 @@ BEGIN
         o.outcome := 'closed';
         RETURN o;
     END IF;
-    SELECT fo.grade_id, fo.status, fo.list_rate_id, r.micros_per_mtok, fo.spot_floor_micros_per_mtok AS floor, fo.host_id,
-           hs.base_url, hs.engine ->> 'kind' AS engine,
+    -- The list rate that was in force at admission, whatever it was changed to since.
+    SELECT fo.grade_id, fo.status, r.id AS list_rate_id, r.micros_per_mtok, fo.spot_floor_micros_per_mtok AS floor,
+           fo.host_id, hs.base_url, hs.engine ->> 'kind' AS engine,
            div(fo.dependable_numerator_per_s::numeric * GREATEST(0, coalesce(
                hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_sellable_ppm)), 1000000)::bigint AS rate_per_s
-      INTO STRICT f
+      INTO f
       FROM providers_offering fo
       JOIN providers_host hs ON hs.id = fo.host_id
-      JOIN pricing_rate r ON r.id = fo.list_rate_id
+      JOIN pricing_rate r ON r.source_id = fo.id AND r.kind = 'list' AND r.grade_id = h.grade_id
+       AND r.valid_from <= h.opened_at
       LEFT JOIN providers_hostperiod hp ON hp.host_id = fo.host_id AND hp.period_start = h.period_start
       LEFT JOIN providers_hosthour hh
         ON hh.host_id = fo.host_id AND hh.hour_start = contracts_period_start(h.opened_at, 3600)
-     WHERE fo.id = h.offering_id;
+     WHERE fo.id = h.offering_id
+     ORDER BY r.valid_from DESC, r.id DESC LIMIT 1;
     o.outcome := 'contract_exhausted';
-    IF h.kind <> 'committed' OR h.overage_policy = 'stop' OR h.entitlement_id IS NULL OR f.grade_id <> h.grade_id
+    IF NOT FOUND OR h.kind <> 'committed' OR h.overage_policy = 'stop' OR h.entitlement_id IS NULL OR f.grade_id <> h.grade_id
        OR EXISTS (SELECT 1 FROM contracts_hold w WHERE w.request_id = h.request_id AND w.attempt = h.attempt
                      AND w.part = 1 AND w.status <> 'voided') THEN
         RETURN o;

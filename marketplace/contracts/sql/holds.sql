@@ -474,6 +474,9 @@ BEGIN
     IF v_refused.outcome IS NOT NULL THEN
         RETURN v_refused;
     END IF;
+    IF v_over = '{}' THEN
+        RETURN contracts_open_on_demand(v_asked, NULL, NULL);
+    END IF;
     -- The first contract whose overage can be had.
     FOR c IN
         SELECT e.id, e.contract_id FROM unnest(v_over) WITH ORDINALITY AS over (id, place)
@@ -484,10 +487,7 @@ BEGIN
             RETURN o;
         END IF;
     END LOOP;
-    IF cardinality(v_over) > 0 THEN
-        RETURN o;
-    END IF;
-    RETURN contracts_open_on_demand(v_asked, NULL, NULL);
+    RETURN o;
 END
 $$;
 

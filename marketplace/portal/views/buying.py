@@ -69,7 +69,7 @@ def quote_form(request: SeatedRequest) -> HttpResponse:
     periods_a_month = timedelta(days=30) // timedelta(seconds=settings.DELIVERY_PERIOD_S)
     context = {
         "form": form,
-        "boards": boards_of(list(grades_in_force(now)), now),
+        "boards": boards_of(grades_in_force(now), now),
         "delivery_period": figures.length(timedelta(seconds=settings.DELIVERY_PERIOD_S)),
         "periods_a_month": periods_a_month,
         "starts_at": first_open_start(now),
@@ -164,7 +164,7 @@ def bids(request: SeatedRequest) -> HttpResponse:
     listed = page_of(rows.prefetch_related("steps", "substitutes__grade__family"), request)
     context = {
         "form": form,
-        "boards": boards_of(list(grades_in_force(now)), now),
+        "boards": boards_of(grades_in_force(now), now),
         "bids": listed,
         "awards": latest_entitlements([bid.contract_id for bid in listed.rows]),
         **_worst_case(request, form),

@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db.models import QuerySet
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
 from marketplace import clock
-from marketplace.contracts.selectors import overage_rates
+from marketplace.contracts.selectors import with_overage_rates
 from marketplace.orders.controls_selectors import public_state_of
 from marketplace.orders.models import Auction
 from marketplace.orders.selectors import (
@@ -29,7 +30,7 @@ from marketplace.portal.charts import Chart, Point, depth_chart, line_chart
 from marketplace.portal.paging import page_of
 from pricing.models import Grade
 from pricing.rating import PlainPrice
-from pricing.selectors import by_bucket, grade_in_force, grades_in_force, levels_of, prices_per_bucket
+from pricing.selectors import by_bucket, grades_in_force, levels_of, prices_per_bucket
 from providers.selectors import Supply, supply_of
 
 WINDOW = timedelta(hours=24)
@@ -73,8 +74,7 @@ class Board:
 @public
 def market(request: PortalRequest) -> HttpResponse:
     now = clock.now()
-    grades = list(grades_in_force(now))
-    context = {"boards": boards_of(grades, now), "now": now, **_market_terms()}
+    context = {"boards": boards_of(grades_in_force(now), now), "now": now, **_market_terms()}
     return render(request, "portal/market.html", context)
 
 
@@ -82,10 +82,11 @@ def market(request: PortalRequest) -> HttpResponse:
 @public
 def grade(request: PortalRequest, slug: str) -> HttpResponse:
     now = clock.now()
-    found = grade_in_force(slug=slug, at=now)
-    if found is None:
+    boards = boards_of(grades_in_force(now).filter(family__slug=slug), now)
+    if not boards:
         raise Http404("There is no such grade in force.")
-    [board] = boards_of([found], now)
+    [board] = boards
+    found = board.grade
     prices = dict(board.prices)
     buckets = [
         (bucket.value, row, prices.get(bucket.value))
@@ -103,15 +104,13 @@ def grade(request: PortalRequest, slug: str) -> HttpResponse:
     return render(request, "portal/grade.html", context)
 
 
-def boards_of(grades: list[Grade], now: datetime) -> list[Board]:
+def boards_of(grades: QuerySet[Grade], now: datetime) -> list[Board]:
     """The same few queries for any number of grades."""
-    ids = [grade.id for grade in grades]
+    found = with_overage_rates(grades, at=now)
+    ids = [grade.id for grade, _ in found]
     tapes = market_tapes(ids, now=now, window=WINDOW)
     supplies = supply_of(ids, now)
-    overage = overage_rates(ids, at=now)
-    return [
-        _board(grade, tapes[grade.id], supplies.get(grade.id), overage.get(grade.id), now) for grade in grades
-    ]
+    return [_board(grade, tapes[grade.id], supplies.get(grade.id), overage, now) for grade, overage in found]
 
 
 def _board(grade: Grade, tape: Tape, supply: Supply | None, overage: int | None, now: datetime) -> Board:
