@@ -281,8 +281,19 @@ def publish_known_calibrations(*, now: datetime) -> list[TokenizerCalibration]:
 
 
 @transaction.atomic
-def publish_rate(*, grade_id: UUID, kind: str, micros_per_mtok: int, source_id: UUID, now: datetime) -> Rate:
-    """A new unit price in force from `now`, of the offering, contract or auction `source_id`. Raises InvalidInput."""
+def publish_rate(
+    *,
+    grade_id: UUID,
+    kind: str,
+    micros_per_mtok: int,
+    source_id: UUID,
+    now: datetime,
+    valid_from: datetime | None = None,
+) -> Rate:
+    """A new unit price of the offering, contract or auction `source_id`, in force from `now` unless said otherwise.
+
+    Raises InvalidInput.
+    """
     if kind not in Rate.Kind.values:
         raise InvalidInput("It is not a kind of rate.", field="kind")
     _check_range("micros_per_mtok", micros_per_mtok, 0, MAX_RATE_MICROS_PER_MTOK)
@@ -293,7 +304,7 @@ def publish_rate(*, grade_id: UUID, kind: str, micros_per_mtok: int, source_id: 
         kind=kind,
         micros_per_mtok=micros_per_mtok,
         source_id=source_id,
-        valid_from=now,
+        valid_from=valid_from or now,
         created_at=now,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import timedelta
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,7 +22,8 @@ from marketplace.accounts.services import Actor
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.views import ApiView, PublicView
 from marketplace.errors import DomainError, InvalidInput
-from providers import outages_api, selectors, services
+from providers import outages_api, selectors, services, tariffs_api
+from providers.list_rates import with_list_rate
 from providers.models import Host
 from providers.serializers import (
     BenchAcceptedOut,
@@ -116,7 +117,8 @@ class OfferingsView(_ProviderView):
 
     @extend_schema(operation_id="offerings_list", responses=OfferingOut(many=True))
     def get(self, request: Request) -> Response:
-        return self.page(selectors.offerings_of(self.organization_id), OfferingOut)
+        offerings = with_list_rate(selectors.offerings_of(self.organization_id), clock.now())
+        return self.page(offerings, OfferingOut)
 
     @extend_schema(operation_id="offerings_list_or_change", request=OfferingIn, responses=OfferingOut)
     def post(self, request: Request) -> Response:
@@ -126,7 +128,7 @@ class OfferingsView(_ProviderView):
         offering = services.list_offering(
             host_id=host.pk, grade_slug=data.pop("grade"), now=clock.now(), actor=self.actor, **data
         )
-        return Response(OfferingOut(selectors.find_offering(self.organization_id, offering.pk)).data)
+        return Response(_shown(self.organization_id, offering.pk))
 
 
 class OfferingView(_ProviderView):
@@ -134,7 +136,7 @@ class OfferingView(_ProviderView):
 
     @extend_schema(operation_id="offerings_read", responses=OfferingOut)
     def get(self, request: Request, offering_id: UUID) -> Response:
-        return Response(OfferingOut(selectors.find_offering(self.organization_id, offering_id)).data)
+        return Response(_shown(self.organization_id, offering_id))
 
     @extend_schema(operation_id="offerings_change", request=OfferingStatusIn, responses=OfferingOut)
     def patch(self, request: Request, offering_id: UUID) -> Response:
@@ -147,7 +149,14 @@ class OfferingView(_ProviderView):
         offering = moves[self.parse(OfferingStatusIn)["status"]](
             organization_id=self.organization_id, offering_id=offering_id, now=clock.now(), actor=self.actor
         )
-        return Response(OfferingOut(offering).data)
+        return Response(_shown(self.organization_id, offering.pk))
+
+
+def _shown(organization_id: UUID, offering_id: UUID) -> dict[str, Any]:
+    """Raises NotFound, also for an offering of another organization."""
+    selectors.find_offering(organization_id, offering_id)
+    offerings = with_list_rate(selectors.offerings_of(organization_id), clock.now())
+    return dict(OfferingOut(offerings.get(pk=offering_id)).data)
 
 
 class ProvidersView(PublicView):
@@ -256,8 +265,7 @@ class AgentOfferingsView(_AgentView):
             actor=Actor("host", host.pk, request.META.get("REMOTE_ADDR") or None),
             **data,
         )
-        shown = selectors.find_offering(host.provider.organization_id, offering.pk)
-        return Response(OfferingOut(shown).data)
+        return Response(_shown(host.provider.organization_id, offering.pk))
 
 
 def market_public_key() -> str:
@@ -278,6 +286,7 @@ def _public_key(text: str) -> bytes:
 
 urlpatterns = [
     *outages_api.urlpatterns,
+    *tariffs_api.urlpatterns,
     path("providers", ProvidersView.as_view(), name="api-providers"),
     path("hosts", HostsView.as_view(), name="api-hosts"),
     path("hosts/<uuid:host_id>", HostView.as_view(), name="api-host"),

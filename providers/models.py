@@ -307,3 +307,8 @@ class FailedAttempt(models.Model):
 
     class Meta:
         indexes = [models.Index(fields=["offering", "occurred_at"], name="providers_failedattempt_when")]
+
+
+# Below what they refer to.
+from providers.tariff_models import ListTariff as ListTariff  # noqa: E402
+from providers.tariff_models import ListTariffSlot as ListTariffSlot  # noqa: E402

@@ -14,6 +14,7 @@ from marketplace.periods import delivery_period
 from metering.reconciling import reconciled_shares, reconciliation_ppm
 from pricing.units import NUMERATOR_PER_LOT, PPM, div_ceil
 from providers.capacity import CapacityGone, hour_of, sellable_ppm
+from providers.list_rates import RateSpan, list_rate_micros, list_rate_schedule
 from providers.models import Bench, Host, HostHour, HostPeriod, Offering, Outage, Provider
 
 
@@ -221,7 +222,7 @@ def supply_of(grade_ids: list[UUID], now: datetime) -> dict[UUID, Supply]:
         .filter(grade_id__in=grade_ids)
         .values("grade_id")
         .annotate(
-            cheapest_list=Min("list_rate__micros_per_mtok"),
+            cheapest_list=Min(list_rate_micros(now)),
             cheapest_firm=Min("firm_rate__micros_per_mtok"),
             count=Count("pk"),
             dependable=Sum("dependable_numerator_per_s"),
@@ -234,6 +235,14 @@ def supply_of(grade_ids: list[UUID], now: datetime) -> dict[UUID, Supply]:
         )
         for row in rows
     }
+
+
+def list_rate_schedules(
+    grade_ids: Iterable[UUID], *, start: datetime, end: datetime
+) -> dict[UUID, list[RateSpan]]:
+    """`list_rate_schedule` of what is on offer of each of these grades at `start`, in one query."""
+    offerings = _listed(start).filter(grade_id__in=list(grade_ids))
+    return list_rate_schedule(offerings, start=start, end=end)
 
 
 def all_hosts() -> QuerySet[Host]:

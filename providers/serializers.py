@@ -124,8 +124,13 @@ class EnrolmentCodeOut(serializers.Serializer[Any]):
 
 
 class OfferingOut(serializers.ModelSerializer[Offering]):
+    """Of a query that `list_rates.with_list_rate` annotated."""
+
     grade = serializers.CharField(source="grade.family.slug")
-    list_rate_micros_per_mtok = serializers.IntegerField(source="list_rate.micros_per_mtok")
+    list_rate_id = serializers.UUIDField(source="listed_rate_id", help_text="in force now")
+    list_rate_micros_per_mtok = serializers.IntegerField(
+        source="listed_micros_per_mtok", help_text="in force now: by the offering's tariff where it has one"
+    )
     firm_rate_micros_per_mtok = serializers.IntegerField(source="firm_rate.micros_per_mtok")
     list_prices_per_mtok = serializers.SerializerMethodField(
         help_text="list rate x weight x kappa of each bucket: exact decimals per million native tokens"
@@ -150,9 +155,9 @@ class OfferingOut(serializers.ModelSerializer[Offering]):
         )
 
     @extend_schema_field({"type": "object", "additionalProperties": {"type": "string"}})
-    def get_list_prices_per_mtok(self, offering: Offering) -> dict[str, str]:
+    def get_list_prices_per_mtok(self, offering: Any) -> dict[str, str]:
         ppm = {bucket: row.standard_ppm for bucket, row in by_bucket(offering.grade.buckets.all()).items()}
-        prices = plain_prices(offering.list_rate.micros_per_mtok, ppm)
+        prices = plain_prices(offering.listed_micros_per_mtok, ppm)
         return {bucket.value: price.per_mtok for bucket, price in prices.items()}
 
 

@@ -34,6 +34,7 @@ from providers.enrolling import (
 from providers.gaps import accept_gap, pull_missing_usage
 from providers.heartbeats import check_heartbeats, record_heartbeat, record_registers
 from providers.hosting import create_host, ensure_provider, pause_host, resume_host
+from providers.list_tariffs import announce_tariff, withdraw_tariff
 from providers.listing import list_offering, pause_offering, resume_offering, withdraw_offering
 from providers.outages import down_in_periods, record_attempt_outages
 from providers.planned_outages import HoursSold, announce_outage, withdraw_outage
@@ -49,6 +50,7 @@ __all__ = [
     "Overcommitted",
     "accept_gap",
     "announce_outage",
+    "announce_tariff",
     "authenticate_host",
     "check_heartbeats",
     "create_host",
@@ -89,4 +91,5 @@ __all__ = [
     "verify_enrolment_signature",
     "withdraw_offering",
     "withdraw_outage",
+    "withdraw_tariff",
 ]

@@ -41,8 +41,8 @@ from metering.services import accept_batch, add_meter_point, gateway_source, ing
 from metering.usage import Finish, UsageEvent, encode_event, encode_lines
 from pricing.services import publish_known_calibrations
 from pricing.units import Bucket
-from providers.models import Derating, Outage
-from providers.services import announce_outage
+from providers.models import Derating, ListTariff, Outage
+from providers.services import announce_outage, announce_tariff
 from tests.cast import Party, make_grade, make_party
 from tests.conftest import TestDatabase, own_database
 from tests.database import Services
@@ -82,6 +82,7 @@ class House:
     generation_id: UUID
     event_id: UUID
     outage: Outage
+    tariff: ListTariff
     webhook: WebhookDelivery
     derating: Derating
     documents: dict[str, UUID]
@@ -103,6 +104,7 @@ class House:
             "host_id": day.plant.host.id,
             "offering_id": day.plant.offering.id,
             "outage_id": self.outage.id,
+            "tariff_id": self.tariff.id,
             "derating_id": self.derating.id,
             "batch_id": self.batch.id,
             "generation_id": self.generation_id,
@@ -223,6 +225,15 @@ def make_house(database: TestDatabase) -> House:
         now=NOW,
         actor=SYSTEM,
     )
+    tariff = announce_tariff(
+        organization_id=hyperion.id,
+        offering_id=day.plant.offering.id,
+        kind="per_unit",
+        valid_from=tomorrow,
+        rate_micros_per_mtok=600_000,
+        now=NOW,
+        actor=SYSTEM,
+    )
     # It takes a millionth of the host, and is there for those who look.
     derating = derate_host(
         organization_id=hyperion.id, host_id=day.plant.host.id, available_ppm=999_999, now=NOW, actor=SYSTEM
@@ -263,6 +274,7 @@ def make_house(database: TestDatabase) -> House:
         generation_id,
         event.id,
         outage,
+        tariff,
         webhook,
         derating,
         _documents(acme, day),

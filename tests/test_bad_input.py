@@ -179,6 +179,12 @@ GOOD: dict[str, dict[str, Any]] = {
         "list_rate_micros_per_mtok": 1,
     },
     "patch /api/v1/offerings/{offering_id}": {"status": "paused"},
+    "post /api/v1/offerings/{offering_id}/tariffs": {
+        "kind": "time_of_use",
+        "valid_from": "2026-03-12T10:00:00Z",
+        "rate_micros_per_mtok": 1,
+        "windows": [{"start_s": 79_200, "end_s": 21_600, "rate_micros_per_mtok": 1}],
+    },
     "post /api/v1/grades": {
         "slug": "other",
         "title": "Other",

@@ -32,6 +32,7 @@ DOORS = {
     "api/v1/schema": PUBLIC,
     "api/v1/grades": PUBLIC,
     "api/v1/grades/<uuid:grade_id>": PUBLIC,
+    "api/v1/grades/<uuid:grade_id>/list-rates": PUBLIC,
     "api/v1/tokenizers": PUBLIC,
     "api/v1/providers": PUBLIC,
     "api/v1/auctions/<uuid:auction_id>": PUBLIC,
@@ -161,6 +162,8 @@ DOORS = {
     "api/v1/hosts/<uuid:host_id>/curtailments": HYPERION,
     "api/v1/offerings": HYPERION,
     "api/v1/offerings/<uuid:offering_id>": HYPERION,
+    "api/v1/offerings/<uuid:offering_id>/tariffs": HYPERION,
+    "api/v1/offerings/<uuid:offering_id>/tariffs/<uuid:tariff_id>": HYPERION,
     "api/v1/statements": HYPERION,
     "api/v1/statements/<uuid:statement_id>": HYPERION,
     "api/v1/earnings": HYPERION,
@@ -248,6 +251,8 @@ DOORS = {
     "provider/hosts/<uuid:host_id>/outages/<uuid:outage_id>/withdraw": HYPERION,
     "provider/offerings/<uuid:offering_id>": HYPERION,
     "provider/offerings/<uuid:offering_id>/status": HYPERION,
+    "provider/offerings/<uuid:offering_id>/tariffs": HYPERION,
+    "provider/offerings/<uuid:offering_id>/tariffs/<uuid:tariff_id>/withdraw": HYPERION,
     "provider/usage": HYPERION,
     "provider/focus": HYPERION,
     "provider/earnings": HYPERION,
@@ -302,6 +307,11 @@ BODIES = {
     },
     "api/v1/contracts/<uuid:contract_id>/amend": {"quote_id": "01a1fa2c-14f7-7136-8b1d-740cbe8302f3"},
     "api/v1/offerings/<uuid:offering_id>": {"status": "withdrawn"},
+    "api/v1/offerings/<uuid:offering_id>/tariffs": {
+        "kind": "per_unit",
+        "valid_from": "2026-03-12T10:00:00Z",
+        "rate_micros_per_mtok": 1,
+    },
 }
 # What the whole market may know: goods, prices, auctions; and rows that name nobody.
 PUBLIC_ROWS = frozenset(

@@ -18,6 +18,7 @@ from marketplace.orders.models import Ask, Auction
 from marketplace.periods import Period, settlement_period
 from metering.models import MeterKind, UsageRollup
 from pricing.units import NUMERATOR_PER_LOT, PPM
+from providers.list_rates import list_rate_micros
 from providers.models import Offering, Outage
 from providers.selectors import offerings_on_sale
 
@@ -84,7 +85,9 @@ def window_of(now: datetime) -> Period:
 
 def standings(*, now: datetime, grade: str | None = None) -> list[Standing]:
     """Listed offerings, best throughput for the price first; at most `MOST_OFFERINGS`, in seven queries."""
-    offerings = list(offerings_on_sale(grade)[:MOST_OFFERINGS])
+    offerings = list(
+        offerings_on_sale(grade).annotate(listed_micros_per_mtok=list_rate_micros(now))[:MOST_OFFERINGS]
+    )
     window = window_of(now)
     ids = [offering.id for offering in offerings]
     hosts = sorted({offering.host_id for offering in offerings})
@@ -95,6 +98,7 @@ def standings(*, now: datetime, grade: str | None = None) -> list[Standing]:
     found = [
         _standing(
             offering,
+            offering.listed_micros_per_mtok,
             delivered.get(offering.id, (0, 0, 0)),
             awarded.get(offering.id, 0),
             energy.get(offering.host_id),
@@ -110,6 +114,7 @@ def standings(*, now: datetime, grade: str | None = None) -> list[Standing]:
 
 def _standing(
     offering: Offering,
+    list_rate_micros_per_mtok: int,
     delivered: tuple[int, int, int],
     awarded_lots: int,
     energy: tuple[int, int] | None,
@@ -117,13 +122,13 @@ def _standing(
     window: Period,
 ) -> Standing:
     numerator, spot_numerator, periods = delivered
-    rate = max(1, offering.list_rate.micros_per_mtok)
+    rate = max(1, list_rate_micros_per_mtok)
     per_s = numerator // (periods * settings.DELIVERY_PERIOD_S) if periods else None
     return Standing(
         provider=offering.host.provider.display_name,
         grade=offering.grade.family.slug,
         region=offering.host.region,
-        list_rate_micros_per_mtok=offering.list_rate.micros_per_mtok,
+        list_rate_micros_per_mtok=list_rate_micros_per_mtok,
         dependable_numerator_per_s=offering.dependable_numerator_per_s,
         delivered_numerator=numerator,
         delivered_numerator_per_s=per_s,

@@ -98,6 +98,12 @@ def clock_time(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%H:%M:%S" if at.second else "%H:%M")
 
 
+def of_day(second: int) -> str:
+    """A second of the UTC day as a time of day; the day ends at 24:00."""
+    text = f"{second // 3_600:02}:{second // 60 % 60:02}"
+    return f"{text}:{second % 60:02}" if second % 60 else text
+
+
 def day_time(at: datetime) -> str:
     """UTC, as all times of the market."""
     return at.astimezone(UTC).strftime("%d %b %H:%M:%S" if at.second else "%d %b %H:%M")

@@ -18,17 +18,23 @@ import msgspec
 import openai
 import pytest
 import requests
+from django.conf import settings
 
 from marketplace import clock
 from marketplace.accounts.services import SYSTEM, revoke_api_key
 from marketplace.contracts.models import Hold
 from marketplace.contracts.spending import set_spend_cap
+from marketplace.gateway.config import CACHE_S
 from marketplace.ids import uuid7
 from marketplace.ledger.selectors import check_ledger
+from marketplace.periods import delivery_period
 from metering.models import UsageBatch
 from metering.usage import Flag, UsageEvent, decode_event
+from pricing.tariffs import Window
 from pricing.tokenizers import count_o200k
+from pricing.units import decimal_string
 from providers.models import FailedAttempt, Host
+from providers.services import announce_tariff
 from tests.conftest import TestDatabase
 from tests.contracts.world import INPUT_PPM, OUTPUT_PPM, World, available, give_money, make_world
 from tests.database import Services
@@ -178,6 +184,36 @@ def test_the_official_client_completes_chats_and_pays_exactly_what_was_used(rig:
     models = rig.client.models.list().data
     assert [model.id for model in models] == ["tiny-chat"]
     assert models[0].tokenyard["prices"]["output"]["per_mtok"] == "0.6"  # type: ignore[attr-defined]
+
+
+def test_a_list_tariff_prices_models_and_requests_at_their_time(rig: Rig) -> None:
+    """The version began an hour ago and is of another price from this period to the one after the next, UTC."""
+    rig.fund()
+    now, period = clock.now(), timedelta(seconds=settings.DELIVERY_PERIOD_S)
+    start = delivery_period(now).start
+    first_s = (start.hour * 60 + start.minute) * 60
+    tariff = announce_tariff(
+        organization_id=rig.world.hyperion.id,
+        offering_id=rig.world.plant.offering.id,
+        kind="time_of_use",
+        valid_from=start - timedelta(hours=1),
+        rate_micros_per_mtok=900_000,
+        windows=[Window(first_s, (first_s + 600 + int(period.total_seconds())) % 86_400, 300_000)],
+        now=start - timedelta(hours=2),
+        actor=SYSTEM,
+    )
+    time.sleep(CACHE_S)
+    (model,) = rig.client.models.list().data
+    assert model.tokenyard["rate_micros_per_mtok"] == 300_000  # type: ignore[attr-defined]
+    answer = rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=8, temperature=0)
+    ours = answer.usage.tokenyard  # type: ignore[union-attr]
+    (cheap,) = {slot.rate for slot in tariff.slots.all() if slot.rate.micros_per_mtok == 300_000}
+    assert (ours["rate_id"], ours["rate_micros_per_mtok"]) == (str(cheap.id), 300_000)
+    numerator = int(ours["standard_numerator"])
+    assert ours["cost"] == decimal_string(numerator * 300_000, 18)
+    (event,) = events()
+    assert (event.rate_id, numerator_of(event)) == (cheap.id, numerator)
+    assert Hold.objects.get().captured_micros == -(-numerator * 300_000 // 10**12)
 
 
 def test_refusals_are_clear_and_change_nothing(rig: Rig) -> None:

@@ -7,11 +7,14 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from pytest_django import DjangoAssertNumQueries
 
+from marketplace.accounts.services import SYSTEM
 from marketplace.ids import uuid7
 from marketplace.orders.leaderboard import standings, uptime_ppm, window_of
 from metering.models import RegisterRead
 from pricing.models import Grade
+from pricing.tariffs import Window
 from providers.models import Outage
+from providers.services import announce_tariff
 from tests.billing.world import LOT, PERIOD, meter, on_demand
 from tests.cast import Party, Plant, fund, make_plant
 
@@ -60,6 +63,22 @@ def test_figures_are_of_what_was_delivered(
     assert standings(now=at, grade="other") == []
     # Usage of a period that late events may still change is not told.
     assert {one.delivered_numerator for one in standings(now=now + HOUR)} == {0}
+
+
+def test_the_price_is_the_list_rate_of_the_moment(plant: Plant, now: datetime) -> None:
+    announce_tariff(
+        organization_id=plant.host.provider.organization_id,
+        offering_id=plant.offering.id,
+        kind="time_of_use",
+        valid_from=now + HOUR,
+        rate_micros_per_mtok=500_000,
+        windows=[Window(14 * 3_600, 15 * 3_600, 250_000)],
+        now=now,
+        actor=SYSTEM,
+    )
+    found = [standings(now=now + hours * HOUR)[0] for hours in range(4)]
+    assert [one.list_rate_micros_per_mtok for one in found] == [600_000, 500_000, 250_000, 500_000]
+    assert [one.tokens_per_currency_unit for one in found] == [1_666_666, 2_000_000, 4_000_000, 2_000_000]
 
 
 def test_outages_that_overlap_are_lost_once(now: datetime) -> None:

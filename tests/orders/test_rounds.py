@@ -19,8 +19,30 @@ from marketplace.orders.services.bids import BidTerms, MarketClosed, cancel_bid,
 from marketplace.orders.services.replaying import replay_auction
 from marketplace.orders.services.rounds import advance_auctions
 from providers.models import HostPeriod
+from providers.services import announce_tariff
 from tests.cast import Party, Plant, fund
 from tests.orders.world import PERIOD, beat, bid_of, run_round
+
+
+def test_overage_is_bounded_by_the_list_rate_of_the_period_not_of_the_auction(
+    acme: Party, plant: Plant, now: datetime
+) -> None:
+    """The market clears at 200,000, a tenth above is 220,000; the period's list tariff is cheaper than that."""
+    fund(acme, 1_000_000, now)
+    for valid_from, rate in ((now + PERIOD, 210_000), (now + 2 * PERIOD, 600_000)):
+        announce_tariff(
+            organization_id=plant.host.provider.organization_id,
+            offering_id=plant.offering.id,
+            kind="per_unit",
+            valid_from=valid_from,
+            rate_micros_per_mtok=rate,
+            now=now,
+            actor=SYSTEM,
+        )
+    bid_of(acme, now)
+    auction = run_round(plant, now)
+    assert (auction.period_start, auction.clearing_rate_micros_per_mtok) == (now + PERIOD, 200_000)
+    assert PeriodRate.objects.get().overage_rate.micros_per_mtok == 210_000
 
 
 def test_a_trade_becomes_a_spot_contract_with_its_own_hold(acme: Party, plant: Plant, now: datetime) -> None:

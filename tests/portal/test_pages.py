@@ -48,6 +48,8 @@ ACTIONS = {
     "provider-host-outages",
     "provider-host-outage-withdraw",
     "provider-offering-status",
+    "provider-offering-tariffs",
+    "provider-offering-tariff-withdraw",
     "provider-discrepancy-accept",
     "operator-ledger-check",
     "operator-discrepancy-resolve",
@@ -83,6 +85,7 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
         "review_id": uuid7(),
         "operation_id": uuid7(),
         "outage_id": uuid7(),
+        "tariff_id": uuid7(),
         **papers(day),
         "auction_id": published_auctions([day.grade.id])[0].id,
     }

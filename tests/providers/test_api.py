@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+import time_machine
 from django.test import Client
 from rest_framework.test import APIClient
 
@@ -62,6 +63,38 @@ def test_status_is_changed_by_its_owner(plant: Plant, hyperion: Party) -> None:
         assert (answer.status_code, answer.json()["status"]) == (200, status)
     refused = hyperion.api.patch(offering, {"status": "listed"}, format="json")
     assert (refused.status_code, refused.json()["field"]) == (409, "status")
+
+
+def test_a_tariff_is_announced_listed_and_withdrawn(plant: Plant, hyperion: Party, now: datetime) -> None:
+    url = f"/api/v1/offerings/{plant.offering.id}"
+    body = {
+        "kind": "time_of_use",
+        "valid_from": "2026-03-10T13:00:00Z",
+        "rate_micros_per_mtok": 500_000,
+        "windows": [{"start_s": 79_200, "end_s": 21_600, "rate_micros_per_mtok": 250_000}],
+    }
+    with time_machine.travel(now, tick=False):
+        made = hyperion.api.post(f"{url}/tariffs", body, format="json")
+        assert made.status_code == 201, made.content
+        tariff = made.json()
+        assert (tariff["status"], tariff["withdrawn_at"]) == ("announced", None)
+        slots = [(one["start_s"], one["end_s"], one["rate_micros_per_mtok"]) for one in tariff["slots"]]
+        assert slots == [(0, 21_600, 250_000), (21_600, 79_200, 500_000), (79_200, 86_400, 250_000)]
+        assert tariff["slots"][0]["rate_id"] == tariff["slots"][2]["rate_id"]
+        assert hyperion.api.post(f"{url}/tariffs", body, format="json").json() == tariff
+        assert hyperion.api.get(f"{url}/tariffs").json() == {"items": [tariff], "next": None}
+        assert hyperion.api.get(url).json()["list_rate_micros_per_mtok"] == 600_000
+    with time_machine.travel(now.replace(hour=23), tick=False):
+        shown = hyperion.api.get(url).json()
+        assert shown["list_rate_micros_per_mtok"] == 250_000
+        assert shown["list_rate_id"] == tariff["slots"][0]["rate_id"]
+        assert shown["list_prices_per_mtok"]["output"] == "0.25"
+        assert hyperion.api.get("/api/v1/offerings").json()["items"] == [shown]
+        assert hyperion.api.get(f"{url}/tariffs").json()["items"][0]["status"] == "begun"
+        assert hyperion.api.delete(f"{url}/tariffs/{tariff['id']}").status_code == 409
+    with time_machine.travel(now, tick=False):
+        assert hyperion.api.delete(f"{url}/tariffs/{tariff['id']}").status_code == 204
+        assert hyperion.api.get(f"{url}/tariffs").json()["items"][0]["status"] == "withdrawn"
 
 
 def test_mallory_sees_nothing_and_changes_nothing(plant: Plant, mallory: Party) -> None:

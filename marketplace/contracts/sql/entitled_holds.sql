@@ -256,20 +256,23 @@ BEGIN
         RETURN o;
     END IF;
     -- The list rate that was in force at admission, whatever it was changed to since.
-    SELECT fo.grade_id, fo.status, r.id AS list_rate_id, r.micros_per_mtok, fo.spot_floor_micros_per_mtok AS floor,
+    SELECT fo.grade_id, fo.status, r.rate_id AS list_rate_id, r.micros_per_mtok, fo.spot_floor_micros_per_mtok AS floor,
            fo.host_id, hs.base_url, hs.engine ->> 'kind' AS engine,
            div(fo.dependable_numerator_per_s::numeric * GREATEST(0, coalesce(
                hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_sellable_ppm)), 1000000)::bigint AS rate_per_s
       INTO f
       FROM providers_offering fo
       JOIN providers_host hs ON hs.id = fo.host_id
-      JOIN pricing_rate r ON r.source_id = fo.id AND r.kind = 'list' AND r.grade_id = h.grade_id
-       AND r.valid_from <= h.opened_at
+      JOIN LATERAL (
+        SELECT p.id FROM pricing_rate p
+         WHERE p.source_id = fo.id AND p.kind = 'list' AND p.grade_id = h.grade_id AND p.valid_from <= h.opened_at
+           AND NOT EXISTS (SELECT 1 FROM providers_listtariffslot s WHERE s.rate_id = p.id)
+         ORDER BY p.valid_from DESC, p.id DESC LIMIT 1) plain ON true
+     CROSS JOIN LATERAL providers_list_rate(fo.id, plain.id, h.opened_at) r
       LEFT JOIN providers_hostperiod hp ON hp.host_id = fo.host_id AND hp.period_start = h.period_start
       LEFT JOIN providers_hosthour hh
         ON hh.host_id = fo.host_id AND hh.hour_start = contracts_period_start(h.opened_at, 3600)
-     WHERE fo.id = h.offering_id
-     ORDER BY r.valid_from DESC, r.id DESC LIMIT 1;
+     WHERE fo.id = h.offering_id;
     o.outcome := 'contract_exhausted';
     IF NOT FOUND OR h.kind <> 'committed' OR h.overage_policy = 'stop' OR h.entitlement_id IS NULL OR f.grade_id <> h.grade_id
        OR EXISTS (SELECT 1 FROM contracts_hold w WHERE w.request_id = h.request_id AND w.attempt = h.attempt

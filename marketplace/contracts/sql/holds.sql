@@ -248,7 +248,7 @@ BEGIN
     FOR f IN
         SELECT x.*, div(x.dependable_numerator_per_s::numeric * GREATEST(0, x.unsold_ppm), 1000000)::bigint AS rate_per_s
           FROM (
-            SELECT fo.id, fo.host_id, h.base_url, h.engine ->> 'kind' AS engine, fo.list_rate_id, r.micros_per_mtok,
+            SELECT fo.id, fo.host_id, h.base_url, h.engine ->> 'kind' AS engine, r.rate_id, r.micros_per_mtok,
                    fo.dependable_numerator_per_s, fo.spot_floor_micros_per_mtok AS floor,
                    coalesce(hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_asked.sellable_ppm)
                        AS unsold_ppm,
@@ -256,7 +256,7 @@ BEGIN
               FROM providers_offering fo
               JOIN providers_host h ON h.id = fo.host_id
               JOIN providers_provider p ON p.id = h.provider_id
-              JOIN pricing_rate r ON r.id = fo.list_rate_id
+             CROSS JOIN LATERAL providers_list_rate(fo.id, fo.list_rate_id, p_asked.at) r
               LEFT JOIN providers_hostperiod hp ON hp.host_id = h.id AND hp.period_start = o.period_start
               LEFT JOIN providers_hosthour hh
                 ON hh.host_id = h.id AND hh.hour_start = contracts_period_start(p_asked.at, 3600)
@@ -266,7 +266,7 @@ BEGIN
           ) x
          ORDER BY x.micros_per_mtok, x.load, x.id
     LOOP
-        o.rate_id := f.list_rate_id;
+        o.rate_id := f.rate_id;
         o.rate_micros_per_mtok := f.micros_per_mtok;
         IF v_period_micros < f.micros_per_mtok THEN
             o.rate_id := v_period_rate;
@@ -450,7 +450,7 @@ BEGIN
             SELECT min(r.micros_per_mtok) INTO v_list_rate
               FROM providers_offering f
               JOIN providers_host h ON h.id = f.host_id
-              JOIN pricing_rate r ON r.id = f.list_rate_id
+             CROSS JOIN LATERAL providers_list_rate(f.id, f.list_rate_id, p_now) r
              WHERE f.grade_id = p_grades[1] AND f.status = 'listed'
                AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_now);
             IF v_list_rate < c.micros_per_mtok THEN

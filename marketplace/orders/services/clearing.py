@@ -35,6 +35,7 @@ from pricing.models import Rate
 from pricing.rating import gross_up
 from pricing.services import publish_rate
 from pricing.units import Micros, Ppm
+from providers.list_rates import list_rates_at
 from providers.selectors import listed_offerings, share_ppm_of
 from providers.services import give_back_period_share
 
@@ -374,7 +375,9 @@ def _set_period_rate(auction: Auction, now: datetime) -> None:
 
     Of a halted period it is the administered rate, never above the list rate.
     """
-    listed = [offering.list_rate.micros_per_mtok for offering in listed_offerings(auction.grade_id, now)]
+    offerings = listed_offerings(auction.grade_id, now)
+    # What they cost in the period, not what they cost while it is cleared.
+    listed = [int(rate.micros_per_mtok) for rate in list_rates_at(offerings, auction.period_start).values()]
     administered = (
         administered_rate(auction.grade_id, before=auction.period_start) if auction.halted else None
     )

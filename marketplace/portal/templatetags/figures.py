@@ -29,6 +29,7 @@ for _filter in (
     figures.lots_of,
     figures.percent,
     figures.day_time,
+    figures.of_day,
     figures.clock_time,
     figures.grouped,
 ):

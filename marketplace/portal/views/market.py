@@ -31,7 +31,8 @@ from marketplace.portal.paging import page_of
 from pricing.models import Grade
 from pricing.rating import PlainPrice
 from pricing.selectors import by_bucket, grades_in_force, levels_of, prices_per_bucket
-from providers.selectors import Supply, supply_of
+from providers.list_rates import RateSpan
+from providers.selectors import Supply, list_rate_schedules, supply_of
 
 WINDOW = timedelta(hours=24)
 MOST_POINTS = 288
@@ -46,6 +47,8 @@ class Board:
     supply: Supply | None
     # Of the delivery period that runs: the published one, else the list rate.
     overage_rate: int | None
+    # The cheapest list rate over the coming day.
+    on_demand: list[RateSpan]
     chart: Chart
     depth: Chart | None
     disclosure: Disclosure | None
@@ -56,6 +59,11 @@ class Board:
     change: str | None
     change_is: str
     volume_lots: int
+
+    @property
+    def list_rate_until(self) -> datetime | None:
+        """When the list rate of now ends, by time of use or by a version announced; None: not in the coming day."""
+        return self.on_demand[0].end if len(self.on_demand) > 1 else None
 
     @property
     def last(self) -> Auction | None:
@@ -97,6 +105,9 @@ def grade(request: PortalRequest, slug: str) -> HttpResponse:
         "buckets": buckets,
         "levels": levels_of(found),
         "control": public_state_of(found, now=now),
+        "on_demand_chart": rate_chart(
+            board.on_demand, f"List rate of {found.family.title} over the coming day"
+        ),
         "history": page_of(published_auctions([found.id]), request, by="period_start"),
         "now": now,
         **_market_terms(),
@@ -110,10 +121,29 @@ def boards_of(grades: QuerySet[Grade], now: datetime) -> list[Board]:
     ids = [grade.id for grade, _ in found]
     tapes = market_tapes(ids, now=now, window=WINDOW)
     supplies = supply_of(ids, now)
-    return [_board(grade, tapes[grade.id], supplies.get(grade.id), overage, now) for grade, overage in found]
+    schedules = list_rate_schedules(ids, start=now, end=now + WINDOW)
+    return [
+        _board(
+            grade,
+            tapes[grade.id],
+            supplies.get(grade.id),
+            now,
+            overage=overage,
+            on_demand=schedules.get(grade.id, []),
+        )
+        for grade, overage in found
+    ]
 
 
-def _board(grade: Grade, tape: Tape, supply: Supply | None, overage: int | None, now: datetime) -> Board:
+def _board(
+    grade: Grade,
+    tape: Tape,
+    supply: Supply | None,
+    now: datetime,
+    *,
+    overage: int | None,
+    on_demand: list[RateSpan],
+) -> Board:
     last = tape.last.clearing_rate_micros_per_mtok if tape.last else None
     list_rate = supply.list_rate_micros_per_mtok if supply else None
     shown = last if last is not None else list_rate
@@ -126,6 +156,7 @@ def _board(grade: Grade, tape: Tape, supply: Supply | None, overage: int | None,
         tape=tape,
         supply=supply,
         overage_rate=overage if overage is not None else list_rate,
+        on_demand=on_demand,
         chart=_history_chart(grade, tape, now),
         depth=_depth_chart(grade, disclosure),
         disclosure=disclosure,
@@ -163,6 +194,18 @@ def _history_chart(grade: Grade, tape: Tape, now: datetime) -> Chart:
         y_label=figures.axis_money,
         x_labels=(figures.clock_time(first.replace(second=0)), "now"),
     )
+
+
+def rate_chart(spans: list[RateSpan], title: str) -> Chart | None:
+    """Rates over a time to come, as steps; None where there is nothing to show."""
+    if not spans:
+        return None
+    points = [Point(int(at.timestamp()), span.rate) for span in spans for at in (span.start, span.end)]
+    labels = (
+        figures.day_time(spans[0].start.replace(second=0)),
+        figures.day_time(spans[-1].end.replace(second=0)),
+    )
+    return line_chart(points, title=title, y_label=figures.axis_money, x_labels=labels)
 
 
 def _depth_chart(grade: Grade, disclosure: Disclosure | None) -> Chart | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
@@ -35,8 +36,17 @@ from marketplace.portal.charts import Chart, Column, Segment, column_chart, shar
 from marketplace.portal.forms import HostForm, PricesForm
 from marketplace.portal.market_forms import OutageForm, outage_form
 from marketplace.portal.paging import page_of
+from marketplace.portal.tariff_forms import TariffForm, tariff_form
+from marketplace.portal.views.market import rate_chart
 from pricing.selectors import levels_of, prices_per_bucket
 from pricing.units import PPM, decimal_string
+from providers.list_rates import (
+    list_rate_schedule,
+    list_rates_at,
+    tariff_in_force,
+    tariffs_of,
+    with_list_rate,
+)
 from providers.models import Bench, Host, Offering
 from providers.selectors import (
     PeriodCapacity,
@@ -61,6 +71,7 @@ from providers.services import (
 MOST_HOSTS = 50
 RECENT = 10
 _HOUR = timedelta(hours=1)
+_DAY = timedelta(days=1)
 _MOVES = {"pause": pause_offering, "resume": resume_offering, "withdraw": withdraw_offering}
 
 
@@ -167,12 +178,7 @@ def prices(request: SeatedRequest, offering_id: UUID) -> HttpResponse:
     if offering.status == Offering.Status.WITHDRAWN and request.method == "POST":
         # Listing the grade again would make another offer; that is not what this form is for.
         raise Http404
-    current = {
-        "spot_floor": decimal_string(offering.spot_floor_micros_per_mtok, 6),
-        "firm_rate": decimal_string(offering.firm_rate.micros_per_mtok, 6),
-        "list_rate": decimal_string(offering.list_rate.micros_per_mtok, 6),
-    }
-    form = PricesForm(request.POST if request.method == "POST" else None, initial=current)
+    form = prices_form(offering, request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         data = form.cleaned_data
         try:
@@ -190,17 +196,45 @@ def prices(request: SeatedRequest, offering_id: UUID) -> HttpResponse:
         else:
             messages.success(request, "The new prices hold from now on; what is sold keeps its own.")
             return redirect("provider-home")
-    plain = prices_per_bucket(offering.grade, offering.list_rate)
+    return offering_page(request, offering, form, tariff_form(clock.now()))
+
+
+def offering_page(
+    request: SeatedRequest, offering: Offering, form: PricesForm, tariff: TariffForm
+) -> HttpResponse:
+    """One offer: its prices, its tariff. Either form says what was wrong with what was refused."""
+    now = clock.now()
+    [listed] = list_rates_at([offering], now).values()
+    own = Offering.objects.filter(pk=offering.pk)
+    [spans] = list_rate_schedule(own, start=now, end=now + _DAY).values()
     measured = service_periods_of(request.seat.organization.id).filter(offering_id=offering.id)
+    refused = form.is_bound or tariff.is_bound
     context = {
         "offering": offering,
         "form": form,
-        "prices": plain,
+        "tariff_form": tariff,
+        "tariffs": page_of(tariffs_of(offering.id), request, by="valid_from"),
+        "tariff_in_force": tariff_in_force(offering.id, now),
+        "spans": spans,
+        "rates_chart": rate_chart(spans, "List rate over the coming day"),
+        "listed": listed,
+        "prices": prices_per_bucket(offering.grade, listed.micros_per_mtok),
         "currency": offering.grade.currency,
         "levels": levels_of(offering.grade),
         "services": with_figures(measured[:RECENT]),
+        "now": now,
     }
-    return render(request, "portal/offering.html", context, status=422 if form.is_bound else 200)
+    return render(request, "portal/offering.html", context, status=422 if refused else 200)
+
+
+def prices_form(offering: Offering, data: Any = None) -> PricesForm:
+    """Filled with what is asked now; the list rate is the plain one, that holds without a tariff."""
+    current = {
+        "spot_floor": decimal_string(offering.spot_floor_micros_per_mtok, 6),
+        "firm_rate": decimal_string(offering.firm_rate.micros_per_mtok, 6),
+        "list_rate": decimal_string(offering.list_rate.micros_per_mtok, 6),
+    }
+    return PricesForm(data, initial=current)
 
 
 @require_POST
@@ -256,7 +290,8 @@ def _cards(organization_id: UUID, hosts: list[Host], period: Period) -> list[Hos
     benches = latest_benches(ids)
     capacities = period_capacities(ids, period.start)
     offerings: dict[UUID, list[Offering]] = {host_id: [] for host_id in ids}
-    listed = offerings_of(organization_id).filter(host_id__in=ids).exclude(status=Offering.Status.WITHDRAWN)
+    own = with_list_rate(offerings_of(organization_id), period.start)
+    listed = own.filter(host_id__in=ids).exclude(status=Offering.Status.WITHDRAWN)
     for offering in listed:
         offerings[offering.host_id].append(offering)
     return [

@@ -1,0 +1,101 @@
+"""What a provider types of a list tariff: when it begins, its rate, and other rates at times of the day."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from django import forms
+
+from marketplace.periods import delivery_period
+from marketplace.portal.forms import DecimalField, PortalForm
+from pricing.tariffs import Window
+from providers.list_tariffs import notice
+from providers.models import ListTariff
+
+# By REST there may be more.
+WINDOWS: Final = 4
+FIRST_WINDOWS: Final = 2
+
+
+class MomentField(forms.DateTimeField):
+    """A moment in UTC; whether a period begins with it is the service's question."""
+
+    def __init__(self, **options: Any) -> None:
+        widget = forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"})
+        super().__init__(widget=widget, **options)
+
+    def clean(self, value: Any) -> datetime:
+        at: datetime = super().clean(value)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at
+
+
+class TariffForm(PortalForm):
+    """A window is a filled row; with none the tariff is one rate per unit. Errors of windows stand at the first row."""
+
+    service_fields = {"rate_micros_per_mtok": "tariff_rate", "windows": "start_0", "kind": "start_0"}
+    valid_from = MomentField(
+        label="Begins (UTC)", help_text="With a delivery period, a whole one ahead at least."
+    )
+    tariff_rate = DecimalField(
+        decimals=6, label="Rate per Mtok", help_text="Whenever no other rate is named below."
+    )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for number in range(WINDOWS):
+            for name, label in (("start", "From"), ("end", "Until")):
+                widget = forms.TimeInput(attrs={"type": "time", "step": "1"})
+                self.fields[f"{name}_{number}"] = forms.TimeField(required=False, widget=widget, label=label)
+            self.fields[f"rate_{number}"] = DecimalField(decimals=6, required=False, label="Rate")
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or self.cleaned_data
+        for number in range(WINDOWS):
+            names = [f"{name}_{number}" for name in ("start", "end", "rate")]
+            missing = [name for name in names if data.get(name) is None and name not in self.errors]
+            if missing and len(missing) < len(names):
+                self.add_error(missing[0], "A window has a start, an end and a rate.")
+        return data
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What `announce_tariff` asks for."""
+        data = self.cleaned_data
+        windows = [
+            Window(_second(data[f"start_{n}"]), _second(data[f"end_{n}"]), data[f"rate_{n}"])
+            for n in range(WINDOWS)
+            if data[f"rate_{n}"] is not None
+        ]
+        return {
+            "kind": ListTariff.Kind.TIME_OF_USE if windows else ListTariff.Kind.PER_UNIT,
+            "valid_from": data["valid_from"],
+            "rate_micros_per_mtok": data["tariff_rate"],
+            "windows": windows,
+        }
+
+    @property
+    def rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField, forms.BoundField]]:
+        return [(n + 1, self[f"start_{n}"], self[f"end_{n}"], self[f"rate_{n}"]) for n in range(WINDOWS)]
+
+    @property
+    def first_rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField, forms.BoundField]]:
+        return self.rows[:FIRST_WINDOWS]
+
+    @property
+    def more_rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField, forms.BoundField]]:
+        return self.rows[FIRST_WINDOWS:]
+
+    @property
+    def more_in_use(self) -> bool:
+        return any(field.value() or field.errors for _, *fields in self.more_rows for field in fields)
+
+
+def tariff_form(now: datetime, data: Any = None) -> TariffForm:
+    """For the first period that can be announced, unless something else was typed."""
+    first = delivery_period(now + notice()).end.astimezone(UTC)
+    return TariffForm(data, initial={"valid_from": first.strftime("%Y-%m-%dT%H:%M:%S")})
+
+
+def _second(at: Any) -> int:
+    return int(at.hour * 3_600 + at.minute * 60 + at.second)

@@ -1,0 +1,186 @@
+"""Reads of list rates, each at its time: in force now, in a period to come, over the coming day."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connection
+from django.db.models import (
+    BigIntegerField,
+    DateTimeField,
+    Exists,
+    F,
+    FilteredRelation,
+    Func,
+    OuterRef,
+    Prefetch,
+    Q,
+    QuerySet,
+    UUIDField,
+    Value,
+)  # fmt: skip
+from django.db.models.expressions import Combinable
+
+from pricing.tariffs import DAY_S, TimeOfUse, Version, Window, version_at
+from pricing.units import MicrosPerMtok
+from providers.models import ListTariff, ListTariffSlot, Offering
+
+_RATES = """
+SELECT asked.id, listed.rate_id, listed.micros_per_mtok
+  FROM unnest(%s::uuid[], %s::uuid[]) AS asked (id, plain)
+ CROSS JOIN LATERAL providers_list_rate(asked.id, asked.plain, %s) AS listed
+"""
+
+
+class ListRate(NamedTuple):
+    rate_id: UUID
+    micros_per_mtok: MicrosPerMtok
+
+
+class RateSpan(NamedTuple):
+    """`rate` is micros per Mtok over `[start, end)`."""
+
+    start: datetime
+    end: datetime
+    rate: int
+
+
+def list_rates_at(offerings: Iterable[Offering], at: datetime) -> dict[UUID, ListRate]:
+    """What each of these offerings costs on demand at a moment, by its id, in one query."""
+    asked = list(offerings)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _RATES, ([offering.pk for offering in asked], [offering.list_rate_id for offering in asked], at)
+        )
+        return {
+            offering_id: ListRate(rate_id, MicrosPerMtok(micros))
+            for offering_id, rate_id, micros in cursor.fetchall()
+        }
+
+
+class _ListRate(Func):
+    """A column of `providers_list_rate` of a query's offerings."""
+
+    template = "(SELECT listed.%(column)s FROM providers_list_rate(%(expressions)s) AS listed)"
+
+
+def list_rate_micros(at: datetime) -> Combinable:
+    """An expression of a query over offerings: micros per Mtok on demand at a moment."""
+    return _ListRate(*_arguments(at), column="micros_per_mtok", output_field=BigIntegerField())
+
+
+def with_list_rate(offerings: QuerySet[Offering], at: datetime) -> QuerySet[Offering]:
+    """Each with `listed_rate_id` and `listed_micros_per_mtok`: what it costs on demand at a moment."""
+    return offerings.annotate(
+        listed_rate_id=_ListRate(*_arguments(at), column="rate_id", output_field=UUIDField()),
+        listed_micros_per_mtok=list_rate_micros(at),
+    )
+
+
+def _arguments(at: datetime) -> tuple[F, F, Value]:
+    return F("pk"), F("list_rate_id"), Value(at, output_field=DateTimeField())
+
+
+def tariffs_of(offering_id: UUID) -> QuerySet[ListTariff]:
+    """An offering's versions with their slots, withdrawn ones too, the newest first."""
+    return _with_slots(ListTariff.objects.filter(offering_id=offering_id)).order_by("-valid_from", "-pk")
+
+
+def tariff_in_force(offering_id: UUID, at: datetime) -> ListTariff | None:
+    """The version that holds at a moment; None before the first one."""
+    return tariffs_of(offering_id).filter(withdrawn_at__isnull=True, valid_from__lte=at).first()
+
+
+def slots_of(tariff: ListTariff) -> list[tuple[int, int, int]]:
+    """Seconds of the UTC day from and until, and the rate between, in order."""
+    return [(slot.start_s, slot.end_s, slot.rate.micros_per_mtok) for slot in tariff.slots.all()]
+
+
+def list_rate_schedule(
+    offerings: QuerySet[Offering], *, start: datetime, end: datetime
+) -> dict[UUID, list[RateSpan]]:
+    """The cheapest of these offerings on demand over `[start, end)`, as announced by now, by their grade's id.
+
+    Cut only where the rate changes. One query.
+    """
+    plain: dict[UUID, dict[UUID, int]] = defaultdict(dict)
+    windows: dict[UUID, dict[datetime, list[Window]]] = defaultdict(lambda: defaultdict(list))
+    for pk, grade_id, rate, valid_from, *window in _announced(offerings, start, end):
+        plain[grade_id][pk] = rate
+        if valid_from is not None:
+            windows[pk][valid_from].append(Window(*window))
+    versions = {
+        pk: [Version(valid_from, TimeOfUse(slots[0].rate, tuple(slots))) for valid_from, slots in own.items()]
+        for pk, own in windows.items()
+    }
+    first, last = start.astimezone(UTC), end.astimezone(UTC)
+    return {grade_id: _cheapest(own, versions, first, last) for grade_id, own in plain.items()}
+
+
+def _announced(offerings: QuerySet[Offering], start: datetime, end: datetime) -> Iterable[tuple[Any, ...]]:
+    """Of each offering what holds at `start` and what begins before `end`: a row per slot, or one without any."""
+    standing = FilteredRelation(
+        "list_tariffs",
+        condition=Q(list_tariffs__withdrawn_at__isnull=True, list_tariffs__valid_from__lt=end),
+    )
+    followed = ListTariff.objects.filter(
+        offering_id=OuterRef("pk"),
+        withdrawn_at__isnull=True,
+        valid_from__lte=start,
+        valid_from__gt=OuterRef("standing__valid_from"),
+    )
+    rows = offerings.annotate(standing=standing).filter(Q(standing__isnull=True) | ~Exists(followed))
+    return rows.order_by("pk", "standing__valid_from", "standing__slots__start_s").values_list(
+        "pk",
+        "grade_id",
+        "list_rate__micros_per_mtok",
+        "standing__valid_from",
+        "standing__slots__start_s",
+        "standing__slots__end_s",
+        "standing__slots__rate__micros_per_mtok",
+    )
+
+
+def _cheapest(
+    plain: dict[UUID, int], versions: dict[UUID, list[Version]], start: datetime, end: datetime
+) -> list[RateSpan]:
+    spans: list[RateSpan] = []
+    edges = [version for pk in plain for version in versions.get(pk, [])]
+    for at, until in _cuts(edges, start, end):
+        rate = min(_rate(rate, versions.get(pk, []), at) for pk, rate in plain.items())
+        if spans and spans[-1].rate == rate:
+            spans[-1] = spans[-1]._replace(end=until)
+        else:
+            spans.append(RateSpan(at, until, rate))
+    return spans
+
+
+def _rate(plain: int, versions: list[Version], at: datetime) -> int:
+    """`providers_list_rate` over again, for moments by the hundred."""
+    if not versions or at < versions[0].valid_from:
+        return plain
+    terms = version_at(versions, at).tariff
+    assert isinstance(terms, TimeOfUse)
+    return terms.rate_at(at)
+
+
+def _cuts(versions: list[Version], start: datetime, end: datetime) -> Iterable[tuple[datetime, datetime]]:
+    """`[start, end)` cut at the starts of versions and, in each day, at the edges of their windows."""
+    edges = {start, end} | {version.valid_from for version in versions}
+    midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
+    while midnight < end:
+        for version in versions:
+            assert isinstance(version.tariff, TimeOfUse)
+            edges |= {midnight + timedelta(seconds=window.start_s) for window in version.tariff.windows}
+        midnight += timedelta(seconds=DAY_S)
+    return pairwise(sorted(edge for edge in edges if start <= edge <= end))
+
+
+def _with_slots(tariffs: QuerySet[ListTariff]) -> QuerySet[ListTariff]:
+    slots = ListTariffSlot.objects.select_related("rate").order_by("start_s")
+    return tariffs.prefetch_related(Prefetch("slots", queryset=slots))

@@ -1,0 +1,147 @@
+"""REST for the list tariffs of an offering: its versions, and what a grade costs over the coming day."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.urls import path
+from drf_spectacular.utils import extend_schema, extend_schema_field
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from marketplace import clock
+from marketplace.accounts.scopes import Scope
+from marketplace.api.pagination import CursorPagination
+from marketplace.api.serializers import (
+    MicrosPerMtokField,
+    StrictChoiceField,
+    StrictIntegerField,
+    StrictSerializer,
+    TimestampField,
+)
+from marketplace.api.views import ApiView, PublicView
+from marketplace.errors import NotFound
+from pricing.selectors import find_grade
+from pricing.services import MAX_RATE_MICROS_PER_MTOK
+from pricing.tariffs import DAY_S, Window
+from providers import list_rates, selectors, services
+from providers.list_tariffs import MAX_WINDOWS
+from providers.models import ListTariff
+
+_DAY = timedelta(days=1)
+
+
+class WindowIn(StrictSerializer):
+    start_s = StrictIntegerField(min_value=0, max_value=DAY_S - 1, help_text="seconds of the UTC day")
+    end_s = StrictIntegerField(min_value=0, max_value=DAY_S, help_text="at or before start_s: over midnight")
+    rate_micros_per_mtok = MicrosPerMtokField(max_value=MAX_RATE_MICROS_PER_MTOK)
+
+
+class TariffIn(StrictSerializer):
+    kind = StrictChoiceField(choices=ListTariff.Kind.values)
+    valid_from = TimestampField(help_text="the start of a delivery period, a whole one ahead at least")
+    rate_micros_per_mtok = MicrosPerMtokField(
+        max_value=MAX_RATE_MICROS_PER_MTOK, help_text="outside all windows"
+    )
+    windows = serializers.ListField(child=WindowIn(), required=False, max_length=MAX_WINDOWS)
+
+
+class SlotOut(serializers.Serializer[Any]):
+    start_s = serializers.IntegerField(help_text="seconds of the UTC day")
+    end_s = serializers.IntegerField()
+    rate_id = serializers.UUIDField()
+    rate_micros_per_mtok = serializers.IntegerField(source="rate.micros_per_mtok")
+
+
+class TariffOut(serializers.ModelSerializer[ListTariff]):
+    status = serializers.SerializerMethodField()
+    slots = SlotOut(many=True, help_text="the whole UTC day, in order, half-open")
+
+    class Meta:
+        model = ListTariff
+        fields = ("id", "offering_id", "kind", "status", "valid_from", "slots", "withdrawn_at", "created_at")
+
+    @extend_schema_field(serializers.ChoiceField(choices=["announced", "begun", "withdrawn"]))
+    def get_status(self, tariff: ListTariff) -> str:
+        if tariff.withdrawn_at is not None:
+            return "withdrawn"
+        return "announced" if tariff.valid_from > clock.now() else "begun"
+
+
+class RateSpanOut(serializers.Serializer[Any]):
+    start = serializers.DateTimeField()
+    end = serializers.DateTimeField()
+    rate_micros_per_mtok = serializers.IntegerField(source="rate")
+
+
+class ListRatesOut(serializers.Serializer[Any]):
+    items = RateSpanOut(many=True)
+
+
+class TariffsView(ApiView):
+    role = "provider"
+    scopes: ClassVar[dict[str, str]] = {"GET": Scope.READ, "POST": Scope.PROVIDE}
+    pagination_class = CursorPagination
+
+    @extend_schema(operation_id="tariffs_list", responses=TariffOut(many=True))
+    def get(self, request: Request, offering_id: UUID) -> Response:
+        """Versions of the offering's list price, newest first. Before the first one its plain list rate holds."""
+        offering = selectors.find_offering(self.organization_id, offering_id)
+        return self.page(list_rates.tariffs_of(offering.pk).order_by("-pk"), TariffOut)
+
+    @extend_schema(operation_id="tariffs_announce", request=TariffIn, responses={201: TariffOut})
+    def post(self, request: Request, offering_id: UUID) -> Response:
+        """Announce a version: one rate per unit, or other rates in windows of the UTC day. A request pays the rate of
+        its admission."""
+        data = self.parse(TariffIn)
+        windows = [
+            Window(window["start_s"], window["end_s"], window["rate_micros_per_mtok"])
+            for window in data.pop("windows", [])
+        ]
+        tariff = services.announce_tariff(
+            organization_id=self.organization_id,
+            offering_id=offering_id,
+            windows=windows,
+            now=clock.now(),
+            actor=self.actor,
+            **data,
+        )
+        return Response(TariffOut(list_rates.tariffs_of(offering_id).get(pk=tariff.pk)).data, status=201)
+
+
+class TariffView(ApiView):
+    role = "provider"
+    scopes: ClassVar[dict[str, str]] = {"DELETE": Scope.PROVIDE}
+
+    @extend_schema(operation_id="tariffs_withdraw", responses={204: None})
+    def delete(self, request: Request, offering_id: UUID, tariff_id: UUID) -> Response:
+        """Take a version back, a whole delivery period before it begins."""
+        services.withdraw_tariff(
+            organization_id=self.organization_id,
+            offering_id=offering_id,
+            tariff_id=tariff_id,
+            now=clock.now(),
+            actor=self.actor,
+        )
+        return Response(status=204)
+
+
+class GradeListRatesView(PublicView):
+    @extend_schema(operation_id="grade_list_rates", responses=ListRatesOut)
+    def get(self, request: Request, grade_id: UUID) -> Response:
+        """The cheapest list rate over the coming 24 hours, of what is on offer now and as announced."""
+        grade, now = find_grade(grade_id), clock.now()
+        if grade is None:
+            raise NotFound("There is no such grade.")
+        schedules = selectors.list_rate_schedules([grade.pk], start=now, end=now + _DAY)
+        return Response(ListRatesOut({"items": schedules.get(grade.pk, [])}).data)
+
+
+urlpatterns: list[Any] = [
+    path("offerings/<uuid:offering_id>/tariffs", TariffsView.as_view(), name="api-tariffs"),
+    path("offerings/<uuid:offering_id>/tariffs/<uuid:tariff_id>", TariffView.as_view(), name="api-tariff"),
+    path("grades/<uuid:grade_id>/list-rates", GradeListRatesView.as_view(), name="api-grade-list-rates"),
+]
