@@ -26,6 +26,7 @@ from django.db.models import (
 )  # fmt: skip
 from django.db.models.expressions import Combinable
 
+from marketplace.periods import delivery_period
 from pricing.tariffs import DAY_S, TimeOfUse, Version, Window, version_at
 from pricing.units import MicrosPerMtok
 from providers.models import ListTariff, ListTariffSlot, Offering
@@ -101,8 +102,14 @@ def slots_of(tariff: ListTariff) -> list[tuple[int, int, int]]:
     return [(slot.start_s, slot.end_s, slot.rate.micros_per_mtok) for slot in tariff.slots.all()]
 
 
+def coming_day(now: datetime) -> tuple[datetime, datetime]:
+    """From the start of the running delivery period, where rates may have changed last, for 24 hours."""
+    start = delivery_period(now).start
+    return start, start + timedelta(seconds=DAY_S)
+
+
 def list_rate_schedule(
-    offerings: QuerySet[Offering], *, start: datetime, end: datetime
+    offerings: QuerySet[Offering], start: datetime, end: datetime
 ) -> dict[UUID, list[RateSpan]]:
     """The cheapest of these offerings on demand over `[start, end)`, as announced by now, by their grade's id.
 

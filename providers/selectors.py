@@ -14,7 +14,7 @@ from marketplace.periods import delivery_period
 from metering.reconciling import reconciled_shares, reconciliation_ppm
 from pricing.units import NUMERATOR_PER_LOT, PPM, div_ceil
 from providers.capacity import CapacityGone, hour_of, sellable_ppm
-from providers.list_rates import RateSpan, list_rate_micros, list_rate_schedule
+from providers.list_rates import RateSpan, coming_day, list_rate_micros, list_rate_schedule
 from providers.models import Bench, Host, HostHour, HostPeriod, Offering, Outage, Provider
 
 
@@ -237,12 +237,12 @@ def supply_of(grade_ids: list[UUID], now: datetime) -> dict[UUID, Supply]:
     }
 
 
-def list_rate_schedules(
-    grade_ids: Iterable[UUID], *, start: datetime, end: datetime
-) -> dict[UUID, list[RateSpan]]:
-    """`list_rate_schedule` of what is on offer of each of these grades at `start`, in one query."""
-    offerings = _listed(start).filter(grade_id__in=list(grade_ids))
-    return list_rate_schedule(offerings, start=start, end=end)
+def list_rate_schedules(grade_ids: Iterable[UUID], now: datetime) -> dict[UUID, list[RateSpan]]:
+    """`list_rate_schedule` of what is on offer of each of these grades, for a day from the running delivery period on.
+
+    One query.
+    """
+    return list_rate_schedule(_listed(now).filter(grade_id__in=list(grade_ids)), *coming_day(now))
 
 
 def all_hosts() -> QuerySet[Host]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -30,8 +29,6 @@ from pricing.tariffs import DAY_S, Window
 from providers import list_rates, selectors, services
 from providers.list_tariffs import MAX_WINDOWS
 from providers.models import ListTariff
-
-_DAY = timedelta(days=1)
 
 
 class WindowIn(StrictSerializer):
@@ -132,11 +129,12 @@ class TariffView(ApiView):
 class GradeListRatesView(PublicView):
     @extend_schema(operation_id="grade_list_rates", responses=ListRatesOut)
     def get(self, request: Request, grade_id: UUID) -> Response:
-        """The cheapest list rate over the coming 24 hours, of what is on offer now and as announced."""
+        """The cheapest list rate over 24 hours from the running delivery period on, of what is on offer now and as
+        announced."""
         grade, now = find_grade(grade_id), clock.now()
         if grade is None:
             raise NotFound("There is no such grade.")
-        schedules = selectors.list_rate_schedules([grade.pk], start=now, end=now + _DAY)
+        schedules = selectors.list_rate_schedules([grade.pk], now)
         return Response(ListRatesOut({"items": schedules.get(grade.pk, [])}).data)
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from django import forms
+from django.conf import settings
 
 from marketplace.periods import delivery_period
 from marketplace.portal.forms import DecimalField, PortalForm
@@ -16,13 +17,15 @@ from providers.models import ListTariff
 # By REST there may be more.
 WINDOWS: Final = 4
 FIRST_WINDOWS: Final = 2
+# Browsers ask for seconds only where delivery periods have some.
+_STEP_S: Final = "1" if settings.DELIVERY_PERIOD_S % 60 else "60"
 
 
 class MomentField(forms.DateTimeField):
     """A moment in UTC; whether a period begins with it is the service's question."""
 
     def __init__(self, **options: Any) -> None:
-        widget = forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"})
+        widget = forms.DateTimeInput(attrs={"type": "datetime-local", "step": _STEP_S})
         super().__init__(widget=widget, **options)
 
     def clean(self, value: Any) -> datetime:
@@ -45,7 +48,7 @@ class TariffForm(PortalForm):
         super().__init__(*args, **options)
         for number in range(WINDOWS):
             for name, label in (("start", "From"), ("end", "Until")):
-                widget = forms.TimeInput(attrs={"type": "time", "step": "1"})
+                widget = forms.TimeInput(attrs={"type": "time", "step": _STEP_S})
                 self.fields[f"{name}_{number}"] = forms.TimeField(required=False, widget=widget, label=label)
             self.fields[f"rate_{number}"] = DecimalField(decimals=6, required=False, label="Rate")
 
@@ -94,7 +97,8 @@ class TariffForm(PortalForm):
 def tariff_form(now: datetime, data: Any = None) -> TariffForm:
     """For the first period that can be announced, unless something else was typed."""
     first = delivery_period(now + notice()).end.astimezone(UTC)
-    return TariffForm(data, initial={"valid_from": first.strftime("%Y-%m-%dT%H:%M:%S")})
+    form = "%Y-%m-%dT%H:%M:%S" if first.second else "%Y-%m-%dT%H:%M"
+    return TariffForm(data, initial={"valid_from": first.strftime(form)})
 
 
 def _second(at: Any) -> int:

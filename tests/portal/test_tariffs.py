@@ -28,7 +28,7 @@ def offer(plant: Plant, clock_at: datetime) -> str:
 
 
 def typed(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%S")
+    return at.strftime("%Y-%m-%dT%H:%M")
 
 
 def test_a_tariff_is_announced_shown_and_withdrawn(

@@ -120,7 +120,7 @@ def test_sql_schedule_and_the_pure_module_say_the_same(
     start = now + HOUR
     with transaction.atomic():
         announce(plant, start, now, rate=rate, windows=windows)
-        [schedule] = list_rate_schedule(Offering.objects.all(), start=now, end=start + 2 * DAY).values()
+        [schedule] = list_rate_schedule(Offering.objects.all(), now, start + 2 * DAY).values()
         assert (schedule[0].start, schedule[-1].end) == (now, start + 2 * DAY)
         assert all(one.end == other.start for one, other in pairwise(schedule))
         for at in [start + timedelta(seconds=second) for second in seconds]:
@@ -136,9 +136,9 @@ def test_the_cheapest_offering_makes_the_schedule(plant: Plant, hyperion: Party,
     grade_id = plant.offering.grade_id
     offerings = Offering.objects.filter(pk__in=[plant.offering.pk, other.offering.pk])
     expected = {grade_id: [(now, start, 450_000), (start, now + DAY, 300_000)]}
-    assert list_rate_schedule(offerings, start=now, end=now + DAY) == expected
-    assert list_rate_schedules([grade_id, uuid7()], start=now, end=now + DAY) == expected
-    assert list_rate_schedule(Offering.objects.none(), start=now, end=now + DAY) == {}
+    assert list_rate_schedule(offerings, now, now + DAY) == expected
+    assert list_rate_schedules([grade_id, uuid7()], now + timedelta(minutes=4)) == expected
+    assert list_rate_schedule(Offering.objects.none(), now, now + DAY) == {}
     assert supply_of([grade_id], now)[grade_id].list_rate_micros_per_mtok == 450_000
 
 
@@ -146,7 +146,7 @@ def test_a_schedule_begins_with_the_version_in_force(plant: Plant, now: datetime
     for number, rate in enumerate((100, 200, 300, 400)):
         announce(plant, now + (number + 1) * HOUR, now, rate=rate)
     at = now + 2 * HOUR
-    [schedule] = list_rate_schedule(Offering.objects.all(), start=at, end=at + 2 * HOUR).values()
+    [schedule] = list_rate_schedule(Offering.objects.all(), at, at + 2 * HOUR).values()
     assert schedule == [(at, at + HOUR, 200), (at + HOUR, at + 2 * HOUR, 300)]
 
 

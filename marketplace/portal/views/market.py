@@ -121,7 +121,7 @@ def boards_of(grades: QuerySet[Grade], now: datetime) -> list[Board]:
     ids = [grade.id for grade, _ in found]
     tapes = market_tapes(ids, now=now, window=WINDOW)
     supplies = supply_of(ids, now)
-    schedules = list_rate_schedules(ids, start=now, end=now + WINDOW)
+    schedules = list_rate_schedules(ids, now)
     return [
         _board(
             grade,
@@ -202,8 +202,8 @@ def rate_chart(spans: list[RateSpan], title: str) -> Chart | None:
         return None
     points = [Point(int(at.timestamp()), span.rate) for span in spans for at in (span.start, span.end)]
     labels = (
-        figures.day_time(spans[0].start.replace(second=0)),
-        figures.day_time(spans[-1].end.replace(second=0)),
+        figures.day_time(spans[0].start),
+        figures.day_time(spans[-1].end),
     )
     return line_chart(points, title=title, y_label=figures.axis_money, x_labels=labels)
 

@@ -41,6 +41,7 @@ from marketplace.portal.views.market import rate_chart
 from pricing.selectors import levels_of, prices_per_bucket
 from pricing.units import PPM, decimal_string
 from providers.list_rates import (
+    coming_day,
     list_rate_schedule,
     list_rates_at,
     tariff_in_force,
@@ -71,7 +72,6 @@ from providers.services import (
 MOST_HOSTS = 50
 RECENT = 10
 _HOUR = timedelta(hours=1)
-_DAY = timedelta(days=1)
 _MOVES = {"pause": pause_offering, "resume": resume_offering, "withdraw": withdraw_offering}
 
 
@@ -206,7 +206,7 @@ def offering_page(
     now = clock.now()
     [listed] = list_rates_at([offering], now).values()
     own = Offering.objects.filter(pk=offering.pk)
-    [spans] = list_rate_schedule(own, start=now, end=now + _DAY).values()
+    [spans] = list_rate_schedule(own, *coming_day(now)).values()
     measured = service_periods_of(request.seat.organization.id).filter(offering_id=offering.id)
     refused = form.is_bound or tariff.is_bound
     context = {
