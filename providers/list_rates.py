@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from django.db.models import (
 from django.db.models.expressions import Combinable
 
 from marketplace.periods import delivery_period
-from pricing.tariffs import DAY_S, TimeOfUse, Version, Window, version_at
+from pricing.tariffs import DAY_S
 from pricing.units import MicrosPerMtok
 from providers.models import ListTariff, ListTariffSlot, Offering
 
@@ -48,6 +48,12 @@ class RateSpan(NamedTuple):
 
     start: datetime
     end: datetime
+    rate: int
+
+
+class _Slot(NamedTuple):
+    start_s: int
+    end_s: int
     rate: int
 
 
@@ -113,20 +119,19 @@ def list_rate_schedule(
 ) -> dict[UUID, list[RateSpan]]:
     """The cheapest of these offerings on demand over `[start, end)`, as announced by now, by their grade's id.
 
-    Cut only where the rate changes. One query.
+    Cut only where the rate changes. One query, and work in proportion to its rows: whoever reads a page asks for it.
     """
     plain: dict[UUID, dict[UUID, int]] = defaultdict(dict)
-    windows: dict[UUID, dict[datetime, list[Window]]] = defaultdict(lambda: defaultdict(list))
-    for pk, grade_id, rate, valid_from, *window in _announced(offerings, start, end):
+    versions: dict[UUID, dict[datetime, list[_Slot]]] = defaultdict(lambda: defaultdict(list))
+    for pk, grade_id, rate, valid_from, *slot in _announced(offerings, start, end):
         plain[grade_id][pk] = rate
         if valid_from is not None:
-            windows[pk][valid_from].append(Window(*window))
-    versions = {
-        pk: [Version(valid_from, TimeOfUse(slots[0].rate, tuple(slots))) for valid_from, slots in own.items()]
-        for pk, own in windows.items()
-    }
+            versions[pk][valid_from].append(_Slot(*slot))
     first, last = start.astimezone(UTC), end.astimezone(UTC)
-    return {grade_id: _cheapest(own, versions, first, last) for grade_id, own in plain.items()}
+    return {
+        grade_id: _cheapest([_steps(rate, versions[pk], first, last) for pk, rate in own.items()], last)
+        for grade_id, own in plain.items()
+    }
 
 
 def _announced(offerings: QuerySet[Offering], start: datetime, end: datetime) -> Iterable[tuple[Any, ...]]:
@@ -153,39 +158,38 @@ def _announced(offerings: QuerySet[Offering], start: datetime, end: datetime) ->
     )
 
 
-def _cheapest(
-    plain: dict[UUID, int], versions: dict[UUID, list[Version]], start: datetime, end: datetime
-) -> list[RateSpan]:
+def _steps(
+    plain: int, versions: Mapping[datetime, Sequence[_Slot]], start: datetime, end: datetime
+) -> dict[datetime, int]:
+    """One offering's rate from each moment on at which it may change, in order: `providers_list_rate` over again."""
+    steps = {start: plain}
+    for begin, follows in pairwise([*sorted(versions), end]):
+        since, until = max(begin, start), min(follows, end)
+        midnight = since.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        while midnight < until:
+            for slot in versions[begin]:
+                first = max(since, midnight + timedelta(seconds=slot.start_s))
+                if first < min(until, midnight + timedelta(seconds=slot.end_s)):
+                    steps[first] = slot.rate
+            midnight += timedelta(seconds=DAY_S)
+    return steps
+
+
+def _cheapest(offerings: Sequence[Mapping[datetime, int]], end: datetime) -> list[RateSpan]:
+    """The least of some offerings' steps, which all begin at one moment."""
+    changes: dict[datetime, list[tuple[int, int]]] = defaultdict(list)
+    for place, steps in enumerate(offerings):
+        for at, rate in steps.items():
+            changes[at].append((place, rate))
+    rates = [0] * len(offerings)
     spans: list[RateSpan] = []
-    edges = [version for pk in plain for version in versions.get(pk, [])]
-    for at, until in _cuts(edges, start, end):
-        rate = min(_rate(rate, versions.get(pk, []), at) for pk, rate in plain.items())
-        if spans and spans[-1].rate == rate:
-            spans[-1] = spans[-1]._replace(end=until)
-        else:
-            spans.append(RateSpan(at, until, rate))
-    return spans
-
-
-def _rate(plain: int, versions: list[Version], at: datetime) -> int:
-    """`providers_list_rate` over again, for moments by the hundred."""
-    if not versions or at < versions[0].valid_from:
-        return plain
-    terms = version_at(versions, at).tariff
-    assert isinstance(terms, TimeOfUse)
-    return terms.rate_at(at)
-
-
-def _cuts(versions: list[Version], start: datetime, end: datetime) -> Iterable[tuple[datetime, datetime]]:
-    """`[start, end)` cut at the starts of versions and, in each day, at the edges of their windows."""
-    edges = {start, end} | {version.valid_from for version in versions}
-    midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
-    while midnight < end:
-        for version in versions:
-            assert isinstance(version.tariff, TimeOfUse)
-            edges |= {midnight + timedelta(seconds=window.start_s) for window in version.tariff.windows}
-        midnight += timedelta(seconds=DAY_S)
-    return pairwise(sorted(edge for edge in edges if start <= edge <= end))
+    for at in sorted(changes):
+        for place, rate in changes[at]:
+            rates[place] = rate
+        if not spans or spans[-1].rate != min(rates):
+            spans.append(RateSpan(at, end, min(rates)))
+    starts = [span.start for span in spans]
+    return [span._replace(end=until) for span, until in zip(spans, [*starts[1:], end], strict=True)]
 
 
 def _with_slots(tariffs: QuerySet[ListTariff]) -> QuerySet[ListTariff]:

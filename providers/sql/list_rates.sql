@@ -11,8 +11,8 @@ RETURNS TABLE (rate_id uuid, micros_per_mtok bigint) LANGUAGE sql STABLE PARALLE
                 SELECT t.id FROM providers_listtariff t
                  WHERE t.offering_id = p_offering AND t.valid_from <= p_at AND t.withdrawn_at IS NULL
                  ORDER BY t.valid_from DESC LIMIT 1)
-           AND s.start_s <= mod(floor(extract(epoch FROM p_at))::bigint, 86400)
-           AND s.end_s > mod(floor(extract(epoch FROM p_at))::bigint, 86400)
+           -- A query of its own, so that it is worked out once and not for each offering.
+           AND (SELECT mod(floor(extract(epoch FROM p_at))::bigint, 86400)) BETWEEN s.start_s AND s.end_s - 1
      ), p_plain)
 $$;
 

@@ -142,6 +142,26 @@ def test_the_cheapest_offering_makes_the_schedule(plant: Plant, hyperion: Party,
     assert supply_of([grade_id], now)[grade_id].list_rate_micros_per_mtok == 450_000
 
 
+def test_a_schedule_of_many_versions_and_windows_is_cut_at_each_change(
+    plant: Plant, hyperion: Party, now: datetime
+) -> None:
+    """Versions of two offerings that begin inside windows and nights, against the rate of each moment."""
+    other = make_plant(hyperion, plant.offering.grade, now, name="h2", list_rate=450_000)
+    for number, one in enumerate((plant, other, plant, other, plant)):
+        start = now + HOUR + number * (5 * HOUR + PERIOD)
+        announce(
+            one, start, now, rate=500_000 - number, windows=[NIGHT, Window(43_200, 46_800, 300 + number)]
+        )
+    [schedule] = list_rate_schedule(Offering.objects.all(), now, now + 2 * DAY).values()
+    assert [span.start for span in schedule[1:]] == [span.end for span in schedule[:-1]]
+    assert all(one.rate != following.rate for one, following in pairwise(schedule))
+    for number in range(2 * 288):
+        at = now + number * PERIOD
+        [span] = [span for span in schedule if span.start <= at < span.end]
+        rates = list_rates_at([plant.offering, other.offering], at).values()
+        assert span.rate == min(rate.micros_per_mtok for rate in rates), at
+
+
 def test_a_schedule_begins_with_the_version_in_force(plant: Plant, now: datetime) -> None:
     for number, rate in enumerate((100, 200, 300, 400)):
         announce(plant, now + (number + 1) * HOUR, now, rate=rate)
