@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from heapq import merge
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -27,6 +29,7 @@ from django.db.models import (
 from django.db.models.expressions import Combinable
 
 from marketplace.periods import delivery_period
+from pricing.models import Rate
 from pricing.tariffs import DAY_S
 from pricing.units import MicrosPerMtok
 from providers.models import ListTariff, ListTariffSlot, Offering
@@ -132,6 +135,53 @@ def list_rate_schedule(
         grade_id: _cheapest([_steps(rate, versions[pk], first, last) for pk, rate in own.items()], last)
         for grade_id, own in plain.items()
     }
+
+
+def list_rate_moves(
+    offerings: QuerySet[Offering], start: datetime, end: datetime
+) -> Iterator[tuple[datetime, UUID, ListRate]]:
+    """Each offering's list rate as it moved before `end`, in the order of time; what held at `start` among them.
+
+    Plain rates from the beginning on, days of versions from the day of `start`. Memory of one step an offering.
+    """
+    ids = list(offerings.values_list("pk", flat=True))
+    versions: dict[UUID, list[ListTariff]] = defaultdict(list)
+    standing = ListTariff.objects.filter(offering_id__in=ids, withdrawn_at__isnull=True, valid_from__lt=end)
+    for version in _with_slots(standing).order_by("valid_from"):
+        versions[version.offering_id].append(version)
+    return merge(
+        _plain_moves(ids, {pk: own[0].valid_from for pk, own in versions.items()}, end),
+        *(_tariff_moves(own, start, end) for own in versions.values()),
+        key=itemgetter(0),
+    )
+
+
+def _plain_moves(
+    ids: Sequence[UUID], tariffs_from: Mapping[UUID, datetime], end: datetime
+) -> Iterator[tuple[datetime, UUID, ListRate]]:
+    """Plain rates, which hold until an offering's first version."""
+    rates = Rate.objects.filter(kind=Rate.Kind.LIST, source_id__in=ids, valid_from__lt=end)
+    plain = rates.exclude(Exists(ListTariffSlot.objects.filter(rate_id=OuterRef("pk"))))
+    rows = plain.order_by("valid_from", "pk").values_list("valid_from", "source_id", "pk", "micros_per_mtok")
+    for valid_from, offering_id, rate_id, micros in rows.iterator(chunk_size=1_000):
+        if offering_id not in tariffs_from or valid_from < tariffs_from[offering_id]:
+            yield valid_from, offering_id, ListRate(rate_id, MicrosPerMtok(micros))
+
+
+def _tariff_moves(
+    versions: Sequence[ListTariff], start: datetime, end: datetime
+) -> Iterator[tuple[datetime, UUID, ListRate]]:
+    first = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    for version, until in zip(versions, [*(one.valid_from for one in versions[1:]), end], strict=True):
+        slots = [(slot.start_s, slot.end_s, slot.rate) for slot in version.slots.all()]
+        begin = version.valid_from.astimezone(UTC)
+        midnight = max(first, begin.replace(hour=0, minute=0, second=0, microsecond=0))
+        while midnight < until:
+            for start_s, end_s, rate in slots:
+                since = max(begin, midnight + timedelta(seconds=start_s))
+                if since < min(until, midnight + timedelta(seconds=end_s)):
+                    yield since, version.offering_id, ListRate(rate.pk, MicrosPerMtok(rate.micros_per_mtok))
+            midnight += timedelta(seconds=DAY_S)
 
 
 def _announced(offerings: QuerySet[Offering], start: datetime, end: datetime) -> Iterable[tuple[Any, ...]]:

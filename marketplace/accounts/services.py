@@ -129,8 +129,8 @@ def update_organization(
 ) -> Organization:
     """Change what documents say about the organization: legal_name, address, country, region, tax_number.
 
-    A region (ISO 3166-2) goes with its country. Another country, region or number counts for what is bought from now on;
-    a number is verified for one country only.
+    A region (ISO 3166-2) goes with its country. Another country, region or number counts for what is bought from now
+    on; a number is verified for one country only.
     """
     assert set(changes) <= set(LEGAL_FIELDS), "only the legal fields change here"
     organization = _locked_organization(organization_id)

@@ -14,9 +14,10 @@ from django.db import connection
 from marketplace.billing.models import ChargeKind
 from marketplace.billing.selectors import to_bill_sql
 from marketplace.contracts.models import Contract
-from pricing.models import Grade, Rate
+from pricing.models import Grade
 from pricing.months import Period, prorated
 from pricing.simulating import Cheapest, KnownRate, Overage, PeriodUsage, RateStep, Terms
+from providers.list_rates import list_rate_moves
 from providers.models import Offering
 
 # Above any contract month, which is what the longest charge is for.
@@ -72,7 +73,7 @@ def usage_of(
         "since": since,
         "until": until,
     }
-    cheapest = Cheapest(() if terms.overage is Overage.STOP else _list_rates(grade, until))
+    cheapest = Cheapest(() if terms.overage is Overage.STOP else _list_rates(grade, since, until))
     rates = _rows(_OVERAGE, asked) if terms.overage is Overage.SPOT else iter(())
     # Read side by side, both in the order of time: no plan of a join can make the two quadratic.
     ahead = next(rates, None)
@@ -85,16 +86,13 @@ def usage_of(
         yield PeriodUsage(start, numerator, cheapest.at(start), overage)
 
 
-def _list_rates(grade: Grade, until: datetime) -> Iterator[RateStep]:
+def _list_rates(grade: Grade, since: datetime, until: datetime) -> Iterator[RateStep]:
     """How list rates moved, of the offerings that are not withdrawn today."""
     offerings = Offering.objects.filter(grade__family_id=grade.family_id).exclude(
         status=Offering.Status.WITHDRAWN
     )
-    rates = Rate.objects.filter(
-        kind=Rate.Kind.LIST, source_id__in=offerings.values("id"), valid_from__lt=until
-    ).order_by("valid_from", "id")
-    for rate in rates.iterator(chunk_size=_AT_ONCE):
-        yield RateStep(rate.valid_from, rate.source_id, KnownRate(rate.id, rate.micros_per_mtok))
+    for moved_at, offering_id, rate in list_rate_moves(offerings, since, until):
+        yield RateStep(moved_at, offering_id, KnownRate(rate.rate_id, rate.micros_per_mtok))
 
 
 def paid_of(organization_id: UUID, grade: Grade, term: Sequence[Period], seen: Seen) -> list[dict[str, int]]:

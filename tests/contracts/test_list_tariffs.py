@@ -7,10 +7,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
+from django.db import transaction
 
 from marketplace.accounts.services import SYSTEM
+from marketplace.contracts.holds import open_part
 from marketplace.contracts.models import Hold
 from marketplace.contracts.services import capture_hold, extend_hold
+from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, set_overdraft_limit
 from metering.services import gateway_source
@@ -68,6 +71,21 @@ def test_a_request_keeps_its_rate_across_a_windows_end(world: World, now: dateti
     hold = Hold.objects.get(pk=hold_id)
     assert hold.rate.micros_per_mtok == 200_000
     assert opened.rate_id == hold.rate_id != dearer.rate_id
+
+
+def test_part_1_of_a_request_costs_the_list_tariff_of_its_admission(world: World, now: datetime) -> None:
+    contract = commit(world, now, volume_lots=1, overage_policy="list")
+    start = contract.starts_at
+    seconds = start.hour * 3_600 + start.minute * 60
+    announce(world.plant, start, now, rate=800_000, windows=[Window(seconds, seconds + 300, 250_000)])
+    hold_id, first = ask(world, LOT, start)
+    assert first.contract_id == contract.id
+    for late in (1, 400):
+        at = start + late * SECOND
+        with transaction.atomic():
+            over = open_part(hold_id=hold_id, id=uuid7(at), amount_numerator=LOT // 10, now=at)
+            assert (over.outcome, over.rate_micros_per_mtok) == ("ok", 250_000)
+            transaction.set_rollback(True)
 
 
 def test_a_window_reaches_over_midnight(world: World, now: datetime) -> None:

@@ -19,6 +19,7 @@ from marketplace.ids import uuid7
 from pricing.models import Rate
 from pricing.tariffs import TimeOfUse, Window
 from providers.list_rates import (
+    list_rate_moves,
     list_rate_schedule,
     list_rates_at,
     slots_of,
@@ -160,6 +161,27 @@ def test_a_schedule_of_many_versions_and_windows_is_cut_at_each_change(
         [span] = [span for span in schedule if span.start <= at < span.end]
         rates = list_rates_at([plant.offering, other.offering], at).values()
         assert span.rate == min(rate.micros_per_mtok for rate in rates), at
+
+
+def test_the_moves_of_list_rates_are_what_each_moment_had(
+    plant: Plant, hyperion: Party, now: datetime
+) -> None:
+    """What a simulation reads of the past, against the rate of each moment; from the day of its start on."""
+    other = make_plant(hyperion, plant.offering.grade, now, name="h2", list_rate=450_000)
+    for number, one in enumerate((plant, other, plant, other, plant)):
+        start = now + HOUR + number * (5 * HOUR + PERIOD)
+        announce(
+            one, start, now, rate=500_000 - number, windows=[NIGHT, Window(43_200, 46_800, 300 + number)]
+        )
+    end = now + 2 * DAY
+    for begin in (now, now + DAY):
+        moves = list(list_rate_moves(Offering.objects.all(), begin, end))
+        assert [move[0] for move in moves] == sorted(move[0] for move in moves)
+        assert moves[-1][0] < end
+        for number in range((end - begin) // PERIOD):
+            at = begin + number * PERIOD
+            found = {offering_id: rate for moved_at, offering_id, rate in moves if moved_at <= at}
+            assert found == list_rates_at([plant.offering, other.offering], at), at
 
 
 def test_a_schedule_begins_with_the_version_in_force(plant: Plant, now: datetime) -> None:

@@ -13,7 +13,7 @@ _AGAIN = "".join(
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("contracts", "0008_terms"),
+        ("contracts", "0009_overage"),
         ("providers", "0005_list_tariffs"),
     ]
 
