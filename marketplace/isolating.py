@@ -39,14 +39,25 @@ RETURNING attempts
 
 
 def for_each(
-    job: str, items: Iterable[T], do: Callable[[T], object], *, key: Callable[[T], UUID | str], now: datetime
+    job: str,
+    items: Iterable[T],
+    do: Callable[[T], object],
+    *,
+    key: Callable[[T], UUID | str],
+    now: datetime,
+    strict: bool = False,
 ) -> None:
     """`do` each of them. One that raises is recorded under its key with the reason, and the others are done.
 
     It is tried again at the next call, after five failures in a row more and more rarely, at least once an hour, and
     never given up: what it stands for is owed. `do` must leave nothing behind when it raises (a transaction of its
-    own). Only a database that has gone ends the loop: nothing could be done, and nobody is to blame.
+    own). Only a database that has gone ends the loop: nothing could be done, and nobody is to blame. `strict` raises
+    what fails instead: for a caller who writes it down himself.
     """
+    if strict:
+        for item in items:
+            do(item)
+        return
     failing = dict(FailingItem.objects.filter(job=job).values_list("item", "next_attempt_at"))
     for item in items:
         name = str(key(item))
@@ -66,9 +77,9 @@ def for_each(
             FailingItem.objects.filter(job=job, item=name).delete()
 
 
-def isolated(job: str, do: Callable[[], object], *, now: datetime) -> None:
+def isolated(job: str, do: Callable[[], object], *, now: datetime, strict: bool = False) -> None:
     """One step of several that do not depend on each other, as the only item of its job."""
-    for_each(job, [do], lambda step: step(), key=lambda _: "all", now=now)
+    for_each(job, [do], lambda step: step(), key=lambda _: "all", now=now, strict=strict)
 
 
 def failing_keys(job: str) -> set[str]:

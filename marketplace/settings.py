@@ -270,6 +270,8 @@ _HINTS_S: dict[str, int] = {
     "marketplace.billing.tasks.apply_processor_events": 2,
     "marketplace.billing.tasks.reconcile_processor": 300,
     "marketplace.billing.tasks.top_up_low_balances": 2,
+    "marketplace.billing.tasks.walk_test_clocks": 2,
+    "marketplace.billing.tasks.keep_test_clocks": 10,
     "providers.tasks.open_capacity": 10,
     "providers.tasks.check_heartbeats": 10,
     "providers.tasks.reconcile_hosts": 15,

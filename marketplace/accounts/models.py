@@ -8,7 +8,19 @@ from django.db import models
 from django.db.models import F, Q, Value
 from django.db.models.functions import Concat, Lower
 
+from marketplace.accounts.clock_models import OrganizationClock
 from marketplace.ids import uuid7
+
+__all__ = [
+    "ApiKey",
+    "AuditEntry",
+    "Membership",
+    "Organization",
+    "OrganizationClock",
+    "OrganizationRole",
+    "User",
+    "UserManager",
+]
 
 
 class UserManager(BaseUserManager["User"]):

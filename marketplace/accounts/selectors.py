@@ -50,8 +50,9 @@ def organization(organization_id: UUID) -> Organization:
 
 
 def memberships_of(user_id: UUID) -> QuerySet[Membership]:
-    """Where this person may act, with the organizations, the oldest membership first."""
-    return Membership.objects.filter(user_id=user_id).select_related("organization").order_by("id")
+    """Where this person may act, with the organizations and their test clocks, the oldest membership first."""
+    memberships = Membership.objects.filter(user_id=user_id).order_by("id")
+    return memberships.select_related("organization__test_clock")
 
 
 def members_of(organization_id: UUID) -> QuerySet[Membership]:

@@ -19,6 +19,7 @@ from marketplace.api.idempotency import idempotent_in_phases
 from marketplace.api.pagination import CursorPagination, page_of, window_of
 from marketplace.api.views import ApiView
 from marketplace.billing import serializers, simulations_api, terms_api
+from marketplace.billing.clock_api import urlpatterns as clock_urls
 from marketplace.billing.disputes_api import (
     DiscrepanciesView,
     DiscrepancyAcceptView,
@@ -295,4 +296,5 @@ urlpatterns = [
     *evidence_urls,
     *terms_api.urlpatterns,
     *simulations_api.urlpatterns,
+    *clock_urls,
 ]

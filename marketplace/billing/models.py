@@ -315,7 +315,7 @@ class DocumentNumber(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     issuer = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
-    series = models.CharField(max_length=16)
+    series = models.CharField(max_length=32)
     last_number = models.BigIntegerField(default=0)
 
     class Meta:

@@ -14,6 +14,7 @@ from rest_framework.response import Response
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.accounts.scopes import Scope
 from marketplace.api.idempotency import idempotent, idempotent_in_phases
 from marketplace.api.pagination import CursorPagination
@@ -210,7 +211,8 @@ class PayoutStatusView(_ProviderView):
     @extend_schema(operation_id="payout_status_retrieve", responses=PayoutStatusOut)
     def get(self, request: Request) -> Response:
         """What of your balance is paid out next, what is kept and until when, and why nothing is sent."""
-        return Response(PayoutStatusOut(payout_status(self.organization_id, now=clock.now())).data)
+        own_now = billing_now(self.organization_id, clock.now())
+        return Response(PayoutStatusOut(payout_status(self.organization_id, now=own_now)).data)
 
 
 class ConsentView(_ProviderView):

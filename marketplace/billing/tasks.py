@@ -7,6 +7,7 @@ from celery import shared_task
 from marketplace import clock
 from marketplace.billing.services import (
     auto_top_ups,
+    clock_walks,
     documents_due,
     operations,
     processor_events,
@@ -43,3 +44,13 @@ def reconcile_processor() -> None:
 @shared_task(name="marketplace.billing.tasks.top_up_low_balances")
 def top_up_low_balances() -> None:
     auto_top_ups.top_up_low_balances(now=clock.now())
+
+
+@shared_task(name="marketplace.billing.tasks.walk_test_clocks")
+def walk_test_clocks() -> None:
+    clock_walks.walk_clocks(now=clock.now())
+
+
+@shared_task(name="marketplace.billing.tasks.keep_test_clocks")
+def keep_test_clocks() -> None:
+    clock_walks.keep_clocks(now=clock.now())

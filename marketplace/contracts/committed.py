@@ -11,6 +11,7 @@ from django.db import transaction
 from django.db.models import F
 
 from marketplace.accounts.models import Organization
+from marketplace.accounts.organization_clocks import billing_now, keeping
 from marketplace.accounts.services import Actor, check_may_buy, record_audit
 from marketplace.contracts import firm_capacity
 from marketplace.contracts.bonds import require_bonds
@@ -79,7 +80,8 @@ def accept_quote(
     if quote.amends_id is not None and not amending:
         raise Conflict("This quote amends a contract: accept it as its amendment.")
     check_may_buy(Organization.objects.get(pk=organization_id))
-    if now >= quote.expires_at or now >= quote.starts_at:
+    # A quote lives in real time; what it quotes begins in the buyer's own.
+    if now >= quote.expires_at or billing_now(organization_id, now) >= quote.starts_at:
         raise QuoteExpired("The quote has expired; ask for a new one.")
     ends_at = contract_month(quote.starts_at, quote.months - 1).end
     shares = firm_capacity.quoted_shares(quote)
@@ -156,15 +158,18 @@ def mark_entitlement_settled(*, entitlement_id: UUID, now: datetime) -> None:
     Entitlement.objects.filter(pk=entitlement_id, settled_at__isnull=True).update(settled_at=now)
 
 
-def advance_contracts(*, now: datetime) -> int:
+def advance_contracts(*, now: datetime, organization_id: UUID | None = None) -> int:
     """Make the contract months that begin within a delivery period, end contracts whose term is over, and put the
     capacity of those that have been suspended for a day back on sale.
 
-    Returns how many rows it made or ended. Doing it again, or from two workers at once, changes nothing.
+    Of all organizations that keep real time, or of one, at its own time. Returns how many rows it made or ended. Doing
+    it again, or from two workers at once, changes nothing.
     """
     done = 0
     horizon = now + timedelta(seconds=settings.DELIVERY_PERIOD_S)
-    running = Contract.objects.filter(kind=ContractKind.COMMITTED, status__in=RUNNING)
+    running = keeping(
+        Contract.objects.filter(kind=ContractKind.COMMITTED, status__in=RUNNING), organization_id
+    )
     for contract in running.order_by("pk"):
         assert contract.ends_at is not None
         if contract.ends_at <= now:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from django.db import transaction
 
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.contracts import firm_capacity
 from marketplace.contracts.committed import accept_quote, month_lots, month_of
@@ -73,6 +74,7 @@ def end_early(
     beyond the end) or InvalidInput (`ends_at`).
     """
     contract = _running(organization_id, contract_id)
+    now = billing_now(organization_id, now)
     end = first_end(contract, now=now) if ends_at is None else ends_at
     if end.tzinfo is None:
         raise InvalidInput("It must carry a time zone.", field="ends_at")
@@ -106,7 +108,7 @@ def quote_amendment(
     contract = Contract.objects.filter(pk=contract_id, organization_id=organization_id).first()
     _check_running(contract)
     assert contract is not None
-    _check_boundary(contract, starts_at, now)
+    _check_boundary(contract, starts_at, billing_now(organization_id, now))
     quote = contract.quote
     assert quote is not None
     return request_quote(
@@ -147,7 +149,8 @@ def amend_contract(
     quote = Quote.objects.filter(pk=quote_id, organization_id=organization_id, amends=contract).first()
     if quote is None:
         raise NotFound("There is no such quote for this contract.", field="quote_id")
-    _check_boundary(contract, quote.starts_at, now)
+    own_now = billing_now(organization_id, now)
+    _check_boundary(contract, quote.starts_at, own_now)
     assert contract.ends_at is not None
     hosts = firm_capacity.by_host(firm_capacity.quoted_shares(quote)).keys()
     mine = firm_capacity.taken_by_host(contract.id).keys()
@@ -159,7 +162,7 @@ def amend_contract(
         ContractEvent.Kind.AMENDED,
         "amended",
         event_of(operation_id),
-        now,
+        own_now,
         actor,
     )
     successor = accept_quote(

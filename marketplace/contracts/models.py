@@ -129,12 +129,19 @@ class Contract(models.Model):
     # Suspended only: since when, and when its capacity went back on sale.
     suspended_at = models.DateTimeField(null=True)
     freed_at = models.DateTimeField(null=True)
+    # Ended by its buyer's test clock ahead of its delivery periods: from then on its hosts owe nothing and are on sale.
+    delivers_until = models.DateTimeField(null=True)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField()
 
     class Meta:
         constraints = [
+            models.CheckConstraint(
+                condition=Q(delivers_until__isnull=True)
+                | Q(kind="committed", status="ended", delivers_until__lte=F("ends_at")),
+                name="contracts_contract_delivers_until_its_end",
+            ),
             models.UniqueConstraint(
                 fields=["organization", "grade", "payment"],
                 condition=Q(kind="on_demand"),

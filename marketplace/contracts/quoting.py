@@ -13,6 +13,7 @@ from django.db import transaction
 from django.db.models import Max
 
 from marketplace.accounts.models import Organization, OrganizationRole
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.contracts.bonds import room_for_firm
 from marketplace.contracts.models import OveragePolicy, Payment, Quote
 from marketplace.errors import DomainError, Forbidden, InvalidInput, NotFound
@@ -119,8 +120,10 @@ def request_quote(
         raise InvalidInput("Only volume that is paid ahead can roll over.", field="rollover_share_ppm")
     if rollover_share_ppm and not rollover_cap_lots:
         raise InvalidInput("A share that rolls over needs a cap above zero.", field="rollover_cap_lots")
-    start = first_open_start(now) if starts_at is None else starts_at
-    _check_start(start, now)
+    # A term begins by the buyer's own time: what began before his test clock would be over before it was delivered.
+    own_now = billing_now(organization_id, now)
+    start = first_open_start(own_now) if starts_at is None else starts_at
+    _check_start(start, own_now)
     month_ends = [contract_month(start, number).end for number in range(months)]
     _check_volume(volume_lots, firm_lots, start, months)
     shares = fill_firm(

@@ -11,6 +11,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from marketplace.accounts.models import Organization
+from marketplace.accounts.organization_clocks import keeping
 from marketplace.accounts.selectors import operator_organization
 from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.errors import InvalidInput, NotFound
@@ -150,16 +151,18 @@ def paid_part(credit_micros: int, cost_basis_ppm: int) -> int:
     return credit_micros * cost_basis_ppm // WHOLE_PPM
 
 
-def expire_grants(*, now: datetime, limit: int = 1_000) -> int:
+def expire_grants(*, now: datetime, limit: int = 1_000, organization_id: UUID | None = None) -> int:
     """Post what is free of up to `limit` expired grants as breakage; how many.
 
-    Again: what open holds have given back since, also of revoked ones.
+    Again: what open holds have given back since, also of revoked ones. Of all organizations that keep real time, or of
+    one, at its own time.
     """
-    due = Grant.objects.filter(free_micros__gt=0, expires_at__lte=now).exclude(status=Grant.Status.REVOKED)
+    grants = keeping(Grant.objects.all(), organization_id)
+    due = grants.filter(free_micros__gt=0, expires_at__lte=now).exclude(status=Grant.Status.REVOKED)
     ids = list(due.order_by("expires_at").values_list("id", flat=True)[:limit])
     for grant_id in ids:
         _end(grant_id, Grant.Status.EXPIRED, now=now)
-    revoked = Grant.objects.filter(free_micros__gt=0, status=Grant.Status.REVOKED)
+    revoked = grants.filter(free_micros__gt=0, status=Grant.Status.REVOKED)
     for grant_id in revoked.values_list("id", flat=True)[:limit]:
         _end(grant_id, Grant.Status.REVOKED, now=now)
     return len(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import wraps
 from typing import Concatenate, ParamSpec, cast
 from urllib.parse import urlencode
@@ -16,7 +17,8 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers, patch_cache_control
 
-from marketplace.accounts.models import Membership, Organization, OrganizationRole, User
+from marketplace import clock
+from marketplace.accounts.models import Membership, Organization, OrganizationClock, OrganizationRole, User
 from marketplace.accounts.selectors import memberships_of
 from marketplace.accounts.services import Actor
 from marketplace.errors import NotFound
@@ -64,6 +66,18 @@ class Seat:
     @property
     def is_operator(self) -> bool:
         return self.organization.has_role(OrganizationRole.OPERATOR)
+
+    @property
+    def test_clock(self) -> OrganizationClock | None:
+        """Read with the memberships: no query of its own."""
+        found: OrganizationClock | None = getattr(self.organization, "test_clock", None)
+        return found
+
+    @property
+    def own_now(self) -> datetime:
+        """The billing time of an organization that has a test clock."""
+        assert self.test_clock is not None
+        return max(self.test_clock.now_at, clock.now())
 
     @property
     def home(self) -> str:

@@ -23,5 +23,6 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "payout.paid": "earnings were paid out",
     "spend_cap.near": "nine tenths of a spend cap are spent or held in its window",
     "statement.issued": "a statement is final and has its number",
+    "test_clock.ready": "a test clock has arrived where it was advanced to, or stopped on the way: the status says",
     "top_up.succeeded": "money was added to the balance",
 }

@@ -247,6 +247,21 @@ def replay_event(*, organization_id: UUID, event_id: UUID, now: datetime) -> int
     return sent
 
 
+def deliver_now(*, organization_id: UUID, now: datetime) -> int:
+    """Send what is dated ahead of `now`, which is real, now: an organization's test clock dates facts, not deliveries.
+
+    How many deliveries. The body keeps the fact's time; retries, signatures and the log have real time.
+    """
+    # What has been touched once lies before its event's date: a retry, or the lease of whoever is trying.
+    ahead = WebhookDelivery.objects.filter(
+        event__organization_id=organization_id,
+        event__created_at__gt=now,
+        next_attempt_at__gte=F("event__created_at"),
+        status=WebhookDelivery.Status.PENDING,
+    )
+    return ahead.update(next_attempt_at=now, give_up_at=now + GIVE_UP_AFTER)
+
+
 def forget_old_events(*, now: datetime, limit: int = 5_000) -> int:
     """Drop events older than 30 days with their log, at most `limit` of them; how many."""
     old = WebhookEvent.objects.filter(created_at__lt=now - KEPT).order_by("created_at")

@@ -60,8 +60,8 @@ ACTIONS = {
     "operator-cap-decline",
     "operator-billing-grant-revoke",
 }
-# Pages of every organization, whatever its role: tests/portal/test_webhooks.py, tests/test_tenancy.py.
-EVERYBODYS = {"webhooks", "webhook", "notices"}
+# Pages of every organization, whatever its role: test_webhooks.py and test_test_clock.py here, tests/test_tenancy.py.
+EVERYBODYS = {"webhooks", "webhook", "notices", "test-clock"}
 # Session, user, memberships and the market's clock, on every page.
 DOOR = 6
 

@@ -46,9 +46,11 @@ SELECT w.id FROM billing_autotopup w
    AND a.reference_id IS NULL
  CROSS JOIN LATERAL (SELECT coalesce(a.credits_posted_micros + a.overdraft_limit_micros - a.debits_posted_micros
         - a.debits_pending_micros, 0) < w.threshold_micros AS is_low) b
- WHERE w.running_id IS NOT NULL OR b.is_low <> (w.low_since IS NOT NULL)
-    OR (b.is_low AND w.status = 'active' AND w.next_attempt_at <= %s)
- ORDER BY w.running_id IS NOT NULL, random() LIMIT %s
+ WHERE (w.running_id IS NOT NULL OR b.is_low <> (w.low_since IS NOT NULL)
+    OR (b.is_low AND w.status = 'active' AND w.next_attempt_at <= %(now)s))
+   AND CASE WHEN %(one)s::uuid IS NOT NULL THEN w.organization_id = %(one)s
+       ELSE NOT EXISTS (SELECT FROM accounts_organizationclock c WHERE c.organization_id = w.organization_id) END
+ ORDER BY w.running_id IS NOT NULL, random() LIMIT %(limit)s
 """
 
 
@@ -128,14 +130,14 @@ def set_auto_top_up(
     return made
 
 
-def top_up_low_balances(*, now: datetime, limit: int = 100) -> int:
+def top_up_low_balances(*, now: datetime, limit: int = 100, organization_id: UUID | None = None) -> int:
     """Look at every balance that is due to be looked at, tell and top up; how many top-ups were begun.
 
     Safe to run twice at once and to die anywhere: what was begun is finished by the sweeper of the processor's
-    operations, and its end is seen at the next look.
+    operations, and its end is seen at the next look. Of organizations that keep real time, or of one, at its own time.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_DUE, (now, limit))
+        cursor.execute(_DUE, {"now": now, "limit": limit, "one": organization_id})
         due = [row[0] for row in cursor.fetchall()]
     begun = 0
     for watch_id in due:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.conf import settings
 
+from marketplace.accounts.organization_clocks import keeping
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.models import Invoice, InvoicePayment, ProcessorPayer
 from marketplace.billing.processors.registry import payment_processor
@@ -19,17 +20,18 @@ from marketplace.ids import derived_id
 logger = logging.getLogger(__name__)
 
 
-def collect_automatically(*, now: datetime) -> list[InvoicePayment]:
+def collect_automatically(*, now: datetime, organization_id: UUID | None = None) -> list[InvoicePayment]:
     """Charge what is due to the cards of organizations that left it so; what was begun. Again begins nothing more.
 
     One try when an invoice is issued and one at each of DUNNING_REMINDER_DAYS after its due date, of which only the
     last that has come counts: a card that refuses is not asked more often than the buyer is reminded. Nothing is begun
     while a payment is under way or waits for the buyer, nor of what a bank has taken back: that is for the buyer to
-    pay. Outside of any transaction.
+    pay. Of organizations that keep real time, or of one. Outside of any transaction.
     """
     payers = ProcessorPayer.objects.filter(processor=payment_processor().name, collect_automatically=True)
     due = (
-        Invoice.objects.filter(
+        keeping(Invoice.objects.all(), organization_id)
+        .filter(
             status__in=(Status.FINALISED, Status.OVERDUE),
             amount_due_micros__gt=0,
             organization_id__in=payers.exclude(payment_method_id="").values("organization_id"),

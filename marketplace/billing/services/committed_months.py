@@ -11,6 +11,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q, QuerySet, Sum
 
+from marketplace.accounts.organization_clocks import keeping
 from marketplace.billing.lines import Line, Share, Terms, delivery_shares, remainder_shares
 from marketplace.billing.models import Charge, ChargeKind, Earning
 from marketplace.billing.selectors import metered_usage
@@ -57,15 +58,17 @@ class ChargedMonths:
     unpaid: list[UUID] = field(default_factory=list)
 
 
-def charge_committed_months(*, now: datetime) -> ChargedMonths:
+def charge_committed_months(*, now: datetime, organization_id: UUID | None = None) -> ChargedMonths:
     """Charge every month of a prepaid committed contract that has begun; each in a transaction of its own.
 
+    Of all organizations that keep real time, or of one, at its own time.
     A month without funds suspends its contract and is tried again at the next call, until it is over. One that passed
     while nobody charged it is charged if its price was held: it could be delivered all the time.
     """
     running = Q(period_end__gt=now, contract__status__in=[Contract.Status.ACTIVE, Contract.Status.SUSPENDED])
     due = (
-        Entitlement.objects.filter(
+        keeping(Entitlement.objects.all(), organization_id, field="contract__organization_id")
+        .filter(
             running | Q(ledger_hold__status=Hold.Status.OPEN),
             contract__kind=ContractKind.COMMITTED,
             contract__payment=Payment.PREPAID,
@@ -87,7 +90,8 @@ def charge_committed_months(*, now: datetime) -> ChargedMonths:
             result.unpaid.append(entitlement_id)
             logger.warning("committed month unpaid", extra={"contract_id": str(contract_id)})
 
-    for_each("billing.charge_month", due, charge, key=lambda month: month[0], now=now)
+    strict = organization_id is not None
+    for_each("billing.charge_month", due, charge, key=lambda month: month[0], now=now, strict=strict)
     return result
 
 

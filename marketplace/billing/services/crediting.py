@@ -13,6 +13,7 @@ from django.db import transaction
 from django.db.models import Sum
 
 from marketplace.accounts.models import Organization
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.billing.amounts import credited_part, credited_total
 from marketplace.billing.models import (
@@ -31,7 +32,7 @@ from marketplace.billing.services.invoice_payments import (
     settle_if_nothing_is_due,
 )
 from marketplace.billing.services.lifecycle import UNISSUED, Status, outstanding
-from marketplace.billing.services.numbers import next_number
+from marketplace.billing.services.numbers import next_number, series_of
 from marketplace.billing.services.parties import party
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import derived_id
@@ -94,6 +95,7 @@ def issue_credit_note(
         raise Conflict("a void invoice is not credited")
     if not reason.strip():
         raise InvalidInput("say why", field="reason")
+    now = billing_now(invoice.organization_id, now)
     lines = _what_is_left(invoice)
     wanted = _wanted(lines, amounts_micros)
     note_lines, note_taxes = _parts(note_id, lines, wanted)
@@ -118,7 +120,7 @@ def issue_credit_note(
         id=note_id,
         invoice=invoice,
         organization=buyer,
-        number=next_number(issuer_id=issuer.id, series=f"{SERIES}-{now.year}"),
+        number=next_number(issuer_id=issuer.id, series=series_of(SERIES, buyer.id, now=now)),
         currency=invoice.currency,
         parties={"buyer": party(buyer), "issuer": party(issuer)},
         reason=reason.strip(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
 from django.conf import settings
 
@@ -23,7 +24,7 @@ from marketplace.isolating import for_each
 from marketplace.periods import calendar_month
 
 # After this a month's statements go out without what is still unsettled: it goes to the next month's.
-_PATIENCE: Final = timedelta(days=1)
+PATIENCE: Final = timedelta(days=1)
 T = TypeVar("T")
 
 
@@ -34,39 +35,52 @@ class IssuedDocuments:
     payouts: list[Payout] = field(default_factory=list)
 
 
-def issue_due_documents(*, now: datetime) -> IssuedDocuments:
+def issue_due_documents(*, now: datetime, organization_id: UUID | None = None) -> IssuedDocuments:
     """Issue the previous month's invoices and statements, charge cards, chase and pay out; again issues nothing new.
 
-    A buyer's invoice waits for the settlement of his own contracts only; a statement for all, as any may pay it.
+    A buyer's invoice waits for the settlement of his own contracts only; a statement for all, as any may pay it. For
+    all organizations that keep real time, or for one, at its own time.
     """
     documents = IssuedDocuments()
+    of: dict[str, Any] = {"now": now, "organization_id": organization_id}
     steps: dict[str, Callable[[], object]] = {
-        "refresh_holding_rates": lambda: refresh_holding_rates(now=now),
-        "issue": lambda: _issue(documents, now),
-        "collect": lambda: collect_automatically(now=now),
-        "dun": lambda: advance_dunning(now=now),
-        "pay_out": lambda: documents.payouts.extend(pay_out_statements(now=now)),
+        "issue": lambda: _issue(documents, **of),
+        "collect": lambda: collect_automatically(**of),
+        "dun": lambda: advance_dunning(**of),
+        "pay_out": lambda: documents.payouts.extend(pay_out_statements(**of)),
     }
-    # What goes wrong in one step must not keep money from moving in the others.
-    for_each("billing.documents", steps, lambda name: steps[name](), key=str, now=now)
+    if organization_id is None:
+        # Holds are of real time, whoever's they are.
+        steps = {"refresh_holding_rates": lambda: refresh_holding_rates(now=now), **steps}
+    # What goes wrong in one step must not keep money from moving in the others; who asks for one organization is told.
+    for_each(
+        "billing.documents",
+        steps,
+        lambda name: steps[name](),
+        key=str,
+        now=now,
+        strict=organization_id is not None,
+    )
     return documents
 
 
-def _issue(documents: IssuedDocuments, now: datetime) -> None:
+def _issue(documents: IssuedDocuments, now: datetime, organization_id: UUID | None) -> None:
     this_month = calendar_month(now)
     month = calendar_month(this_month.start - timedelta(microseconds=1))
-    buyers, providers = buyers_to_invoice(month=month), providers_to_state(month=month)
+    strict = organization_id is not None
+    buyers = buyers_to_invoice(month=month, organization_id=organization_id)
+    providers = providers_to_state(month=month, organization_id=organization_id)
     # Requests admitted in the month's last second may still be running or be on their way through the inbox.
     ended = month.end + timedelta(seconds=settings.MAX_REQUEST_S + settings.SETTLEMENT_GRACE_S)
     if now >= ended and (buyers or providers):
         waiting = {due.contract_id for due in unsettled_contracts(since=month.start, until=month.end)}
-        patient = now < month.end + _PATIENCE
+        patient = now < month.end + PATIENCE
         blocked = set(
             Contract.objects.filter(id__in=waiting).values_list("organization_id", flat=True)
             if patient
             else ()
         )
-        ready = [organization_id for organization_id in buyers if organization_id not in blocked]
+        ready = [buyer_id for buyer_id in buyers if buyer_id not in blocked]
         if settings.INVOICE_GRACE_S:
             for_each(
                 JOB,
@@ -76,9 +90,10 @@ def _issue(documents: IssuedDocuments, now: datetime) -> None:
                 ),
                 key=str,
                 now=now,
+                strict=strict,
             )
         else:
-            documents.invoices += issue_many(organization_ids=ready, month=month, now=now)
+            documents.invoices += issue_many(organization_ids=ready, month=month, now=now, strict=strict)
         for_each(
             "billing.statement",
             () if blocked else providers,
@@ -87,6 +102,7 @@ def _issue(documents: IssuedDocuments, now: datetime) -> None:
             ),
             key=str,
             now=now,
+            strict=strict,
         )
 
 

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import transaction
 
 from marketplace.accounts.models import Organization
+from marketplace.accounts.organization_clocks import keeping
 from marketplace.accounts.services import SYSTEM, set_past_due
 from marketplace.billing.models import DunningStep, Invoice
 from marketplace.billing.services.invoice_payments import settle_if_nothing_is_due
@@ -26,24 +27,36 @@ SUSPENSION: Final = "suspension"
 _CHASED: Final = (Status.FINALISED, Status.ACTION_REQUIRED, Status.OVERDUE)
 
 
-def advance_dunning(*, now: datetime) -> list[DunningStep]:
+def advance_dunning(*, now: datetime, organization_id: UUID | None = None) -> list[DunningStep]:
     """Take every step that is due on every invoice, each once; what was done. Again does nothing more.
 
     Days count from the due date: DUNNING_REMINDER_DAYS, then DUNNING_SUSPEND_DAYS closes purchases and on-demand
     delivery (what was bought before goes on being delivered), DUNNING_UNCOLLECTIBLE_DAYS gives the invoice up. When
-    nothing that long overdue is left, purchases are open again.
+    nothing that long overdue is left, purchases are open again. Of organizations that keep real time, or of one.
     """
     done: list[DunningStep] = []
-    chased = Invoice.objects.filter(status__in=_CHASED, amount_due_micros__gt=0, due_at__lte=now)
-    invoice_ids = list(chased.order_by("due_at", "id").values_list("id", flat=True))
-    for_each("billing.dun", invoice_ids, lambda each: done.extend(_chase(each, now)), key=str, now=now)
-    closed = Organization.objects.filter(status=Organization.Status.PAST_DUE)
+    strict = organization_id is not None
+    chased = keeping(Invoice.objects.all(), organization_id).filter(
+        status__in=_CHASED, amount_due_micros__gt=0, due_at__lte=now
+    )
+    for_each(
+        "billing.dun",
+        list(chased.order_by("due_at", "id").values_list("id", flat=True)),
+        lambda each: done.extend(_chase(each, now)),
+        key=str,
+        now=now,
+        strict=strict,
+    )
+    closed = keeping(Organization.objects.all(), organization_id, field="id").filter(
+        status=Organization.Status.PAST_DUE
+    )
     for_each(
         "billing.resume",
         list(closed.values_list("id", flat=True)),
         lambda each: resume_if_paid(organization_id=each, now=now),
         key=str,
         now=now,
+        strict=strict,
     )
     return done
 

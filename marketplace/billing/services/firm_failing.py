@@ -39,7 +39,7 @@ def firm_periods(
         for month in months
         for start in _starts(
             max(period.start, month.period_start, _owed_from(contract, month)),
-            min(period.end, month.period_end),
+            min(period.end, month.period_end, contract.delivers_until or month.period_end),
         )
     }
     evidence = FailureEvidence()

@@ -34,7 +34,7 @@ from marketplace.billing.services.invoicing import (
     uninvoiced_charges,
 )
 from marketplace.billing.services.lifecycle import Status, tell_of_batch
-from marketplace.billing.services.numbers import next_numbers
+from marketplace.billing.services.numbers import numbers_for
 from marketplace.billing.services.taxes import Taxation, identities_of, places_of
 from marketplace.contracts.models import Contract
 from marketplace.errors import DomainError
@@ -55,15 +55,18 @@ _DRAFTED: Final = ("id", "organization", "issuer", "period_start", "period_end",
 Accounts = dict[tuple[UUID, str], UUID]
 
 
-def issue_many(*, organization_ids: Sequence[UUID], month: Period, now: datetime) -> Iterator[Invoice]:
+def issue_many(
+    *, organization_ids: Sequence[UUID], month: Period, now: datetime, strict: bool = False
+) -> Iterator[Invoice]:
     """`issue_invoice` for each of them; the invoices that were issued by this call.
 
     In bounded transactions: what a crash leaves behind is whole, and the next call goes on from there. Several callers
     share the work: a buyer who is another's at the moment is passed over (`SKIP LOCKED` on his organization). Where one
-    of a batch cannot be invoiced it is issued one by one; that one is recorded as failing, and the others are issued.
+    of a batch cannot be invoiced it is issued one by one; that one is recorded as failing, and the others are issued;
+    `strict` raises its error.
     """
     failing = failing_keys(JOB)
-    yield from _one_by_one([each for each in organization_ids if str(each) in failing], month, now)
+    yield from _one_by_one([each for each in organization_ids if str(each) in failing], month, now, strict)
     for batch in _batches([each for each in organization_ids if str(each) not in failing], month):
         try:
             issued, others = _issue_batch(batch, month, now)
@@ -71,10 +74,12 @@ def issue_many(*, organization_ids: Sequence[UUID], month: Period, now: datetime
             logger.exception("invoices not issued together", extra={"buyers": len(batch)})
             issued, others = [], batch
         yield from issued
-        yield from _one_by_one(others, month, now)
+        yield from _one_by_one(others, month, now, strict)
 
 
-def _one_by_one(organization_ids: Sequence[UUID], month: Period, now: datetime) -> list[Invoice]:
+def _one_by_one(
+    organization_ids: Sequence[UUID], month: Period, now: datetime, strict: bool
+) -> list[Invoice]:
     made: list[Invoice | None] = []
     for_each(
         JOB,
@@ -82,6 +87,7 @@ def _one_by_one(organization_ids: Sequence[UUID], month: Period, now: datetime) 
         lambda buyer: made.append(issue_invoice(organization_id=buyer, month=month, now=now)),
         key=str,
         now=now,
+        strict=strict,
     )
     return [invoice for invoice in made if invoice is not None]
 
@@ -130,7 +136,9 @@ def _issue_batch(
     drawn = _drawn(drafts, charges, buyers, issuer, month)
     written = write_all(zip(drafts, drawn, strict=True))
     totals = _post(drafts, drawn, charges, now)
-    numbers = next_numbers(issuer_id=issuer.id, series=f"{SERIES}-{now.year}", count=len(drafts))
+    numbers = numbers_for(
+        [draft.organization_id for draft in drafts], issuer_id=issuer.id, prefix=SERIES, now=now
+    )
     for invoice, sums, rows, number in zip(drafts, totals, written, numbers, strict=True):
         set_figures(invoice, sums, buyer=buyers[invoice.organization_id], issuer=issuer, now=now)
         invoice.number = number

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from marketplace.accounts.models import Organization
+from marketplace.accounts.organization_clocks import billing_now, keeping
 from marketplace.accounts.selectors import operator_organization
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.billing.documents import InvoiceTotals
@@ -22,7 +23,7 @@ from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.invoice_lines import Written, draw, write
 from marketplace.billing.services.invoice_money import post_invoice, take_back
 from marketplace.billing.services.lifecycle import UNISSUED, Status, move_invoice, record_step
-from marketplace.billing.services.numbers import next_number
+from marketplace.billing.services.numbers import next_number, series_of
 from marketplace.billing.services.parties import party
 from marketplace.billing.services.taxes import taxation_of
 from marketplace.errors import Conflict, InvalidInput, NotFound
@@ -32,11 +33,14 @@ from marketplace.periods import Period, calendar_month
 SERIES: Final = "TY"
 
 
-def buyers_to_invoice(*, month: Period) -> list[UUID]:
-    """Organizations with charges up to the month's end that no invoice has, and without an issued one of the month."""
+def buyers_to_invoice(*, month: Period, organization_id: UUID | None = None) -> list[UUID]:
+    """Organizations with charges up to the month's end that no invoice has, and without an issued one of the month.
+
+    Of those that keep real time, or whether this one is to be invoiced.
+    """
     invoiced = Invoice.objects.filter(period_start=month.start).exclude(status__in=[*UNISSUED, Status.VOID])
     rows = (
-        Charge.objects.filter(invoiced_as__isnull=True, period_start__lt=month.end)
+        keeping(uninvoiced_charges(month), organization_id)
         .exclude(organization_id__in=invoiced.values("organization_id"))
         .order_by("organization_id")
         .values_list("organization_id", flat=True)
@@ -131,6 +135,7 @@ def reissue_invoice(*, invoice_id: UUID, reason: str, now: datetime, actor: Acto
     paid = InvoicePayment.objects.filter(invoice=old).exclude(status=InvoicePayment.Status.FAILED)
     if CreditNote.objects.filter(invoice=old).exists() or paid.exists():
         raise Conflict("it has credit notes or payments: credit the rest instead")
+    now = billing_now(old.organization_id, now)
     if not move_invoice(
         invoice_id=old.id,
         expected=[Status.FINALISED, Status.OVERDUE, Status.PAID],
@@ -173,7 +178,7 @@ def _finalise(
     written = write(invoice, drawn, moved=moved)
     totals = post_invoice(invoice, charges, drawn, now=now)
     set_figures(invoice, totals, buyer=buyer, issuer=issuer, now=now)
-    invoice.number = next_number(issuer_id=issuer.id, series=f"{SERIES}-{now.year}")
+    invoice.number = next_number(issuer_id=issuer.id, series=series_of(SERIES, buyer.id, now=now))
     set_digest(invoice, written)
     invoice.save()
     record_step(invoice_id=invoice.id, before=Status.DRAFT, to=Status.FINALISED, now=now)

@@ -8,6 +8,7 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.billing.models import Invoice, InvoicePayment, ProcessorOperation
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
@@ -43,6 +44,7 @@ def pay_invoice(
     """
     if source not in InvoicePayment.Source.values:
         raise InvalidInput(f"must be one of {', '.join(InvoicePayment.Source.values)}", field="source")
+    now = billing_now(organization_id, now)
     payment_id = payment_id_of(operation_id)
     if source == InvoicePayment.Source.BALANCE:
         _close_open_page(payment_id, organization_id, invoice_id, now=now)

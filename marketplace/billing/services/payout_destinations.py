@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db import transaction
 
 from marketplace.accounts.models import Membership
+from marketplace.accounts.organization_clocks import billing_now, keeping
 from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.billing.models import DestinationNotice, PayoutDestinationChange
 from marketplace.errors import Conflict, InvalidInput, NotFound
@@ -43,6 +44,7 @@ def request_destination(
             f"must be 4 to {MAX_CHARACTERS} printable characters, such as an IBAN", field="destination"
         )
     provider = lock_provider(organization_id, now=now)
+    now = billing_now(organization_id, now)
     _apply_due(provider, now=now)
     change_id = derived_id(operation_id, "payout_destination")
     kept = PayoutDestinationChange.objects.filter(pk=change_id).first()
@@ -76,6 +78,7 @@ def cancel_destination(
 ) -> PayoutDestinationChange:
     """End a change that waits; payouts go on to the old destination. Again: nothing. Raises NotFound, Conflict."""
     provider = lock_provider(organization_id, now=now)
+    now = billing_now(organization_id, now)
     _apply_due(provider, now=now)
     change = PayoutDestinationChange.objects.filter(pk=change_id, organization_id=organization_id).first()
     if change is None:
@@ -97,12 +100,14 @@ def apply_due_destination(*, organization_id: UUID, now: datetime) -> Provider:
     return provider
 
 
-def apply_due_destinations(*, now: datetime) -> int:
-    """Apply every change whose 72 hours are over; how many."""
-    due = PayoutDestinationChange.objects.filter(status=Status.PENDING, effective_at__lte=now)
+def apply_due_destinations(*, now: datetime, organization_id: UUID | None = None) -> int:
+    """Apply every change whose 72 hours are over; how many. Of providers that keep real time, or of one."""
+    due = keeping(PayoutDestinationChange.objects.all(), organization_id).filter(
+        status=Status.PENDING, effective_at__lte=now
+    )
     organizations = list(due.order_by("id").values_list("organization_id", flat=True))
-    for organization_id in organizations:
-        apply_due_destination(organization_id=organization_id, now=now)
+    for due_id in organizations:
+        apply_due_destination(organization_id=due_id, now=now)
     return len(organizations)
 
 

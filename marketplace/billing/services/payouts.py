@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q, Sum
 
+from marketplace.accounts.organization_clocks import keeping
 from marketplace.billing.documents import whole_minor_units
 from marketplace.billing.models import (
     Payout,
@@ -42,10 +43,20 @@ Status = ProcessorOperation.Status
 _OPEN = (Status.REQUESTED, Status.SENT, Status.UNKNOWN)
 
 
-def pay_out_statements(*, now: datetime) -> list[Payout]:
-    """Begin the payouts that are due, and bring every pending one as far as it goes."""
-    isolated("billing.payout_destinations", lambda: apply_due_destinations(now=now), now=now)
-    providers = Provider.objects.order_by("id").values_list("organization_id", flat=True)
+def pay_out_statements(*, now: datetime, organization_id: UUID | None = None) -> list[Payout]:
+    """Begin the payouts that are due, and bring every pending one as far as it goes.
+
+    Of the providers that keep real time, or of one, at its own time; then what fails is raised.
+    """
+    strict = organization_id is not None
+    isolated(
+        "billing.payout_destinations",
+        lambda: apply_due_destinations(now=now, organization_id=organization_id),
+        now=now,
+        strict=strict,
+    )
+    kept = keeping(Provider.objects.order_by("id"), organization_id)
+    providers = kept.values_list("organization_id", flat=True)
     owed = available_by_organization(providers, kind=AccountKind.PAYABLE, currency=settings.MARKET_CURRENCY)
     for_each(
         "billing.begin_payout",
@@ -53,17 +64,19 @@ def pay_out_statements(*, now: datetime) -> list[Payout]:
         lambda owner: begin_payout(organization_id=owner, now=now),
         key=str,
         now=now,
+        strict=strict,
     )
-    pending = Payout.objects.filter(status=Payout.Status.PENDING).order_by("id").values_list("id", flat=True)
+    pending = keeping(Payout.objects.all(), organization_id).filter(status=Payout.Status.PENDING)
     done: list[Payout] = []
     for_each(
         "billing.finish_payout",
-        list(pending),
+        list(pending.order_by("id").values_list("id", flat=True)),
         lambda payout_id: done.append(finish_payout(payout_id=payout_id, now=now)),
         key=str,
         now=now,
+        strict=strict,
     )
-    isolated("billing.send_to_banks", lambda: send_to_banks(now=now), now=now)
+    isolated("billing.send_to_banks", lambda: send_to_banks(now=now), now=now, strict=strict)
     return done
 
 

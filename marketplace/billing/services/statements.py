@@ -11,12 +11,13 @@ from django.conf import settings
 from django.db import transaction
 
 from marketplace.accounts.models import Organization
+from marketplace.accounts.organization_clocks import keeping
 from marketplace.accounts.selectors import operator_organization
 from marketplace.billing.models import Earning, Statement, StatementLine, StatementLineEarning
 from marketplace.billing.printing.content import content_of_statement, digest_of_content
 from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.locks import lock_until_commit
-from marketplace.billing.services.numbers import next_number
+from marketplace.billing.services.numbers import next_number, series_of
 from marketplace.billing.services.parties import party
 from marketplace.billing.services.statement_accounts import fill_account
 from marketplace.errors import InvalidInput
@@ -28,11 +29,15 @@ from providers.models import Provider
 SERIES: Final = "TS"
 
 
-def providers_to_state(*, month: Period) -> list[UUID]:
-    """Organizations with earnings up to the month's end that no statement has, and no statement of the month."""
+def providers_to_state(*, month: Period, organization_id: UUID | None = None) -> list[UUID]:
+    """Organizations with earnings up to the month's end that no statement has, and no statement of the month.
+
+    Of those that keep real time, or whether this one is to have one.
+    """
     stated = Statement.objects.filter(period_start=month.start).values("organization_id")
     rows = (
-        Earning.objects.filter(ask__isnull=True, stated_as__isnull=True, period_start__lt=month.end)
+        keeping(Earning.objects.all(), organization_id)
+        .filter(ask__isnull=True, stated_as__isnull=True, period_start__lt=month.end)
         .exclude(organization_id__in=stated)
         .order_by("organization_id")
         .values_list("organization_id", flat=True)
@@ -92,7 +97,7 @@ def issue_statement(*, organization_id: UUID, month: Period, now: datetime) -> S
         issuer=issuer,
         period_start=month.start,
         period_end=month.end,
-        number=next_number(issuer_id=issuer.id, series=f"{SERIES}-{now.year}"),
+        number=next_number(issuer_id=issuer.id, series=series_of(SERIES, organization_id, now=now)),
         currency=settings.MARKET_CURRENCY,
         parties={"provider": party(provider), "issuer": party(issuer)},
         consented_at=_consent_of(organization_id),

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Sum
 
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.accounts.services import Actor
 from marketplace.billing.lines import Line, Share
 from marketplace.billing.models import Charge, ChargeKind
@@ -63,6 +64,7 @@ def terminate_contract(
     known = _same_again(organization_id, contract_id, operation_id)
     if known is not None:
         return known
+    now = billing_now(organization_id, now)
     cut = end_early(
         organization_id=organization_id,
         contract_id=contract_id,
@@ -102,7 +104,8 @@ def amend(
         actor=actor,
     )
     less = max(0, cut.lots_left - lots_of(successor))
-    return replace(_square_up(cut, less, operation_id, now), successor=successor)
+    own_now = billing_now(organization_id, now)
+    return replace(_square_up(cut, less, operation_id, own_now), successor=successor)
 
 
 def _same_again(organization_id: UUID, contract_id: UUID, operation_id: UUID) -> EndedEarly | None:

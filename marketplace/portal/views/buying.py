@@ -13,6 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.accounts.services import Actor
 from marketplace.billing.services.terminating import amend
 from marketplace.contracts.committed import month_price_micros
@@ -72,7 +73,7 @@ def quote_form(request: SeatedRequest) -> HttpResponse:
         "boards": boards_of(grades_in_force(now), now),
         "delivery_period": figures.length(timedelta(seconds=settings.DELIVERY_PERIOD_S)),
         "periods_a_month": periods_a_month,
-        "starts_at": first_open_start(now),
+        "starts_at": first_open_start(billing_now(request.seat.organization.id, now)),
         "currency": settings.MARKET_CURRENCY,
     }
     return render(request, "portal/buy.html", context, status=422 if form.is_bound else 200)

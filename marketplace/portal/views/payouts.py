@@ -15,6 +15,7 @@ from django.views.decorators.http import require_http_methods
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.billing.models import BondDeposit, Payout, PayoutDestinationChange
 from marketplace.billing.payout_status import payout_status
 from marketplace.billing.services.bonds import deposit_bond, withdraw_bond
@@ -84,7 +85,7 @@ def payouts(request: SeatedRequest) -> HttpResponse:
         "bond": bond_of(organization_id, now=now),
         "bond_ppm": settings.PROVIDER_BOND_PPM,
         "deposits": BondDeposit.objects.filter(organization_id=organization_id).order_by("-id")[:RECENT],
-        "status": payout_status(organization_id, now=now),
+        "status": payout_status(organization_id, now=billing_now(organization_id, now)),
         "payouts": Payout.objects.filter(organization_id=organization_id)
         .select_related("statement")
         .order_by("-created_at", "-id")[:RECENT],

@@ -12,6 +12,7 @@ from django.views.decorators.http import require_http_methods
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
+from marketplace.accounts.organization_clocks import billing_now
 from marketplace.billing.services.terminating import terminate_contract
 from marketplace.contracts.committed import month_of
 from marketplace.contracts.ending import LEAST_NOTICE, first_end, quote_amendment
@@ -30,12 +31,13 @@ from marketplace.portal.forms import AmendmentForm, TerminateForm
 def terms(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
     """Both forms; which one was sent, its button says."""
     now, organization_id = clock.now(), request.seat.organization.id
+    own_now = billing_now(organization_id, now)
     found = contract_of(organization_id=organization_id, contract_id=contract_id)
     if not is_changeable(found):
         raise NotFound("There is no such page of this contract.")
     posted = request.POST if request.method == "POST" else None
     amending = posted is not None and "amend" in posted
-    starts = later_months(found, now)
+    starts = later_months(found, own_now)
     amendment = AmendmentForm(
         posted if amending else None,
         starts=starts,
@@ -78,7 +80,7 @@ def terms(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
         "contract": found,
         "amendment": amendment,
         "ending": ending,
-        "first_end": first_end(found, now=now),
+        "first_end": first_end(found, now=own_now),
         "amendable": bool(starts),
         "bound": amendment if amendment.is_bound else ending,
     }
