@@ -72,6 +72,7 @@ def rehearsal(request: SeatedRequest) -> HttpResponse:
     context = {
         "form": form,
         "clock": found,
+        "now": now,
         "own_now": max(found.now_at, now) if found else None,
         # The newest first: what the last stop has done.
         "events": events[: -_SHOWN - 1 : -1],
