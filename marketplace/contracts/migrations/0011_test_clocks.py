@@ -5,8 +5,8 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("accounts", "0005_test_clocks"),
-        ("contracts", "0008_terms"),
+        ("accounts", "0007_test_clocks"),
+        ("contracts", "0010_list_tariffs"),
         ("pricing", "0003_service_levels"),
     ]
 

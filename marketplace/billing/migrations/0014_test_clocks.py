@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0012_committed_months"),
+        ("billing", "0013_regions"),
     ]
 
     operations = [

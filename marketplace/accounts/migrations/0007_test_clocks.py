@@ -8,7 +8,7 @@ import marketplace.ids
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("accounts", "0004_spend_caps"),
+        ("accounts", "0006_regions"),
     ]
 
     operations = [
