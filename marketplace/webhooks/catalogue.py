@@ -22,6 +22,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "payout_destination.changed": "a new place for payouts was asked for, applied or cancelled",
     "payout.paid": "earnings were paid out",
     "spend_cap.near": "nine tenths of a spend cap are spent or held in its window",
+    "refund.failed": "money sent back to a card did not arrive and is on the balance again",
     "statement.issued": "a statement is final and has its number",
     "test_clock.ready": "a test clock has arrived where it was advanced to, or stopped on the way: the status says",
     "top_up.succeeded": "money was added to the balance",

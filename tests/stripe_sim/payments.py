@@ -366,8 +366,9 @@ def create_refund(world: World, given: Given) -> dict[str, Any]:
         currency=charge["currency"],
         charge=charge_id,
         payment_intent=charge["payment_intent"],
-        status="succeeded",
+        status="pending" if _refunds(world, charge) == "pending" else "succeeded",
         failure_reason=None,
+        failure_balance_transaction=None,
         reason=given.get("reason"),
         metadata=dict(given.get("metadata", {})),
     )
@@ -377,3 +378,8 @@ def create_refund(world: World, given: Given) -> dict[str, Any]:
     world.emit("refund.created", refund)
     world.emit("charge.refunded", charge)
     return refund
+
+
+def _refunds(world: World, charge: Mapping[str, Any]) -> str:
+    does: Mapping[str, str] = world.objects[charge["payment_method"]]["_does"]
+    return does.get("refund", "")

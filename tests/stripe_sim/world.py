@@ -18,6 +18,8 @@ MOST_AMOUNT: Final = 99_999_999
 CARDS: Final[dict[str, dict[str, str]]] = {
     "pm_card_visa": {"last4": "4242"},
     "pm_card_bypassPending": {"last4": "0077", "funds": "available"},
+    "pm_card_pendingRefund": {"last4": "7726", "refund": "pending"},
+    "pm_card_refundFail": {"last4": "5126", "refund": "failed"},
     "pm_card_authenticationRequired": {"last4": "3184", "off_session": "authentication_required"},
     "pm_card_chargeCustomerFail": {"last4": "0341", "charge": "generic_decline"},
     "pm_card_chargeDeclinedInsufficientFunds": {"last4": "9995", "charge": "insufficient_funds"},
@@ -149,6 +151,22 @@ class World:
         if failure:
             self.book(payout["amount"], payout["currency"], payout_id, "payout_failure", account=account)
         self.emit("payout.failed" if failure else "payout.paid", payout, account)
+
+    def settle_refund(self, refund_id: str, *, failure: str = "") -> None:
+        """What the card's bank says in the end, also of a refund that had succeeded: the money lies here again."""
+        refund = self.objects[refund_id]
+        assert refund["status"] in ("pending", "succeeded"), refund["status"]
+        refund["status"] = "failed" if failure else "succeeded"
+        refund["failure_reason"] = failure or None
+        if failure:
+            back = self.book(refund["amount"], refund["currency"], refund_id, "refund_failure")
+            refund["failure_balance_transaction"] = back["id"]
+            charge = self.objects[refund["charge"]]
+            charge["amount_refunded"] -= refund["amount"]
+            charge["refunded"] = False
+            self.emit("refund.failed", refund)
+        self.emit("refund.updated", refund)
+        self.emit("charge.refund.updated", refund)
 
     def onboard(self, account_id: str, *, due: list[str] | None = None) -> None:
         """The provider has been at the link: `due` is what Stripe still asks for."""

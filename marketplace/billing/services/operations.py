@@ -53,6 +53,8 @@ _REMEMBERED: Final = "remembered "
 STALE: Final = "its key is too old to be used again: to be settled by hand"
 # What the processor refuses today it may do tomorrow (requirements due, money not yet available): asked again hourly.
 _ASKED_AGAIN: Final = (OperationKind.TRANSFER, OperationKind.PAYOUT)
+# A bank may send money back days after it was said to be there: a refund (its posting is undone), a payout (none is).
+_SENT_BACK: Final = (OperationKind.REFUND, OperationKind.PAYOUT)
 
 
 def request_operation(
@@ -190,10 +192,8 @@ def record_outcome(*, operation_id: UUID, outcome: Outcome, now: datetime) -> Pr
 
 def _moves(operation: ProcessorOperation, wanted: Status) -> bool:
     held = Status(operation.status)
-    if operation.kind == OperationKind.PAYOUT and held == Status.SUCCEEDED:
-        return (
-            wanted == Status.FAILED
-        )  # A bank may send a payout back days after it was paid; no posting hangs on it.
+    if operation.kind in _SENT_BACK and held == Status.SUCCEEDED:
+        return wanted == Status.FAILED
     return _RANK[wanted] > _RANK[held] or (
         _RANK[wanted] == _RANK[held] and wanted not in (Status.FAILED, Status.SUCCEEDED)
     )

@@ -30,7 +30,7 @@ from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.base import Outcome
 from marketplace.billing.services.invoice_payments import settle_payment, tell_action_required
 from marketplace.ids import derived_id
-from marketplace.ledger.models import AccountKind, Hold, LedgerAccount
+from marketplace.ledger.models import AccountKind, Hold, LedgerAccount, Transfer
 from marketplace.ledger.selectors import balance_of
 from marketplace.ledger.services import (
     NewTransfer,
@@ -151,11 +151,18 @@ def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) 
     _tell("top_up.succeeded", operation, {"top_up_id": str(operation.subject_id)}, now)
 
 
-def _tell(event_type: str, operation: ProcessorOperation, names: dict[str, str], now: datetime) -> None:
+def _tell(
+    event_type: str,
+    operation: ProcessorOperation,
+    names: dict[str, str],
+    now: datetime,
+    *,
+    fact_id: UUID | None = None,
+) -> None:
     record_event(
         organization_id=operation.organization_id,
         event_type=event_type,
-        fact_id=operation.subject_id,
+        fact_id=fact_id or operation.subject_id,
         data=names | {"amount_micros": operation.amount_micros, "currency": operation.currency},
         now=now,
     )
@@ -191,19 +198,27 @@ def _bond(operation: ProcessorOperation, now: datetime) -> None:
 
 
 def _refund(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    if operation.status not in (Status.SUCCEEDED, Status.FAILED):
+        return
+    prepaid = account_id(
+        organization_id=operation.organization_id,
+        kind=AccountKind.PREPAID,
+        currency=operation.currency,
+        now=now,
+    )
     if operation.status == Status.FAILED:
         assert operation.parent_id is not None
         ProcessorOperation.objects.filter(pk=operation.parent_id).update(
             refunded_micros=F("refunded_micros") - operation.amount_micros
         )
-        close_hold(id=refund_hold_id(operation), status="voided", now=now)
-    elif operation.status == Status.SUCCEEDED:
-        prepaid = account_id(
-            organization_id=operation.organization_id,
-            kind=AccountKind.PREPAID,
-            currency=operation.currency,
-            now=now,
-        )
+        posted = list(Transfer.objects.filter(id__in=_refund_ids(operation)))
+        if posted:
+            _return_refund(operation, posted, now)
+        else:
+            close_hold(id=refund_hold_id(operation), status="voided", now=now)
+        names = {"refund_id": str(operation.id), "payment_id": str(operation.subject_id)}
+        _tell("refund.failed", operation, names, now, fact_id=operation.id)
+    else:
         hold_id = refund_hold_id(operation)
         if not Hold.objects.filter(pk=hold_id, status=Hold.Status.OPEN).exists():
             _refund_after_all(operation, prepaid, now)
@@ -259,6 +274,31 @@ def _refund_after_all(operation: ProcessorOperation, prepaid: UUID, now: datetim
         "a refund that was given up was made",
         extra={"operation_id": str(operation.id), "borne_micros": operation.amount_micros - from_balance},
     )
+
+
+def _refund_ids(operation: ProcessorOperation) -> dict[UUID, str]:
+    """What may have been posted of a refund, with the names of its going back."""
+    return {
+        derived_id(operation.fact_id, "refund"): "refund_failed",
+        derived_id(operation.fact_id, "refund_borne"): "refund_borne_failed",
+    }
+
+
+def _return_refund(operation: ProcessorOperation, posted: Sequence[Transfer], now: datetime) -> None:
+    """The card's bank did not take it after all: it lies at the processor again, and is again of whom it was taken."""
+    names = _refund_ids(operation)
+    transfers = [
+        NewTransfer(
+            id=derived_id(operation.fact_id, names[transfer.id]),
+            debit_id=transfer.credit_account_id,
+            credit_id=transfer.debit_account_id,
+            amount_micros=transfer.amount_micros,
+            code="refund_failed",
+            reference_id=operation.subject_id,
+        )
+        for transfer in posted
+    ]
+    post_transfers(transfers, now=now)
 
 
 def _transfer(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
