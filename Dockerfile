@@ -21,7 +21,7 @@ COPY providers providers
 COPY marketplace marketplace
 # Nothing is read from these values; collecting static files needs settings that load.
 RUN SECRET_KEY=only-to-collect-static-files-at-build-time MARKET_SIGNING_KEY=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= \
-    DATABASE_URL=postgres://build:build@127.0.0.1:1/build python manage.py collectstatic --noinput --verbosity 0
+    DATABASE_URL=postgres://build:build@127.0.0.1:1/build PAYMENT_PROCESSOR=sandbox python manage.py collectstatic --noinput --verbosity 0
 USER tokenyard
 EXPOSE 8000 8001
 CMD ["gunicorn", "marketplace.wsgi:application", "--bind", "0.0.0.0:8000", "--worker-class", "gthread", "--workers", "2", "--threads", "8", "--no-control-socket"]

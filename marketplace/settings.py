@@ -393,7 +393,11 @@ if any(len(country) != 2 or not country.isupper() for country in TAX_UNION_COUNT
     raise ImproperlyConfigured(
         "TAX_UNION_COUNTRIES must be codes of two capital letters, with commas between"
     )
-PAYMENT_PROCESSOR = str(env.str("PAYMENT_PROCESSOR", default="sandbox"))
+# Never by default where people come in: in the sandbox every payment succeeds, and no money has moved.
+_PROCESSOR_IF_UNSAID = "sandbox" if DEBUG else ""
+PAYMENT_PROCESSOR = str(env.str("PAYMENT_PROCESSOR", default=_PROCESSOR_IF_UNSAID)) or _PROCESSOR_IF_UNSAID
+if not PAYMENT_PROCESSOR:
+    raise ImproperlyConfigured("PAYMENT_PROCESSOR must be set: stripe, or sandbox, where nobody really pays")
 if PAYMENT_PROCESSOR not in ("sandbox", "stripe"):
     raise ImproperlyConfigured(f"PAYMENT_PROCESSOR must be sandbox or stripe, not {PAYMENT_PROCESSOR!r}")
 STRIPE_SECRET_KEY = str(env.str("STRIPE_SECRET_KEY", default=""))

@@ -52,6 +52,12 @@ def test_no_secret_is_written_down() -> None:
                 assert str(value).startswith("${"), f"{name}: {variable}"
 
 
+def test_nobody_gets_the_sandbox_without_having_chosen_it() -> None:
+    for name, service in SERVICES.items():
+        if service.get("image") == "tokenyard":
+            assert service["environment"]["PAYMENT_PROCESSOR"].startswith("${PAYMENT_PROCESSOR:?"), name
+
+
 def test_everything_of_the_market_waits_for_the_migrations() -> None:
     for name, service in SERVICES.items():
         if service.get("image") == "tokenyard" and name != "migrate":

@@ -19,6 +19,7 @@ DEMO_PROFILE: Mapping[str, str] = {
     "SETTLEMENT_GRACE_S": "5",
     "MAX_REQUEST_S": "15",
     "ALLOW_PRIVATE_HOSTS": "1",
+    "PAYMENT_PROCESSOR": "sandbox",
 }
 _SECRETS = "secrets.json"
 _PORTS = "ports.json"

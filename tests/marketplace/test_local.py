@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from marketplace.local.environment import read_environment, write_private
+from marketplace.local.installation import prepare_installation
 from marketplace.local.paths import CHECKOUT
 from marketplace.local.ports import LOOPBACK, choose_ports, is_free
 
@@ -31,6 +32,13 @@ def test_a_kept_port_comes_first_and_a_taken_one_leads_to_another() -> None:
         chosen = choose_ports({"web": port, "gateway": port}, kept={})
         assert len({port, *chosen.values()}) == 3
         assert choose_ports({"web": port}, kept=chosen)["web"] == chosen["web"]
+
+
+def test_the_local_market_needs_no_choice_of_payment_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PAYMENT_PROCESSOR")
+    assert prepare_installation(tmp_path / "data").environment["PAYMENT_PROCESSOR"] == "sandbox"
 
 
 def test_private_files_are_private_from_the_first_byte(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def load(**changes: str) -> subprocess.CompletedProcess[str]:
         ("MARKET_FEE_PPM", "NaN"),
         ("OPERATING_MARGIN_PPM", "-1"),
         ("PAYMENT_PROCESSOR", "cash"),
+        ("PAYMENT_PROCESSOR", ""),
         ("PAYMENT_PROCESSOR", "stripe"),
         ("STRIPE_API_BASE", "api.stripe.com"),
         ("STRIPE_CALLS_PER_S", "25"),
@@ -53,6 +54,26 @@ def test_nonsense_stops_the_start_and_is_named(name: str, value: str) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert "ImproperlyConfigured" in last
     assert name in last
+
+
+def test_without_a_choice_of_payment_processor_only_debug_starts() -> None:
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PAYMENT_PROCESSOR"}
+    code = "import marketplace.settings as s; print(s.PAYMENT_PROCESSOR)"
+
+    def start(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PATH": os.environ["PATH"], **environment, **more},
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    refused = start()
+    assert refused.returncode != 0
+    assert "ImproperlyConfigured: PAYMENT_PROCESSOR" in refused.stderr.strip().splitlines()[-1]
+    assert start(DEBUG="1").stdout.strip() == "sandbox"
 
 
 def test_defaults_are_the_markets_and_not_the_demos() -> None:
