@@ -305,6 +305,7 @@ ELSEWHERE = {
     "post /api/v1/quotes/{quote_id}/accept",
     "post /api/v1/test-clock",
     "post /api/v1/card",
+    "post /api/v1/payments/{payment_id}/cancel",
     "post /api/v1/payout-account/link",
     "post /api/v1/usage",
     "post /api/v1/usage/batches/{batch_id}/revive",

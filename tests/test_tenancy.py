@@ -129,6 +129,7 @@ DOORS = {
     "api/v1/top-ups": ACME,
     "api/v1/card": ACME,
     "api/v1/refunds": ACME,
+    "api/v1/payments/<uuid:payment_id>/cancel": ACME,
     "api/v1/payout-account": HYPERION,
     "api/v1/payout-account/link": HYPERION,
     "api/v1/processor-operations": OPERATOR,

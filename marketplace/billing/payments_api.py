@@ -27,6 +27,7 @@ from marketplace.api.serializers import (
 from marketplace.api.views import ApiView
 from marketplace.billing.models import ProcessorOperation, ProcessorPayer, ProcessorReport
 from marketplace.billing.selectors import payout_blocked_reason
+from marketplace.billing.services.cancelling import cancel_payment
 from marketplace.billing.services.cards import remove_card, saved_card, set_collection
 from marketplace.billing.services.collecting import save_card
 from marketplace.billing.services.left_to_people import give_up_operation, operations_left_to_people
@@ -96,6 +97,14 @@ class RefundOut(serializers.ModelSerializer[ProcessorOperation]):
     def get_status(self, refund: ProcessorOperation) -> str:
         ended = (ProcessorOperation.Status.SUCCEEDED, ProcessorOperation.Status.FAILED)
         return str(refund.status) if refund.status in ended else "pending"
+
+
+class PaymentOut(serializers.ModelSerializer[ProcessorOperation]):
+    payment_id = serializers.UUIDField(source="subject_id")
+
+    class Meta:
+        model = ProcessorOperation
+        fields = ("payment_id", "purpose", "amount_micros", "currency", "status", "reason")
 
 
 class PayoutAccountOut(serializers.Serializer[Any]):
@@ -216,6 +225,22 @@ class RefundsView(ApiView):
         return Response(RefundOut(made).data, status=201)
 
 
+class PaymentCancelView(ApiView):
+    role = OrganizationRole.BUYER
+    scopes: ClassVar = {"POST": Scope.TRADE}
+
+    @extend_schema(operation_id="payments_cancel", request=None, responses=PaymentOut)
+    def post(self, request: Request, payment_id: UUID) -> Response:
+        """End a charge that waits for the buyer at his bank, so that he may pay another way; again: nothing.
+
+        What succeeded in the same moment stays paid: the answer says which.
+        """
+        ended = cancel_payment(
+            organization_id=self.organization_id, payment_id=payment_id, now=clock.now(), actor=self.actor
+        )
+        return Response(PaymentOut(ended).data)
+
+
 class PayoutAccountView(ApiView):
     role = OrganizationRole.PROVIDER
 
@@ -301,6 +326,7 @@ def _shown(card: ProcessorPayer | None) -> dict[str, Any]:
 urlpatterns = [
     path("card", CardView.as_view()),
     path("refunds", RefundsView.as_view()),
+    path("payments/<uuid:payment_id>/cancel", PaymentCancelView.as_view()),
     path("payout-account", PayoutAccountView.as_view()),
     path("payout-account/link", PayoutAccountLinkView.as_view()),
     path("processor-operations", OperationsView.as_view()),

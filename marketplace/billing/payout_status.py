@@ -10,9 +10,9 @@ from django.conf import settings
 from django.db.models import F, Q, QuerySet, Sum
 
 from marketplace.accounts.models import Organization
-from marketplace.billing.documents import whole_minor_units
 from marketplace.billing.models import Earning, PayoutDestinationChange, Statement
 from marketplace.billing.processor_selectors import account_block, dispute_block
+from marketplace.billing.processors.registry import payment_processor
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import available_by_organization
 from providers.models import Provider
@@ -37,7 +37,7 @@ class Reason:
 class PayoutStatus:
     """In micros: available = unstated + held + retained + ready, unless less than these is available at all.
 
-    `ready` is in whole minor units what would be sent now if no reason stood against it.
+    `ready` is in steps of the processor's payouts what would be sent now if no reason stood against it.
     """
 
     available_micros: int
@@ -65,7 +65,8 @@ def payout_status(organization_id: UUID, *, now: datetime) -> PayoutStatus:
     held_micros = _sum(held, "net_micros")
     retained_micros = _sum(retained, "retained_micros")
     ready = available - unstated_micros - held_micros - retained_micros
-    ready = whole_minor_units(max(0, ready), currency)
+    step = payment_processor().payout_step_micros(currency)
+    ready = max(0, ready) // step * step
     reasons = [*standing_reasons(organization_id)]
     if ready < max(1, settings.PAYOUT_MINIMUM_MICROS):
         reasons.append(_too_little(ready, held_micros, retained_micros))

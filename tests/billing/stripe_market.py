@@ -70,9 +70,12 @@ class StripeMarket:
         self.settle()
 
     def top_up(self, units: int = 10, *, operation_id: UUID | None = None) -> TopUp:
+        return self.top_up_micros(units * UNIT, operation_id=operation_id)
+
+    def top_up_micros(self, amount_micros: int, *, operation_id: UUID | None = None) -> TopUp:
         return top_up(
             organization_id=self.acme.id,
-            amount_micros=units * UNIT,
+            amount_micros=amount_micros,
             operation_id=operation_id or uuid7(),
             now=self.now,
             actor=SYSTEM,

@@ -19,12 +19,10 @@ from marketplace.billing.models import (
     ProcessorOperation,
     ProcessorPayer,
 )
-from marketplace.billing.processors.base import Outcome, OutcomeStatus
 from marketplace.billing.services.automatic import collect_automatically
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.dunning import advance_dunning
 from marketplace.billing.services.lifecycle import outstanding
-from marketplace.billing.services.operations import record_outcome
 from marketplace.errors import Conflict
 from marketplace.ledger.models import AccountKind
 from tests.billing.stripe_invoices import DUE, Owing, owing_market
@@ -115,9 +113,12 @@ def test_a_declined_card_fails_the_payment_and_is_asked_again_only_by_the_buyer(
 def test_3d_secure_that_fails_leaves_the_invoice_to_be_paid(market: Owing) -> None:
     market.save_card("pm_card_authenticationRequired")
     asked = market.pay()
-    failed = Outcome(OutcomeStatus.FAILED, market.operation_of(asked).object_id, "canceled")
-    record_outcome(operation_id=market.operation_of(asked).id, outcome=failed, now=market.now)
+    market.sim.world.fail_authentication(market.operation_of(asked).object_id)
+    market.settle()
     asked.refresh_from_db()
+    # Nobody may pay it behind our back at the link that is still in his browser.
+    assert [one["status"] for one in market.objects("payment_intent")] == ["canceled"]
+    assert asked.failure == "payment_intent_authentication_failure"
     assert (asked.status, asked.action_url, market.status()) == ("failed", "", "finalised")
     market.save_card()
     assert market.pay().status == "succeeded"

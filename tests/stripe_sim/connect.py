@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.stripe_sim.payments import Given, amount_of, currency_of
-from tests.stripe_sim.world import PLATFORM, Refused, World, public
+from tests.stripe_sim.payments import Given, amount_of, currency_of, stepping
+from tests.stripe_sim.world import PAYOUT_STEPS, PLATFORM, Refused, World, public
 
 
 def create_account(world: World, given: Given) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def create_account_link(world: World, given: Given) -> dict[str, Any]:
 
 
 def create_transfer(world: World, given: Given) -> dict[str, Any]:
-    amount, currency = amount_of(given), currency_of(given)
+    currency = currency_of(given)
+    amount = stepping(amount_of(given), currency)
     account = world.get(given.get("destination", ""), "account")
     if account["capabilities"]["transfers"] != "active":
         message = "Your destination account needs to have at least one of the following capabilities enabled: transfers"
@@ -90,7 +91,7 @@ def create_transfer(world: World, given: Given) -> dict[str, Any]:
 def reverse_transfer(world: World, transfer_id: str, given: Given) -> dict[str, Any]:
     transfer = world.get(transfer_id, "transfer")
     left = transfer["amount"] - transfer["amount_reversed"]
-    amount = amount_of(given) if "amount" in given else left
+    amount = stepping(amount_of(given), transfer["currency"]) if "amount" in given else left
     if amount > left:
         raise Refused(f"Amount exceeds the unreversed amount ({left}).", param="amount")
     account, currency = transfer["destination"], transfer["currency"]
@@ -114,7 +115,8 @@ def reverse_transfer(world: World, transfer_id: str, given: Given) -> dict[str, 
 
 
 def create_payout(world: World, given: Given, account_id: str) -> dict[str, Any]:
-    amount, currency = amount_of(given), currency_of(given)
+    currency = currency_of(given)
+    amount = stepping(amount_of(given), currency, steps=PAYOUT_STEPS)
     if account_id != PLATFORM:
         account = world.get(account_id, "account")
         if not account["payouts_enabled"]:

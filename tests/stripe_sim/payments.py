@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.stripe_sim.world import CARDS, CURRENCIES, DAY_S, MOST_AMOUNT, Refused, World
+from tests.stripe_sim.world import CARDS, CURRENCIES, DAY_S, LEAST, MOST_AMOUNT, STEPS, Refused, World
 
 Given = Mapping[str, Any]
 
@@ -23,9 +23,24 @@ def amount_of(given: Given, name: str = "amount") -> int:
         raise Refused(
             "This value must be greater than or equal to 1.", code="parameter_invalid_integer", param=name
         )
-    if amount > MOST_AMOUNT:
-        raise Refused("Amount must be no more than $999,999.99", code="amount_too_large", param=name)
     return amount
+
+
+def stepping(amount: int, currency: str, *, steps: Mapping[str, int] = STEPS) -> int:
+    """The amount, if it is one that this currency has."""
+    step = steps.get(currency, 1)
+    if amount % step:
+        raise Refused(f"Invalid amount: {currency} must be a multiple of {step}.", param="amount")
+    return amount
+
+
+def chargeable(amount: int, currency: str) -> int:
+    """The amount, if so much is charged at once."""
+    if amount > MOST_AMOUNT:
+        raise Refused("Amount must be no more than $999,999.99", code="amount_too_large", param="amount")
+    if amount < LEAST.get(currency, 1):
+        raise Refused("The amount is too small.", code="amount_too_small", param="amount")
+    return stepping(amount, currency)
 
 
 def currency_of(given: Given) -> str:
@@ -136,8 +151,8 @@ def create_session(world: World, given: Given) -> dict[str, Any]:
     amount, currency = None, None
     if mode == "payment":
         [line] = given["line_items"].values()
-        amount = amount_of(line["price_data"], "unit_amount") * int(line["quantity"])
         currency = currency_of(line["price_data"])
+        amount = chargeable(amount_of(line["price_data"], "unit_amount") * int(line["quantity"]), currency)
         if "name" not in line["price_data"].get("product_data", {}):
             raise Refused(
                 "Missing required param: line_items[0][price_data][product_data].", code="parameter_missing"
@@ -211,12 +226,13 @@ def complete_session(world: World, session: dict[str, Any], card: str) -> None:
 def create_intent(world: World, given: Given) -> dict[str, Any]:
     if given.get("customer"):
         world.get(given["customer"], "customer")
+    currency = currency_of(given)
     intent = world.add(
         "pi",
         "payment_intent",
-        amount=amount_of(given),
+        amount=chargeable(amount_of(given), currency),
         amount_received=0,
-        currency=currency_of(given),
+        currency=currency,
         customer=given.get("customer"),
         description=given.get("description"),
         metadata=dict(given.get("metadata", {})),
@@ -355,7 +371,7 @@ def create_refund(world: World, given: Given) -> dict[str, Any]:
         raise Refused(
             f"Charge {charge_id} has been charged back; cannot issue a refund.", code="charge_disputed"
         )
-    amount = amount_of(given) if "amount" in given else left
+    amount = stepping(amount_of(given), charge["currency"]) if "amount" in given else left
     if amount > left:
         message = f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})"
         raise Refused(message, code="amount_too_large", param="amount")

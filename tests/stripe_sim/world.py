@@ -10,8 +10,11 @@ from typing import Any, Final
 
 API_VERSION: Final = "2026-10-28.endive"
 DAY_S: Final = 86_400
-ZERO_DECIMAL: Final = frozenset({"jpy", "krw", "vnd", "clp", "isk"})
-CURRENCIES: Final = ZERO_DECIMAL | {"usd", "eur", "gbp", "chf", "kwd", "aud", "cad"}
+# After "Supported currencies": what an amount must be a multiple of, of charges and of payouts; the least of a charge.
+STEPS: Final = {"isk": 100, "ugx": 100, "kwd": 10, "bhd": 10, "jod": 10, "omr": 10, "tnd": 10}
+PAYOUT_STEPS: Final = STEPS | {"huf": 100, "twd": 100}
+LEAST: Final = {"usd": 50, "eur": 50, "gbp": 30, "chf": 50, "aud": 50, "cad": 50, "jpy": 50, "huf": 17_500}
+CURRENCIES: Final = frozenset({"krw", "vnd", "clp", "twd", *LEAST, *STEPS})
 PLATFORM: Final = ""
 MOST_AMOUNT: Final = 99_999_999
 # What a card does; the names are Stripe's own test payment methods.
@@ -217,6 +220,15 @@ class World:
         intent = self.objects[intent_id]
         assert intent["status"] == "requires_action", intent["status"]
         succeed(self, intent)
+
+    def fail_authentication(self, intent_id: str) -> None:
+        """The buyer has not passed 3D Secure at the link."""
+        intent = self.objects[intent_id]
+        assert intent["status"] == "requires_action", intent["status"]
+        code = "payment_intent_authentication_failure"
+        intent["last_payment_error"] = {"type": "invalid_request_error", "code": code}
+        intent |= {"status": "requires_payment_method", "next_action": None}
+        self.emit("payment_intent.payment_failed", intent)
 
     def pay_checkout(self, session_id: str, card: str = "pm_card_visa") -> None:
         """The buyer has filled in the hosted page."""

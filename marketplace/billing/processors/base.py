@@ -123,6 +123,18 @@ class PaymentProcessor(Protocol):
         """Whether a payment needs a saved card, or else the processor's own page."""
         ...
 
+    def step_micros(self, currency: str, /) -> int:
+        """What every amount but a payout to a bank is a multiple of."""
+        ...
+
+    def payout_step_micros(self, currency: str, /) -> int:
+        """What a payout to a bank is a multiple of; itself a multiple of `step_micros`."""
+        ...
+
+    def charge_bounds_micros(self, currency: str, /) -> tuple[int, int]:
+        """The least and the most that is charged at once, both multiples of `step_micros`."""
+        ...
+
     def perform(self, instruction: Instruction) -> Outcome: ...
 
     def find(self, instruction: Instruction) -> Outcome | None:
@@ -135,6 +147,9 @@ class PaymentProcessor(Protocol):
 
     def close_page(self, instruction: Instruction) -> Outcome:
         """Let nobody pay on the page `instruction.reference` any more; where he has, or it has run out, that counts."""
+
+    def cancel(self, instruction: Instruction) -> Outcome:
+        """End a charge that waits for its buyer, and what has become of it: what has succeeded stays so."""
         ...
 
     def account_state(self, account_id: str) -> AccountState: ...

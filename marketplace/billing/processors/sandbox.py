@@ -20,11 +20,25 @@ from pricing.units import micros_per_minor_unit
 _PREFIXES: Final = {"charge": "in", "transfer": "out", "refund": "back", "reversal": "reversed"}
 
 
+# A million dollars, a hundred million yen.
+_MOST_UNITS: Final = 10**8
+
+
 class SandboxProcessor:
     """References are made of the market's id, so a repeated call answers the same without remembering anything."""
 
     name = "sandbox"
     needs_card = False
+
+    def step_micros(self, currency: str, /) -> int:
+        return micros_per_minor_unit(currency)
+
+    def payout_step_micros(self, currency: str, /) -> int:
+        return micros_per_minor_unit(currency)
+
+    def charge_bounds_micros(self, currency: str, /) -> tuple[int, int]:
+        minor = micros_per_minor_unit(currency)
+        return minor, _MOST_UNITS * minor
 
     def perform(self, instruction: Instruction) -> Outcome:
         assert instruction.amount_micros % micros_per_minor_unit(instruction.currency) == 0
@@ -41,6 +55,9 @@ class SandboxProcessor:
 
     def close_page(self, instruction: Instruction) -> Outcome:
         raise AssertionError("the sandbox has no pages")
+
+    def cancel(self, instruction: Instruction) -> Outcome:
+        return self.perform(instruction)
 
     def account_state(self, account_id: str) -> AccountState:
         return AccountState(account_id, payouts_enabled=True, transfers_enabled=True, requirements_due=())

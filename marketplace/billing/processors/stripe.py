@@ -22,6 +22,14 @@ from marketplace.billing.processors.base import (
     OutcomeStatus,
     ProcessorBusy,
 )
+from marketplace.billing.processors.stripe_amounts import (
+    charge_bounds_micros,
+    micros_of,
+    payout_step_micros,
+    step_micros,
+    unit_micros,
+    units_of,
+)
 from marketplace.billing.processors.stripe_objects import (
     found_in,
     notice_of,
@@ -29,7 +37,6 @@ from marketplace.billing.processors.stripe_objects import (
     requirements_of,
     session_outcome,
 )
-from pricing.units import micros_per_minor_unit
 
 # Objects come in this version's shape; the webhook endpoint is to be made with the same one.
 API_VERSION: Final = "2026-10-28.endive"
@@ -42,6 +49,9 @@ _COLLECTIONS: Final = {"payer": "customers"}
 class StripeProcessor:
     name = "stripe"
     needs_card = True
+    step_micros = staticmethod(step_micros)
+    payout_step_micros = staticmethod(payout_step_micros)
+    charge_bounds_micros = staticmethod(charge_bounds_micros)
 
     def __init__(self, *, secret_key: str, api_base: str, timeout_s: float) -> None:
         self._client: Any = stripe.StripeClient(
@@ -88,7 +98,7 @@ class StripeProcessor:
     def _make_checkout(self, given: Instruction) -> Outcome:
         price = {
             "currency": given.currency.lower(),
-            "unit_amount": _minor(given),
+            "unit_amount": _amount(given),
             "product_data": {"name": given.terms["description"]},
         }
         params = {
@@ -104,7 +114,7 @@ class StripeProcessor:
 
     def _make_charge(self, given: Instruction) -> Outcome:
         params = {
-            "amount": _minor(given),
+            "amount": _amount(given),
             "currency": given.currency.lower(),
             "customer": given.terms["payer"],
             "payment_method": given.terms["payment_method"],
@@ -121,12 +131,16 @@ class StripeProcessor:
         return self._of_intent(given, intent)
 
     def _make_refund(self, given: Instruction) -> Outcome:
-        params = {"charge": given.terms["charge"], "amount": _minor(given), "metadata": _marks(given)}
+        params = {
+            "charge": given.terms["charge"],
+            "amount": _amount(given),
+            "metadata": _marks(given),
+        }
         return outcome_of("refund", self._client.refunds.create(params, _options(given)))
 
     def _make_transfer(self, given: Instruction) -> Outcome:
         params = {
-            "amount": _minor(given),
+            "amount": _amount(given),
             "currency": given.currency.lower(),
             "destination": given.terms["destination"],
             "transfer_group": str(given.operation_id),
@@ -137,14 +151,18 @@ class StripeProcessor:
         return outcome_of("transfer", self._client.transfers.create(params, _options(given)))
 
     def _make_reversal(self, given: Instruction) -> Outcome:
-        params = {"amount": _minor(given), "metadata": _marks(given)}
+        params = {"amount": _amount(given), "metadata": _marks(given)}
         transfer = given.terms["transfer"]
         return outcome_of(
             "reversal", self._client.transfers.reversals.create(transfer, params, _options(given))
         )
 
     def _make_payout(self, given: Instruction) -> Outcome:
-        params = {"amount": _minor(given), "currency": given.currency.lower(), "metadata": _marks(given)}
+        params = {
+            "amount": _amount(given),
+            "currency": given.currency.lower(),
+            "metadata": _marks(given),
+        }
         options = _options(given) | {"stripe_account": given.terms["destination"]}
         return outcome_of("payout", self._client.payouts.create(params, options))
 
@@ -162,8 +180,7 @@ class StripeProcessor:
             options = {"idempotency_key": f"{given.key}-on-session"}
             intent = self._client.payment_intents.confirm(intent.id, params, options)
             return outcome_of("charge", intent)
-        options = {"idempotency_key": f"{given.key}-cancel"}
-        self._client.payment_intents.cancel(intent.id, {"cancellation_reason": "abandoned"}, options)
+        self._client.payment_intents.cancel(intent.id, {"cancellation_reason": "abandoned"})
         reason = (refusal and (getattr(refusal, "decline_code", None) or refusal.code)) or "card_declined"
         return Outcome(OutcomeStatus.FAILED, intent.id, reason=reason)
 
@@ -181,6 +198,22 @@ class StripeProcessor:
             )
             return session_outcome(session, intent=intent, method=method)
         return session_outcome(session)
+
+    def cancel(self, instruction: Instruction) -> Outcome:
+        assert instruction.kind == "charge", instruction.kind
+
+        def end() -> Outcome:
+            intents, name = self._client.payment_intents, instruction.reference
+            try:
+                # Under no key of ours: again does no harm, and a stored failure would be repeated for a day.
+                ended = intents.cancel(name, {"cancellation_reason": "abandoned"})
+            except stripe.InvalidRequestError as error:
+                if error.code != "payment_intent_unexpected_state":
+                    raise
+                ended = intents.retrieve(name)  # It has succeeded, or ended before; the bank is at it.
+            return outcome_of("charge", ended)
+
+        return _asked(end)
 
     # Looking up ---------------------------------------------------------------------------------------------------
 
@@ -293,7 +326,7 @@ class StripeProcessor:
         if found.status.startswith("warning_"):
             status = "inquiry"
         currency = found.currency.upper()
-        amount = found.amount * micros_per_minor_unit(currency)
+        amount = micros_of(found.amount, currency)
         return DisputeState(found.id, found.charge, amount, currency, status)
 
     def notices(self, *, since: datetime) -> Iterator[Notice]:
@@ -306,7 +339,7 @@ class StripeProcessor:
         pages = _plainly(lambda: self._client.balance_transactions.list(params))
         for one in _each(pages):
             currency = one.currency.upper()
-            unit = micros_per_minor_unit(currency)
+            unit = unit_micros(currency)
             at = datetime.fromtimestamp(one.created, UTC)
             yield Movement(
                 one.id, one.type, one.source or "", one.amount * unit, one.fee * unit, currency, at
@@ -315,23 +348,21 @@ class StripeProcessor:
     def balance_micros(self, currency: str) -> int | None:
         balance = _plainly(self._client.balance.retrieve)
         parts = [*balance.available, *balance.pending]
-        unit = micros_per_minor_unit(currency)
-        return sum(int(part.amount) * unit for part in parts if part.currency == currency.lower())
+        return sum(
+            micros_of(int(part.amount), currency) for part in parts if part.currency == currency.lower()
+        )
 
 
 def _marks(given: Instruction) -> dict[str, str]:
     return {"operation": str(given.operation_id), "organization": str(given.organization_id)}
 
 
+def _amount(given: Instruction) -> int:
+    return units_of(given.amount_micros, given.currency)
+
+
 def _options(given: Instruction) -> dict[str, Any]:
     return {"idempotency_key": given.key}
-
-
-def _minor(given: Instruction) -> int:
-    minor, rest = divmod(given.amount_micros, micros_per_minor_unit(given.currency))
-    assert rest == 0, "only whole minor units are moved"
-    assert minor > 0
-    return minor
 
 
 def _sent(given: Instruction) -> datetime:

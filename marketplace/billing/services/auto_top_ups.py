@@ -23,7 +23,7 @@ from marketplace.billing.models import ProcessorOperation, ProcessorPayer, TopUp
 from marketplace.billing.processor_models import COLLECTIONS
 from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.services.collecting import run_collection
-from marketplace.billing.services.top_ups import MAX_TOP_UP_MICROS, begin_top_up, check_top_up_amount
+from marketplace.billing.services.top_ups import begin_top_up, check_top_up_amount, most_top_up_micros
 from marketplace.errors import Conflict, Forbidden, InvalidInput
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 MOST_FAILURES: Final = 3
 FIRST_PAUSE: Final = timedelta(minutes=15)
-MAX_MONTHLY_MICROS: Final = 10**15
+# The limit of a month, in top-ups of the most that is charged at once.
+MOST_MONTHLY_TOP_UPS: Final = 1_000
 
 # Of the rows that people made, those with something to do; each balance by its unique index. In no order, so that rows
 # which wait long keep nobody from being looked at.
@@ -92,9 +93,10 @@ def set_auto_top_up(
     if not organization(organization_id).has_role(OrganizationRole.BUYER):
         raise Forbidden("only a buyer has a prepaid balance")
     check_top_up_amount(amount_micros)
-    if not 0 < threshold_micros <= MAX_TOP_UP_MICROS:
-        raise InvalidInput(f"must be between 1 and {MAX_TOP_UP_MICROS}", field="threshold_micros")
-    if not amount_micros <= monthly_limit_micros <= MAX_MONTHLY_MICROS:
+    most = most_top_up_micros()
+    if not 0 < threshold_micros <= most:
+        raise InvalidInput(f"must be between 1 and {most}", field="threshold_micros")
+    if not amount_micros <= monthly_limit_micros <= MOST_MONTHLY_TOP_UPS * most:
         raise InvalidInput("must be one top-up at least", field="monthly_limit_micros")
     if enabled and not _has_card(organization_id):
         raise NoSavedCard("save a card first: it is charged without you")

@@ -14,6 +14,7 @@ from marketplace.billing.models import Invoice, InvoicePayment, ProcessorPayer
 from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.services.lifecycle import Status
 from marketplace.billing.services.paying import pay_invoice, payment_id_of
+from marketplace.billing.services.small_dues import is_for_card
 from marketplace.errors import Conflict
 from marketplace.ids import derived_id
 
@@ -26,7 +27,8 @@ def collect_automatically(*, now: datetime, organization_id: UUID | None = None)
     One try when an invoice is issued and one at each of DUNNING_REMINDER_DAYS after its due date, of which only the
     last that has come counts: a card that refuses is not asked more often than the buyer is reminded. Nothing is begun
     while a payment is under way or waits for the buyer, nor of what a bank has taken back: that is for the buyer to
-    pay. Of organizations that keep real time, or of one. Outside of any transaction.
+    pay. Dues that are too small for a card are charged together, with the one that makes them enough. Of organizations
+    that keep real time, or of one. Outside of any transaction.
     """
     payers = ProcessorPayer.objects.filter(processor=payment_processor().name, collect_automatically=True)
     due = (
@@ -41,6 +43,8 @@ def collect_automatically(*, now: datetime, organization_id: UUID | None = None)
     )
     begun = []
     for invoice in list(due.order_by("due_at", "id")):
+        if not is_for_card(invoice):
+            continue
         operation_id = derived_id(invoice.id, f"collect:{_step(invoice, now)}")
         if InvoicePayment.objects.filter(pk=payment_id_of(operation_id)).exists():
             continue

@@ -13,13 +13,14 @@ from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.billing.models import BondDeposit, BondWithdrawal, ProcessorOperation
 from marketplace.billing.processor_models import COLLECTIONS
 from marketplace.billing.services.collecting import request_collection, run_collection
-from marketplace.billing.services.top_ups import check_top_up_amount
+from marketplace.billing.services.top_ups import check_step, check_top_up_amount
 from marketplace.contracts.bonds import bond_of
 from marketplace.errors import Conflict, InvalidInput
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import available_by_organization
 from marketplace.ledger.services import InsufficientFunds, NewTransfer, account_id, post_transfers
+from pricing.units import micros_per_minor_unit
 from providers.services import lock_provider
 
 Source = BondDeposit.Source
@@ -47,7 +48,10 @@ def deposit_bond(
     asked between two transactions, and the deposit may be pending. Raises Forbidden, InvalidInput (amount_micros,
     source), InsufficientFunds (earnings), Conflict.
     """
-    check_top_up_amount(amount_micros)
+    if source == Source.PROCESSOR:
+        check_top_up_amount(amount_micros)
+    else:
+        _check_own_amount(amount_micros)
     if source not in (Source.PROCESSOR, Source.EARNINGS):
         raise InvalidInput(f"must be one of {Source.PROCESSOR}, {Source.EARNINGS}", field="source")
     deposit = _begin(
@@ -74,7 +78,7 @@ def withdraw_bond(
     Waits for acceptances and is waited for by them (the lock of the profile), so what is sold stays covered.
     Raises Forbidden, InvalidInput (amount_micros), BondBound, Conflict.
     """
-    check_top_up_amount(amount_micros)
+    _check_own_amount(amount_micros)
     lock_provider(organization_id, now=now)
     withdrawal_id = derived_id(operation_id, "bond_withdrawal")
     kept = BondWithdrawal.objects.filter(pk=withdrawal_id).first()
@@ -103,6 +107,12 @@ def withdraw_bond(
     )
     _audit(withdrawal_id, organization_id, "bond.withdrawn", amount_micros, actor, now)
     return withdrawal
+
+
+def _check_own_amount(amount_micros: int) -> None:
+    """Of what moves within the books only: whole minor units. Raises InvalidInput (amount_micros)."""
+    currency = settings.MARKET_CURRENCY
+    check_step(amount_micros, step=micros_per_minor_unit(currency), currency=currency)
 
 
 def retain_for_bond(*, organization_id: UUID, now: datetime) -> int:

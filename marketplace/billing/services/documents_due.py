@@ -16,6 +16,7 @@ from marketplace.billing.services.automatic import collect_automatically
 from marketplace.billing.services.dunning import advance_dunning
 from marketplace.billing.services.invoice_batches import JOB, issue_many
 from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace
+from marketplace.billing.services.paying import take_small_dues
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.statements import issue_statement, providers_to_state
 from marketplace.billing.services.taxes import refresh_holding_rates
@@ -45,7 +46,7 @@ def issue_due_documents(*, now: datetime, organization_id: UUID | None = None) -
     of: dict[str, Any] = {"now": now, "organization_id": organization_id}
     steps: dict[str, Callable[[], object]] = {
         "issue": lambda: _issue(documents, **of),
-        "collect": lambda: collect_automatically(**of),
+        "collect": lambda: _collect(**of),
         "dun": lambda: advance_dunning(**of),
         "pay_out": lambda: documents.payouts.extend(pay_out_statements(**of)),
     }
@@ -104,6 +105,16 @@ def _issue(documents: IssuedDocuments, now: datetime, organization_id: UUID | No
             now=now,
             strict=strict,
         )
+
+
+def _collect(now: datetime, organization_id: UUID | None) -> None:
+    if organization_id is not None:
+        # A clock is of a sandbox, where nothing is too small to be charged.
+        collect_automatically(now=now, organization_id=organization_id)
+        return
+    take_small_dues(now=now)
+    if collect_automatically(now=now):
+        take_small_dues(now=now)
 
 
 def _add(documents: list[T], made: T | None) -> None:

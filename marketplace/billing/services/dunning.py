@@ -16,6 +16,7 @@ from marketplace.accounts.services import SYSTEM, set_past_due
 from marketplace.billing.models import DunningStep, Invoice
 from marketplace.billing.services.invoice_payments import settle_if_nothing_is_due
 from marketplace.billing.services.lifecycle import Status, move_invoice, outstanding, tell_of_reminder
+from marketplace.billing.services.small_dues import chased_from
 from marketplace.contracts.events import tell_of_contracts
 from marketplace.contracts.models import Contract, ContractKind
 from marketplace.ids import derived_id
@@ -32,7 +33,8 @@ def advance_dunning(*, now: datetime, organization_id: UUID | None = None) -> li
 
     Days count from the due date: DUNNING_REMINDER_DAYS, then DUNNING_SUSPEND_DAYS closes purchases and on-demand
     delivery (what was bought before goes on being delivered), DUNNING_UNCOLLECTIBLE_DAYS gives the invoice up. When
-    nothing that long overdue is left, purchases are open again. Of organizations that keep real time, or of one.
+    nothing that long overdue is left, purchases are open again. A due that no card is charged for is carried: none of
+    this befalls it until, with others, it is large enough. Of organizations that keep real time, or of one.
     """
     done: list[DunningStep] = []
     strict = organization_id is not None
@@ -65,7 +67,8 @@ def advance_dunning(*, now: datetime, organization_id: UUID | None = None) -> li
 def resume_if_paid(*, organization_id: UUID, now: datetime) -> bool:
     """Open purchases again where no invoice for which they were closed has anything outstanding."""
     closed_for = Invoice.objects.filter(organization_id=organization_id, dunning__step=SUSPENSION)
-    if any(outstanding(invoice) for invoice in closed_for):
+    # What no card is charged for keeps nobody from buying.
+    if any(outstanding(invoice) and chased_from(invoice) is not None for invoice in closed_for):
         return False
     if not set_past_due(organization_id=organization_id, is_past_due=False, now=now, actor=SYSTEM):
         return False
@@ -80,6 +83,9 @@ def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
         return []
     if settle_if_nothing_is_due(invoice, reason="nothing is due", now=now):
         return []
+    due_at = chased_from(invoice)
+    if due_at is None or now < due_at:
+        return []
     move_invoice(
         invoice_id=invoice.id,
         expected=[Status.FINALISED, Status.ACTION_REQUIRED],
@@ -87,7 +93,7 @@ def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
         now=now,
         reason="past its due date",
     )
-    late = now - invoice.due_at
+    late = now - due_at
     done = [
         step
         for days in sorted(settings.DUNNING_REMINDER_DAYS)

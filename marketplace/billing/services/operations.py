@@ -116,7 +116,7 @@ def refresh_operation(*, operation_id: UUID, now: datetime) -> ProcessorOperatio
     if operation.status == Status.REQUESTED:
         return operation
     processor = processor_named(operation.processor)
-    instruction = _instruction(operation)
+    instruction = instruction_of(operation)
     if operation.object_id:
         outcome: Outcome | None = through_gate(processor, lambda: processor.state_of(instruction))
     else:
@@ -242,7 +242,7 @@ def _send(operation: ProcessorOperation, *, now: datetime) -> ProcessorOperation
         ):
             raise ProcessorBusy("somebody else has taken the operation up", retry_after_s=1)
         operation.called_at = operation.called_at or wall_now
-        return processor.perform(_instruction(operation))
+        return processor.perform(instruction_of(operation))
 
     try:
         outcome = through_gate(processor, call)
@@ -258,7 +258,7 @@ def _send(operation: ProcessorOperation, *, now: datetime) -> ProcessorOperation
 def _resolve(operation: ProcessorOperation, *, now: datetime) -> ProcessorOperation:
     """It may have happened: look first, then send again under the same key while that is still good."""
     processor = processor_named(operation.processor)
-    instruction = _instruction(operation)
+    instruction = instruction_of(operation)
     if operation.object_id:
         outcome: Outcome | None = through_gate(processor, lambda: processor.state_of(instruction))
     else:
@@ -312,7 +312,8 @@ def _pause(operation: ProcessorOperation, outcome: Outcome) -> timedelta:
     return timedelta(minutes=10)
 
 
-def _instruction(operation: ProcessorOperation) -> Instruction:
+def instruction_of(operation: ProcessorOperation) -> Instruction:
+    """What the processor is told of it."""
     return Instruction(
         operation_id=operation.id,
         kind=operation.kind,

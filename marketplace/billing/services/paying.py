@@ -5,21 +5,28 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 
 from marketplace.accounts.organization_clocks import billing_now
-from marketplace.accounts.services import Actor, record_audit
+from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.billing.models import Invoice, InvoicePayment, ProcessorOperation
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
 from marketplace.billing.services.collecting import request_collection, run_collection
 from marketplace.billing.services.invoice_payments import receive, settle_if_nothing_is_due
 from marketplace.billing.services.lifecycle import UNISSUED, outstanding
 from marketplace.billing.services.operations import close_page
+from marketplace.billing.services.small_dues import (
+    amount_to_charge,
+    organizations_with_small_dues,
+    small_dues,
+)
 from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
-from marketplace.ids import derived_id
+from marketplace.ids import derived_id, uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
+from marketplace.ledger.services import InsufficientFunds
 
 
 class NothingDue(Conflict):
@@ -37,9 +44,8 @@ def pay_invoice(
     closed (what he has paid there counts instead); through the `processor` the asking lies between two, outside of
     both: the saved card is charged, without one `action_url` is the processor's page. A charge that needs the buyer
     leaves the invoice `action_required` and the payment pending with `action_url`; whatever dies in between is
-    finished by the
-    sweeper, a webhook, or the same call again. Raises NotFound, NothingDue, Conflict while another payment is under
-    way, InvalidInput (source), InsufficientFunds, ProcessorBusy where
+    finished by the sweeper, a webhook, or the same call again. Raises NotFound, NothingDue, Conflict while another
+    payment is under way, TooSmallForCard (field source), InvalidInput (source), InsufficientFunds, ProcessorBusy where
     a page could not be closed.
     """
     if source not in InvoicePayment.Source.values:
@@ -79,6 +85,26 @@ def _close_open_page(payment_id: UUID, organization_id: UUID, invoice_id: UUID, 
     )
     for page_id in list(pages.values_list("id", flat=True)):
         close_page(operation_id=page_id, now=now)
+
+
+def take_small_dues(*, now: datetime) -> int:
+    """Pay what no card is charged for out of the balance, where that has it; how many invoices were paid."""
+    taken = 0
+    for organization_id in organizations_with_small_dues():
+        for invoice_id in small_dues(organization_id, settings.MARKET_CURRENCY).outstanding:
+            try:
+                pay_invoice(
+                    organization_id=organization_id,
+                    invoice_id=invoice_id,
+                    source=InvoicePayment.Source.BALANCE,
+                    operation_id=uuid7(now),
+                    now=now,
+                    actor=SYSTEM,
+                )
+            except (InsufficientFunds, Conflict):
+                continue  # Not now; or paid by somebody else in this moment.
+            taken += 1
+    return taken
 
 
 def payment_id_of(operation_id: UUID) -> UUID:
@@ -126,6 +152,8 @@ def _begin(
     amount = outstanding(invoice)
     if amount == 0:
         raise NothingDue("nothing is due on this invoice")
+    if source == InvoicePayment.Source.PROCESSOR:
+        amount = amount_to_charge(invoice)
     payment = InvoicePayment(
         id=payment_id,
         invoice=invoice,

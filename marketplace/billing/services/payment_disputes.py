@@ -16,6 +16,7 @@ from django.db.models import F, Sum
 from marketplace.billing.models import DisputeShare, PaymentDispute, ProcessorOperation
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
 from marketplace.billing.processors.base import DisputeState
+from marketplace.billing.processors.registry import processor_named
 from marketplace.billing.services.invoice_payments import close_restored, reopen, restore
 from marketplace.billing.services.operations import request_operation, run_operation
 from marketplace.billing.services.processor_effects import market_account, owed_account
@@ -131,13 +132,15 @@ def _post_taken(
 
 def _share_out(dispute: PaymentDispute, left_micros: int, *, now: datetime) -> None:
     """Newest transfers first: they are the likeliest to lie in the provider's account still."""
+    step = processor_named(dispute.payment.processor).step_micros(dispute.currency)
     transfers = ProcessorOperation.objects.filter(
         parent_id=dispute.payment_id, kind=OperationKind.TRANSFER, status="succeeded"
     ).order_by("-id")
     for transfer in transfers:
         taken = DisputeShare.objects.filter(transfer=transfer).exclude(dispute__status=Status.WON)
         before = taken.aggregate(sum=Sum("amount_micros"))["sum"] or 0
-        amount = min(left_micros, transfer.amount_micros - before)
+        # Down to what the processor can move: below that it stays with the market.
+        amount = min(left_micros, transfer.amount_micros - before) // step * step
         if amount <= 0:
             continue
         left_micros -= amount

@@ -15,7 +15,6 @@ from django.db import transaction
 from django.db.models import F, Q, Sum
 
 from marketplace.accounts.organization_clocks import keeping
-from marketplace.billing.documents import whole_minor_units
 from marketplace.billing.models import (
     Payout,
     ProcessorAccount,
@@ -81,7 +80,7 @@ def pay_out_statements(*, now: datetime, organization_id: UUID | None = None) ->
 
 
 def begin_payout(*, organization_id: UUID, now: datetime) -> Payout | None:
-    """Set what is ready of a provider's balance aside on the payable account, in whole minor units; the rest stays.
+    """Set what is ready of a provider's balance aside on the payable account, in whole steps; the rest stays.
 
     What he owes for disputed payments is taken first, then what his bond lacks. None where something stands against
     it (`payout_status` says what). With a new statement a payout begins as soon as that is payable, without one at
@@ -182,6 +181,7 @@ def _parts(
 ) -> Iterator[tuple[ProcessorOperation | None, int]]:
     """Which payments a payout is taken from: each buyer's own, oldest first, at most what he brought to it."""
     left = payout.amount_micros
+    step = processor_named(payout.processor).step_micros(payout.currency)
     buyers = (
         StatementLineEarning.objects.filter(line__statement__in=list(statements))
         .values("earning__charge__organization")
@@ -189,7 +189,7 @@ def _parts(
         .order_by("earning__charge__organization")
     )
     for row in buyers:
-        share = whole_minor_units(min(left, max(0, int(row["net"]))), payout.currency)
+        share = min(left, max(0, int(row["net"]))) // step * step
         payments = (
             ProcessorOperation.objects.select_for_update()
             .filter(

@@ -1,7 +1,8 @@
 """What no message told us, and whether the processor's balance is what the books say.
 
-Every five minutes: events that never arrived are put into the inbox, applied, and what stands open is looked up. Once a
-day: the processor's fees are posted, and its balance is compared with the books.
+Every five minutes: events that never arrived are put into the inbox, applied, what stands open is looked up, and what
+waits for a buyer for a day is cancelled. Once a day: the processor's fees are posted, and its balance is compared with
+the books.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from marketplace.billing.models import (
 )
 from marketplace.billing.processors.base import Movement, PaymentProcessor, ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor
+from marketplace.billing.services.cancelling import cancel_abandoned
 from marketplace.billing.services.operations import resume_operations
 from marketplace.billing.services.processor_effects import market_account
 from marketplace.billing.services.processor_events import apply_events, receive_notice
@@ -57,6 +59,7 @@ def reconcile_processor(*, now: datetime) -> Reconciled:
     if not processor.needs_card:
         return Reconciled(0, 0)
     missed = _catch_up(processor, now=now)
+    cancel_abandoned(now=now)
     report = None
     day = period_at(now, _DAY_S).start
     if claim_job(job="reconcile_processor", period_start=day, now=now):

@@ -11,13 +11,15 @@ from django.db.models import F, QuerySet
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.billing.models import ProcessorOperation
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
+from marketplace.billing.processors.registry import processor_named
 from marketplace.billing.services.operations import request_operation, run_operation
 from marketplace.billing.services.processor_effects import refund_hold_id
+from marketplace.billing.services.top_ups import check_step
 from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, open_hold
-from pricing.units import format_micros, micros_per_minor_unit
+from pricing.units import format_micros
 
 
 def refund_payment(
@@ -90,12 +92,8 @@ def request_refund(
     """Hold the money and write the order to send it back down, in the caller's transaction, which has locked the
     payment; `run_operation` sends it. Raises as `refund_payment` does.
     """
-    minor = micros_per_minor_unit(payment.currency)
-    if amount_micros < minor or amount_micros % minor:
-        raise InvalidInput(
-            f"must be a multiple of {minor} micros, the minor unit of {payment.currency}",
-            field="amount_micros",
-        )
+    step = processor_named(payment.processor).step_micros(payment.currency)
+    check_step(amount_micros, step=step, currency=payment.currency)
     if payment.status != ProcessorOperation.Status.SUCCEEDED:
         raise Conflict("only a payment that has succeeded can be refunded")
     if payment.disputes.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
 from django.conf import settings
@@ -18,9 +17,7 @@ from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.services.collecting import request_collection, run_collection
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
-from pricing.units import format_micros, micros_per_minor_unit
-
-MAX_TOP_UP_MICROS: Final = 10**12
+from pricing.units import format_micros
 
 
 def top_up(
@@ -48,19 +45,29 @@ def top_up(
 
 
 def check_top_up_amount(amount_micros: int) -> None:
-    """Whole minor units, from one of them to the most at a time. Raises InvalidInput (amount_micros)."""
+    """What the payment processor charges at once: from its least to its most. Raises InvalidInput (amount_micros)."""
     currency = settings.MARKET_CURRENCY
-    minor = micros_per_minor_unit(currency)
-    if amount_micros < minor:
-        raise InvalidInput(f"the least is {format_micros(minor, currency)} {currency}", field="amount_micros")
-    if amount_micros > MAX_TOP_UP_MICROS:
+    least, most = payment_processor().charge_bounds_micros(currency)
+    if amount_micros < least:
+        raise InvalidInput(f"the least is {format_micros(least, currency)} {currency}", field="amount_micros")
+    if amount_micros > most:
         raise InvalidInput(
-            f"the most is {format_micros(MAX_TOP_UP_MICROS, currency)} {currency} at a time",
-            field="amount_micros",
+            f"the most is {format_micros(most, currency)} {currency} at a time", field="amount_micros"
         )
-    if amount_micros % minor:
+    check_step(amount_micros, step=payment_processor().step_micros(currency), currency=currency)
+
+
+def most_top_up_micros() -> int:
+    """What comes in at once at most, in the market's currency."""
+    return payment_processor().charge_bounds_micros(settings.MARKET_CURRENCY)[1]
+
+
+def check_step(amount_micros: int, *, step: int, currency: str) -> None:
+    """Raises InvalidInput (amount_micros) for what is no positive multiple of `step`."""
+    if amount_micros < step or amount_micros % step:
         raise InvalidInput(
-            f"must be a multiple of {minor} micros, the minor unit of {currency}", field="amount_micros"
+            f"must be a multiple of {step} micros ({format_micros(step, currency)} {currency})",
+            field="amount_micros",
         )
 
 
