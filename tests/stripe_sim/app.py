@@ -24,8 +24,9 @@ class Fault:
     """What befalls the next call whose route begins with `route`.
 
     429 (before anything), 500 (fails before its effect; stored), 500_after (stored after its effect), drop (the
-    connection breaks after the effect; stored), hang (`seconds` before anything happens), stall (`seconds` between the
-    effect and its answer), slow (half a second before the effect, with the key taken).
+    connection breaks after the effect; stored), drip (after the effect, byte by byte, and never all in time), hang
+    (`seconds` before anything happens), stall (`seconds` between the effect and its answer), slow (half a second before
+    the effect, with the key taken).
     """
 
     kind: str
@@ -70,6 +71,12 @@ class StripeApp:
         if fault == "drop":
             # Half an answer, then nothing: the server closes the connection for want of the rest.
             await send({"type": "http.response.body", "body": content[:10], "more_body": True})
+            return
+        if fault == "drip":
+            # Each byte in good time, the whole never.
+            for byte in content:
+                await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
+                await asyncio.sleep(0.2)
             return
         await send({"type": "http.response.body", "body": content})
 

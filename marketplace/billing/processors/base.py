@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -99,6 +101,26 @@ class Movement:
     fee_micros: int
     currency: str
     occurred_at: datetime
+
+
+# Asked before each request that leaves; set by whoever keeps the budget. False: there was none in time.
+_EACH_REQUEST: ContextVar[Callable[[], bool] | None] = ContextVar("each_request", default=None)
+
+
+def spend_call() -> bool:
+    """Take one request out of the budget of the call under way, waiting for it; True where nobody keeps one."""
+    spend = _EACH_REQUEST.get()
+    return spend is None or spend()
+
+
+@contextmanager
+def within_budget(spend: Callable[[], bool]) -> Iterator[None]:
+    """Every request that leaves inside is asked of `spend` first."""
+    before = _EACH_REQUEST.set(spend)
+    try:
+        yield
+    finally:
+        _EACH_REQUEST.reset(before)
 
 
 class ProcessorBusy(DomainError):

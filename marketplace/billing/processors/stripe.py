@@ -30,6 +30,7 @@ from marketplace.billing.processors.stripe_amounts import (
     unit_micros,
     units_of,
 )
+from marketplace.billing.processors.stripe_client import BoundedClient
 from marketplace.billing.processors.stripe_objects import (
     found_in,
     notice_of,
@@ -54,19 +55,21 @@ class StripeProcessor:
     charge_bounds_micros = staticmethod(charge_bounds_micros)
 
     def __init__(self, *, secret_key: str, api_base: str, timeout_s: float) -> None:
+        self._http = BoundedClient(timeout_s=timeout_s)
         self._client: Any = stripe.StripeClient(
             secret_key,
             stripe_version=API_VERSION,
             base_addresses={"api": api_base},
             max_network_retries=0,
-            http_client=stripe.RequestsClient(timeout=timeout_s),
+            http_client=self._http,
         ).v1
 
     # Doing ----------------------------------------------------------------------------------------------------
 
     def perform(self, instruction: Instruction) -> Outcome:
         work: Callable[[Instruction], Outcome] = getattr(self, f"_make_{instruction.kind}")
-        return _asked(lambda: work(instruction))
+        with self._http.whole():
+            return _asked(lambda: work(instruction))
 
     def _make_payer(self, given: Instruction) -> Outcome:
         params = {"description": f"organization {given.organization_id}", "metadata": _marks(given)}
@@ -213,7 +216,8 @@ class StripeProcessor:
                 ended = intents.retrieve(name)  # It has succeeded, or ended before; the bank is at it.
             return outcome_of("charge", ended)
 
-        return _asked(end)
+        with self._http.whole():
+            return _asked(end)
 
     # Looking up ---------------------------------------------------------------------------------------------------
 
@@ -238,7 +242,8 @@ class StripeProcessor:
                         kind, getattr(self._client, _COLLECTIONS.get(kind, f"{kind}s")).retrieve(reference)
                     )
 
-        return _asked(look)
+        with self._http.whole():
+            return _asked(look)
 
     def close_page(self, instruction: Instruction) -> Outcome:
         def close() -> Outcome:
@@ -268,7 +273,8 @@ class StripeProcessor:
                 return self._of_session(found[0])
             return outcome_of(instruction.kind, found[0])
 
-        outcome = _asked(look)
+        with self._http.whole():
+            outcome = _asked(look)
         if outcome.status == OutcomeStatus.UNKNOWN:
             raise ProcessorBusy("the payment processor could not be asked", retry_after_s=5)
         return outcome if found else None
