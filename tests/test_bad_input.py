@@ -66,6 +66,13 @@ GOOD: dict[str, dict[str, Any]] = {
         "amount_micros": 1_000_000,
     },
     "post /api/v1/processor-operations/{operation_id}/give-up": {"reason": "looked, and it is not there"},
+    "post /api/v1/operator-postings": {
+        "kind": "capital",
+        "account_kind": "operator",
+        "amount_micros": 1_000_000,
+        "reference": "tu_1",
+        "reason": "to pay out what is not available yet",
+    },
     "put /api/v1/spend-caps": {
         "scope": "project",
         "api_key_id": None,
@@ -334,6 +341,7 @@ OPERATORS = {
     "post /api/v1/tax-rules",
     "post /api/v1/tax-rules/{rule_id}/end",
     "post /api/v1/processor-operations/{operation_id}/give-up",
+    "post /api/v1/operator-postings",
     "post /api/v1/discounts",
 }
 SELLERS = (

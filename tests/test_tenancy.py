@@ -133,6 +133,7 @@ DOORS = {
     "api/v1/payout-account": HYPERION,
     "api/v1/payout-account/link": HYPERION,
     "api/v1/processor-operations": OPERATOR,
+    "api/v1/operator-postings": OPERATOR,
     "api/v1/processor-operations/<uuid:operation_id>/give-up": OPERATOR,
     "api/v1/processor-reports": OPERATOR,
     "api/v1/failing-items": OPERATOR,

@@ -31,6 +31,7 @@ from marketplace.billing.documents_api import urlpatterns as document_urls
 from marketplace.billing.evidence_api import urlpatterns as evidence_urls
 from marketplace.billing.focus_api import FocusView
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
+from marketplace.billing.operator_postings_api import urlpatterns as operator_posting_urls
 from marketplace.billing.outcomes_api import DeliveryOutcomesView
 from marketplace.billing.payments_api import urlpatterns as payment_urls
 from marketplace.billing.payouts_api import urlpatterns as payout_urls
@@ -297,4 +298,5 @@ urlpatterns = [
     *terms_api.urlpatterns,
     *simulations_api.urlpatterns,
     *clock_urls,
+    *operator_posting_urls,
 ]

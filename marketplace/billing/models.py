@@ -20,6 +20,7 @@ from marketplace.billing.document_models import (
     InvoiceTax,
     TaxRule,
 )
+from marketplace.billing.operator_models import OperatorPosting as OperatorPosting
 from marketplace.billing.payout_models import (
     BondDeposit,
     BondWithdrawal,

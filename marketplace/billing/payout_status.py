@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from django.conf import settings
@@ -102,6 +102,8 @@ def standing_reasons(organization_id: UUID) -> list[Reason]:
     at_processor = account_block(organization_id)
     if at_processor is not None:
         reasons.append(Reason("processor_requirements", at_processor))
+    if settings.PAYMENT_PROCESSOR != "sandbox":
+        reasons += _bank_account_changed(organization_id)
     disputed = dispute_block(organization_id)
     if disputed is not None:
         reasons.append(Reason("disputed", disputed))
@@ -111,6 +113,17 @@ def standing_reasons(organization_id: UUID) -> list[Reason]:
             Reason("identity_missing", f"the provider's legal identity lacks: {', '.join(missing)}")
         )
     return reasons
+
+
+def _bank_account_changed(organization_id: UUID) -> list[Reason]:
+    waiting = PayoutDestinationChange.objects.filter(
+        organization_id=organization_id, status="pending"
+    ).first()
+    if waiting is None:
+        return []
+    until = f"{waiting.effective_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    text = f"the bank account at the payment processor was changed: nothing is paid out until {until}"
+    return [Reason("destination_changed", text)]
 
 
 def missing_identity(organization: Organization) -> list[str]:

@@ -150,6 +150,8 @@ class ProcessorAccount(models.Model):
     payouts_enabled = models.BooleanField(default=False)
     transfers_enabled = models.BooleanField(default=False)
     requirements_due = models.JSONField(default=list)
+    # Where payouts go, as it was last seen: the processor's name of it and its last digits.
+    bank_account = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField()
     checked_at = models.DateTimeField()
 

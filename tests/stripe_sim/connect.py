@@ -28,6 +28,7 @@ def create_account(world: World, given: Given) -> dict[str, Any]:
             "past_due": [],
             "disabled_reason": "requirements.past_due",
         },
+        external_accounts={"object": "list", "data": []},
     )
     world.emit("account.updated", account, account["id"])
     return account

@@ -171,6 +171,11 @@ class World:
         self.emit("refund.updated", refund)
         self.emit("charge.refund.updated", refund)
 
+    def move_platform(self, amount: int, kind: str) -> dict[str, Any]:
+        """What the operator does by hand (`payout`, `topup`), or Stripe bills beside charges (`stripe_fee`)."""
+        source = {"payout": "po_platform", "topup": "tu_platform"}.get(kind, "")
+        return self.book(amount, "usd", source, kind)
+
     def onboard(self, account_id: str, *, due: list[str] | None = None) -> None:
         """The provider has been at the link: `due` is what Stripe still asks for."""
         account = self.objects[account_id]
@@ -180,9 +185,29 @@ class World:
             "disabled_reason": "requirements.past_due" if due else None,
         }
         account["details_submitted"] = True
+        if not due and not account["external_accounts"]["data"]:
+            self._bank(account, "6789")
         account["payouts_enabled"] = not due
         account["capabilities"] = {"transfers": "inactive" if due else "active"}
         self.emit("account.updated", account, account_id)
+
+    def change_bank(self, account_id: str, last4: str) -> dict[str, Any]:
+        """Whoever is signed in at Stripe puts another bank account in the place of the one there is."""
+        account = self.objects[account_id]
+        former, account["external_accounts"]["data"] = account["external_accounts"]["data"], []
+        bank = self._bank(account, last4)
+        self.emit("account.external_account.created", bank, account_id)
+        for one in former:
+            self.emit("account.external_account.deleted", one, account_id)
+        self.emit("account.updated", account, account_id)
+        return bank
+
+    def _bank(self, account: dict[str, Any], last4: str) -> dict[str, Any]:
+        bank = self.add(
+            "ba", "bank_account", account["id"], last4=last4, currency="usd", default_for_currency=True
+        )
+        account["external_accounts"]["data"] = [public(bank)]
+        return bank
 
     def dispute(self, charge_id: str, amount: int | None = None) -> dict[str, Any]:
         """The cardholder's bank takes the money back, and a fee."""

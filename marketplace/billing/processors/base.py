@@ -65,6 +65,8 @@ class AccountState:
     payouts_enabled: bool
     transfers_enabled: bool
     requirements_due: tuple[str, ...]
+    # Where its payouts go: the processor's name of the bank account and its last digits; empty where there is none.
+    bank_account: str = ""
 
 
 @dataclass(frozen=True, slots=True)

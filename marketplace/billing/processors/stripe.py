@@ -304,7 +304,15 @@ class StripeProcessor:
         yield from pages.auto_paging_iter()
 
     def account_state(self, account_id: str) -> AccountState:
-        return requirements_of(_plainly(lambda: self._client.accounts.retrieve(account_id)))
+        try:
+            return requirements_of(self._client.accounts.retrieve(account_id))
+        except (stripe.PermissionError, stripe.InvalidRequestError) as error:
+            # Closed, or no longer ours to ask for: that is its state, not the processor's.
+            return AccountState(account_id, False, False, (_code(error),))
+        except stripe.StripeError as error:
+            raise ProcessorBusy(
+                f"the payment processor did not answer: {_code(error)}", retry_after_s=5
+            ) from None
 
     def account_link(self, *, account_id: str, return_url: str, refresh_url: str) -> str:
         params = {

@@ -70,7 +70,23 @@ def requirements_of(account: Any) -> AccountState:
     if requirements and requirements.disabled_reason and not due:
         due = [requirements.disabled_reason]
     transfers = getattr(account.capabilities, "transfers", None) == "active"
-    return AccountState(account.id, bool(account.payouts_enabled), transfers, tuple(dict.fromkeys(due)))
+    return AccountState(
+        account.id,
+        bool(account.payouts_enabled),
+        transfers,
+        tuple(dict.fromkeys(due)),
+        _bank_account_of(account),
+    )
+
+
+def _bank_account_of(account: Any) -> str:
+    """The default of each currency: `ba_1AbC ****6789`, joined by commas."""
+    listed = _mapping(getattr(account, "external_accounts", None)).get("data") or []
+    banks = (_mapping(one) for one in listed)
+    defaults = sorted(
+        f"{one['id']} ****{one.get('last4') or ''}" for one in banks if one.get("default_for_currency")
+    )
+    return ", ".join(defaults)[:200]
 
 
 def found_in(found: Any, operation_id: UUID) -> bool:

@@ -6,6 +6,7 @@ The processor decides: what succeeded in the same moment counts as paid, whoever
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -41,6 +42,17 @@ def cancel_payment(
     if operation.kind != OperationKind.CHARGE or operation.status != Status.ACTION_REQUIRED:
         raise Conflict("only a charge that waits for you at your bank can be cancelled")
     return _cancel(operation, now=now, actor=actor)
+
+
+def cancellable_of(organization_id: UUID, payment_ids: Iterable[UUID]) -> set[UUID]:
+    """Which of these payments wait for their buyer at his bank."""
+    waiting = ProcessorOperation.objects.filter(
+        organization_id=organization_id,
+        subject_id__in=list(payment_ids),
+        kind=OperationKind.CHARGE,
+        status=Status.ACTION_REQUIRED,
+    )
+    return set(waiting.values_list("subject_id", flat=True))
 
 
 def cancel_abandoned(*, now: datetime, limit: int = 100) -> int:

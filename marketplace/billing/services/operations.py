@@ -20,6 +20,7 @@ from marketplace.billing.models import ProcessorOperation
 from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.base import Instruction, Outcome, OutcomeStatus, ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor, processor_named
+from marketplace.billing.services.bank_accounts import is_held
 from marketplace.billing.services.processor_effects import apply_outcome
 from marketplace.billing.services.processor_gate import through_gate
 from marketplace.billing.services.processor_terms import NotReady, terms_of
@@ -135,7 +136,7 @@ def close_page(*, operation_id: UUID, now: datetime) -> ProcessorOperation:
     if operation.kind != OperationKind.CHECKOUT or operation.status != Status.ACTION_REQUIRED:
         return operation
     processor = processor_named(operation.processor)
-    outcome = through_gate(processor, lambda: processor.close_page(_instruction(operation)))
+    outcome = through_gate(processor, lambda: processor.close_page(instruction_of(operation)))
     return record_outcome(operation_id=operation_id, outcome=outcome, now=now)
 
 
@@ -218,12 +219,14 @@ def _let_go(operation: ProcessorOperation, *, delay: timedelta) -> None:
 
 def _send(operation: ProcessorOperation, *, now: datetime) -> ProcessorOperation:
     processor = processor_named(operation.processor)
+    if operation.kind == OperationKind.PAYOUT and is_held(operation.organization_id, now=now):
+        raise NotReady("the bank account was changed: payouts wait")
     if operation.sent_at is None:
         operation.terms |= terms_of(operation, now=now)
     if operation.status == Status.REQUESTED and operation.key_number > 1:
         # Asked again under another key, which would not answer what the old one did: look first. A person may have
         # given up what had happened all the same.
-        made = through_gate(processor, lambda: processor.find(_instruction(operation)))
+        made = through_gate(processor, lambda: processor.find(instruction_of(operation)))
         if made is not None and made.status not in (OutcomeStatus.FAILED, OutcomeStatus.UNKNOWN):
             return record_outcome(operation_id=operation.pk, outcome=made, now=now)
     wall_now = clock.wall_now()

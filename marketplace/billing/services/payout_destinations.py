@@ -1,7 +1,8 @@
 """Where payouts go, and consent to self-billing: an owner's matters.
 
 Whoever gets hold of an owner's session must not be able to lead the next payout to himself: a new destination waits
-for 72 hours, all owners are told, each of them may cancel it, and meanwhile money goes to the old one, or waits.
+for 72 hours, all owners are told, each of them may cancel it, and meanwhile money goes to the old one, or waits. Where
+the processor keeps the bank account: `bank_accounts`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def request_destination(
         effective_at=now + DELAY,
         created_at=now,
     )
-    _tell(change, Kind.REQUESTED, actor, now=now)
+    tell_owners(change, Kind.REQUESTED, actor, now=now)
     return change
 
 
@@ -76,7 +77,11 @@ def request_destination(
 def cancel_destination(
     *, organization_id: UUID, change_id: UUID, now: datetime, actor: Actor
 ) -> PayoutDestinationChange:
-    """End a change that waits; payouts go on to the old destination. Again: nothing. Raises NotFound, Conflict."""
+    """End a change that waits; payouts go on to the old destination. Again: nothing.
+
+    Raises NotFound, Conflict where it has taken effect, or where the processor keeps the bank account: to say so here
+    would only end the waiting. Changed back there, it is cancelled.
+    """
     provider = lock_provider(organization_id, now=now)
     now = billing_now(organization_id, now)
     _apply_due(provider, now=now)
@@ -87,8 +92,10 @@ def cancel_destination(
         return change
     if change.status != Status.PENDING:
         raise Conflict("the change has taken effect: ask for another one")
-    _end(change, Status.CANCELLED, now=now)
-    _tell(change, Kind.CANCELLED, actor, now=now)
+    if settings.PAYMENT_PROCESSOR != "sandbox":
+        raise Conflict("the payment processor keeps the bank account: change it back there")
+    end_change(change, Status.CANCELLED, now=now)
+    tell_owners(change, Kind.CANCELLED, actor, now=now)
     return change
 
 
@@ -139,20 +146,24 @@ def _apply_due(provider: Provider, *, now: datetime) -> None:
     ).first()
     if change is None:
         return
-    _end(change, Status.APPLIED, now=now)
+    end_change(change, Status.APPLIED, now=now)
+    if settings.PAYMENT_PROCESSOR != "sandbox":
+        # It is the processor's to keep, and has been there since it was changed; only the waiting ends.
+        tell_owners(change, Kind.APPLIED, SYSTEM, now=now)
+        return
     provider.payout_destination = change.destination
     set_payout_destination(provider_id=provider.pk, destination=change.destination)
-    _tell(change, Kind.APPLIED, SYSTEM, now=now)
+    tell_owners(change, Kind.APPLIED, SYSTEM, now=now)
 
 
-def _end(change: PayoutDestinationChange, status: str, *, now: datetime) -> None:
+def end_change(change: PayoutDestinationChange, status: str, *, now: datetime) -> None:
     """Under the profile's lock; the compare keeps it once all the same."""
     moved = PayoutDestinationChange.objects.filter(pk=change.pk, status=Status.PENDING)
     assert moved.update(status=status, ended_at=now) == 1
     change.status, change.ended_at = status, now
 
 
-def _tell(change: PayoutDestinationChange, kind: str, actor: Actor, *, now: datetime) -> None:
+def tell_owners(change: PayoutDestinationChange, kind: str, actor: Actor, *, now: datetime) -> None:
     """Every owner, the organization's programs, and the trail. Programs are not told the account itself."""
     owners = Membership.objects.filter(organization_id=change.organization_id, role=Membership.Role.OWNER)
     DestinationNotice.objects.bulk_create(

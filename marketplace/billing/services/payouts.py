@@ -24,13 +24,16 @@ from marketplace.billing.models import (
 )
 from marketplace.billing.payout_status import PayoutStatus, payout_status
 from marketplace.billing.processor_models import COLLECTIONS, OperationKind
+from marketplace.billing.processors.base import ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor, processor_named
 from marketplace.billing.selectors import payout_blocked_reason
+from marketplace.billing.services.bank_accounts import is_held
 from marketplace.billing.services.bonds import retain_for_bond
 from marketplace.billing.services.operations import request_operation, run_operation
 from marketplace.billing.services.payment_disputes import recover_owed
 from marketplace.billing.services.payout_destinations import apply_due_destination, apply_due_destinations
 from marketplace.billing.services.processor_effects import payout_hold_id
+from marketplace.billing.services.provider_accounts import refresh_account
 from marketplace.ids import derived_id
 from marketplace.isolating import for_each, isolated
 from marketplace.ledger.models import AccountKind
@@ -226,6 +229,19 @@ def finish_payout(*, payout_id: UUID, now: datetime) -> Payout:
     return Payout.objects.get(pk=payout_id)
 
 
+def _may_go_to_bank(payout: Payout, *, now: datetime) -> bool:
+    """Whether the bank account there now is one that has been there long enough, by what the processor says now."""
+    account = ProcessorAccount.objects.filter(
+        organization_id=payout.organization_id, processor=payout.processor
+    ).first()
+    try:
+        if account is not None:
+            refresh_account(account_id=account.account_id, now=now)
+    except ProcessorBusy:
+        return False
+    return not is_held(payout.organization_id, now=now)
+
+
 def send_to_banks(*, now: datetime) -> int:
     """From the provider's account at the processor to his bank, once it has arrived there; how many were begun.
 
@@ -236,6 +252,8 @@ def send_to_banks(*, now: datetime) -> int:
     begun = 0
     for payout in list(paid.order_by("id")):
         assert processor_named(payout.processor).needs_card
+        if not _may_go_to_bank(payout, now=now):
+            continue
         operation = request_operation(
             kind=OperationKind.PAYOUT,
             fact_id=payout.id,

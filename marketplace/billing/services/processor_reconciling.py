@@ -1,8 +1,8 @@
 """What no message told us, and whether the processor's balance is what the books say.
 
-Every five minutes: events that never arrived are put into the inbox, applied, what stands open is looked up, and what
-waits for a buyer for a day is cancelled. Once a day: the processor's fees are posted, and its balance is compared with
-the books.
+Every five minutes: events that never arrived are put into the inbox and applied, what stands open is looked up, and so
+are providers' accounts; what has waited for a buyer for a day is cancelled. Once a day: the processor's fees are posted
+and its balance is compared with the books.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from marketplace.billing.models import (
     ProcessorOperation,
     ProcessorReport,
 )
+from marketplace.billing.operator_models import OperatorPosting
 from marketplace.billing.processors.base import Movement, PaymentProcessor, ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor
 from marketplace.billing.services.cancelling import cancel_abandoned
@@ -29,6 +30,7 @@ from marketplace.billing.services.operations import resume_operations
 from marketplace.billing.services.processor_effects import market_account
 from marketplace.billing.services.processor_events import apply_events, receive_notice
 from marketplace.billing.services.processor_gate import through_gate
+from marketplace.billing.services.provider_accounts import refresh_unsure_accounts
 from marketplace.ids import derived_id
 from marketplace.jobs import claim_job, finish_job
 from marketplace.ledger.models import AccountKind
@@ -60,6 +62,7 @@ def reconcile_processor(*, now: datetime) -> Reconciled:
         return Reconciled(0, 0)
     missed = _catch_up(processor, now=now)
     cancel_abandoned(now=now)
+    refresh_unsure_accounts(now=now)
     report = None
     day = period_at(now, _DAY_S).start
     if claim_job(job="reconcile_processor", period_start=day, now=now):
@@ -102,7 +105,7 @@ def compare_balances(*, now: datetime) -> ProcessorReport:
             organization_id=operator_organization().id, kind=AccountKind.PROCESSOR, currency=currency
         ).posted_micros
         strangers = [
-            f"{one.kind} {one.source} {one.amount_micros}"
+            f"{one.kind} {one.source or one.reference} {one.amount_micros}"
             for one in movements
             if not _is_ours(processor, one)
         ]
@@ -149,6 +152,11 @@ def _post_fees(processor: PaymentProcessor, movements: list[Movement], *, now: d
 
 
 def _is_ours(processor: PaymentProcessor, one: Movement) -> bool:
+    posted = OperatorPosting.objects.exclude(reference="")
+    if posted.filter(reference__in=[one.source, one.reference]).exists():
+        return True
+    if not one.source:
+        return False  # What it bills for itself has none, as have operations that were never made there.
     operations = ProcessorOperation.objects.filter(processor=processor.name)
     return (
         operations.filter(object_id=one.source).exists()

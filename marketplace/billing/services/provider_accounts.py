@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 
 from marketplace.accounts.models import Organization
 from marketplace.billing.models import ProcessorAccount, ProcessorOperation
 from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.base import ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor
+from marketplace.billing.services.bank_accounts import record_bank_account
 from marketplace.billing.services.operations import request_operation, run_operation
 from marketplace.billing.services.processor_gate import through_gate
 from marketplace.errors import Conflict, InvalidInput, NotFound
+
+LOOK_WHILE_NOT_READY: Final = timedelta(minutes=5)
+LOOK_ANYHOW: Final = timedelta(days=1)
 
 
 def onboarding_link(*, organization_id: UUID, now: datetime) -> str:
@@ -67,13 +73,39 @@ def refresh_account(*, account_id: str, now: datetime) -> bool:
     """Fetch what is due at the processor. False where the account is nobody's here. Raises ProcessorBusy."""
     processor = payment_processor()
     kept = ProcessorAccount.objects.filter(account_id=account_id, processor=processor.name)
-    if not kept.exists():
+    organization_id = kept.values_list("organization_id", flat=True).first()
+    if organization_id is None:
         return False
     state = through_gate(processor, lambda: processor.account_state(account_id))
-    kept.update(
-        payouts_enabled=state.payouts_enabled,
-        transfers_enabled=state.transfers_enabled,
-        requirements_due=list(state.requirements_due),
-        checked_at=now,
-    )
+    with transaction.atomic():
+        record_bank_account(
+            organization_id=organization_id, processor=processor.name, seen=state.bank_account, now=now
+        )
+        kept.update(
+            payouts_enabled=state.payouts_enabled,
+            transfers_enabled=state.transfers_enabled,
+            requirements_due=list(state.requirements_due),
+            checked_at=now,
+        )
     return True
+
+
+def refresh_unsure_accounts(*, now: datetime, limit: int = 20) -> int:
+    """Look at accounts about which a message may have been missed: not ready yet, or not looked at for a day.
+
+    The processor's list of events is the market's own and does not show those of connected accounts. The longest not
+    looked at come first; how many were looked at.
+    """
+    processor = payment_processor()
+    is_ready = Q(payouts_enabled=True, transfers_enabled=True, requirements_due=[])
+    unsure = ProcessorAccount.objects.filter(processor=processor.name).filter(
+        (~is_ready & Q(checked_at__lte=now - LOOK_WHILE_NOT_READY)) | Q(checked_at__lte=now - LOOK_ANYHOW)
+    )
+    looked = 0
+    for account_id in list(unsure.order_by("checked_at").values_list("account_id", flat=True)[:limit]):
+        try:
+            refresh_account(account_id=account_id, now=now)
+        except ProcessorBusy:
+            break
+        looked += 1
+    return looked
