@@ -231,6 +231,7 @@ DOORS = {
     "buyer/invoices/<uuid:invoice_id>/pay": ACME,
     "buyer/card": ACME,
     "buyer/payments/<uuid:payment_id>/refund": ACME,
+    "buyer/payments/<uuid:payment_id>/cancel": ACME,
     "provider/payout-account": HYPERION,
     "operator/processor": OPERATOR,
     "operator/processor/<uuid:operation_id>/give-up": OPERATOR,

@@ -81,6 +81,7 @@ urlpatterns = [
     path("buyer/invoices/<uuid:invoice_id>/evidence", paper.evidence, name="buyer-invoice-evidence"),
     path("buyer/invoices/<uuid:invoice_id>/pay", paper.pay, name="buyer-invoice-pay"),
     path("buyer/card", payments.card, name="buyer-card"),
+    path("buyer/payments/<uuid:payment_id>/cancel", payments.cancel, name="buyer-cancel-payment"),
     path("buyer/payments/<uuid:payment_id>/refund", payments.refund, name="buyer-refund"),
     path("provider/payout-account", payments.payout_account, name="provider-payout-account"),
     path("operator/processor", payments.operations, name="operator-processor"),

@@ -41,6 +41,7 @@ ACTIONS = {
     "buyer-cover-worst-case",
     "buyer-key-revoke",
     "buyer-invoice-pay",
+    "buyer-cancel-payment",
     "buyer-on-demand-payment",
     "operator-give-up",
     "provider-payout-account",

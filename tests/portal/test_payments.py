@@ -34,6 +34,47 @@ def refund_form(amount: str) -> dict[str, str]:
     return {"operation": str(uuid7()), "amount": amount}
 
 
+def test_a_payment_that_waits_at_the_bank_is_cancelled(market: Owing, sign_in: SignIn) -> None:
+    browser, mallory = sign_in(market.acme), sign_in(make_party("Mallory", ["buyer"], market.now))
+    market.save_card("pm_card_authenticationRequired")
+    paths = {}
+    for asked, page in (
+        (market.pay(), f"/buyer/invoices/{market.invoice.id}"),
+        (market.top_up(), "/buyer/top-up"),
+    ):
+        paths[page] = f"/buyer/payments/{asked.id}/cancel"
+        assert f'action="{paths[page]}"' in text_of(browser, page)
+        assert mallory.post(paths[page]).status_code == 404
+    for page, path in paths.items():
+        answer = browser.post(path, follow=True)
+        assert answer.redirect_chain == [(page, 302)]
+        assert "Cancelled: nothing was charged." in answer.content.decode()
+        assert "Cancel it" not in answer.content.decode()
+    assert {one["status"] for one in market.objects("payment_intent")} == {"canceled"}
+
+
+def test_a_page_of_the_processors_has_no_button_to_cancel(market: Owing, sign_in: SignIn) -> None:
+    browser, asked = sign_in(market.acme), market.pay()
+    page = text_of(browser, f"/buyer/invoices/{market.invoice.id}")
+    assert "Go on to pay" in page
+    assert "Cancel it" not in page
+    refused = browser.post(f"/buyer/payments/{asked.id}/cancel", follow=True).content.decode()
+    assert "Only a charge that waits for you" in refused
+
+
+def test_a_bank_account_changed_at_the_processor_is_shown_and_not_cancelled_here(
+    market: Owing, sign_in: SignIn
+) -> None:
+    seller = make_party("Seller", ["provider"], market.now)
+    account = market.onboard(seller)
+    market.sim.world.change_bank(account.account_id, "6666")
+    market.settle()
+    page = text_of(sign_in(seller), "/provider/payouts")
+    assert "****6666" in page
+    assert "takes effect" in page
+    assert 'value="cancel"' not in page
+
+
 def test_a_card_is_saved_left_uncharged_and_removed(market: Owing, sign_in: SignIn) -> None:
     browser = sign_in(market.acme)
     assert "Save a card" in text_of(browser, "/buyer/card")

@@ -17,6 +17,7 @@ from marketplace.billing.models import TopUp
 from marketplace.billing.outcomes import month_outcomes_of, outcomes_of
 from marketplace.billing.selectors import charges_of, top_ups_of
 from marketplace.billing.service_periods import service_periods_of, with_figures
+from marketplace.billing.services.cancelling import cancellable_of
 from marketplace.billing.services.top_ups import top_up
 from marketplace.contracts.history import events_of
 from marketplace.contracts.models import Contract
@@ -78,10 +79,13 @@ def new_top_up(request: SeatedRequest) -> HttpResponse:
         else:
             _tell(request, made)
             return redirect("buyer-top-up" if made.action_url else "buyer-home")
+    listed = page_of(top_ups_of(organization_id), request)
+    waiting = [top_up.id for top_up in listed.rows if top_up.action_url]
     context = {
         "form": form,
         "balance": _prepaid(organization_id),
-        "top_ups": page_of(top_ups_of(organization_id), request),
+        "top_ups": listed,
+        "cancellable": cancellable_of(organization_id, waiting),
         "currency": settings.MARKET_CURRENCY,
     }
     return render(request, "portal/top_up.html", context, status=422 if form.is_bound else 200)

@@ -21,6 +21,7 @@ from marketplace.billing.selectors import (
     rollups_of_charge,
     withheld_of_charge,
 )
+from marketplace.billing.services.cancelling import cancellable_of
 from marketplace.billing.services.cards import saved_card
 from marketplace.billing.services.lifecycle import outstanding
 from marketplace.portal.access import SeatedRequest, page
@@ -41,11 +42,14 @@ def invoices(request: SeatedRequest) -> HttpResponse:
 @page(OrganizationRole.BUYER)
 def invoice(request: SeatedRequest, invoice_id: UUID) -> HttpResponse:
     found = find_invoice(request.seat.organization.id, invoice_id)
+    payments = list(found.payments.order_by("-created_at", "-id"))
+    waiting = [payment.id for payment in payments if payment.action_url]
     context = {
         "invoice": found,
         "outstanding": outstanding(found),
         "notes": list(found.credit_notes.order_by("number")),
-        "payments": list(found.payments.order_by("-created_at", "-id")),
+        "payments": payments,
+        "cancellable": cancellable_of(request.seat.organization.id, waiting),
         "is_under_way": found.payments.filter(status=InvoicePayment.Status.PENDING).exists(),
         "card": saved_card(request.seat.organization.id),
     }

@@ -13,7 +13,8 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
-from marketplace.billing.models import ProcessorOperation, ProcessorReport
+from marketplace.billing.models import InvoicePayment, ProcessorOperation, ProcessorReport
+from marketplace.billing.services.cancelling import cancel_payment
 from marketplace.billing.services.cards import remove_card, saved_card, set_collection
 from marketplace.billing.services.collecting import save_card
 from marketplace.billing.services.left_to_people import give_up_operation, operations_left_to_people
@@ -100,6 +101,31 @@ def refund(request: SeatedRequest, payment_id: UUID) -> HttpResponse:
         ),
     }
     return render(request, "portal/refund.html", context, status=422 if form.is_bound else 200)
+
+
+@require_POST
+@page(OrganizationRole.BUYER)
+def cancel(request: SeatedRequest, payment_id: UUID) -> HttpResponse:
+    """Of a charge that waits for the buyer at his bank, so that he may pay another way."""
+    try:
+        ended = cancel_payment(
+            organization_id=request.seat.organization.id,
+            payment_id=payment_id,
+            now=clock.now(),
+            actor=actor_of(request),
+        )
+    except DomainError as error:
+        if error.http_status == 404:
+            raise
+        _say(request, error)
+        return redirect("buyer-home")
+    if ended.status == ProcessorOperation.Status.SUCCEEDED:
+        messages.success(request, "It had been paid already, so it counts.")
+    else:
+        messages.success(request, "Cancelled: nothing was charged.")
+    if ended.purpose == ProcessorOperation.Purpose.INVOICE:
+        return redirect("buyer-invoice", InvoicePayment.objects.get(pk=payment_id).invoice_id)
+    return redirect("buyer-top-up")
 
 
 @require_POST
