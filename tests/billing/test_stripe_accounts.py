@@ -72,7 +72,6 @@ def test_an_account_that_is_gone_blocks_its_own_payouts_and_nobody_elses_calls(m
     account = market.onboard(market.hyperion)
     del market.sim.world.objects[account.account_id]
     for day in range(1, 8):
-        ProcessorGate.objects.update(allowance_millis=20_000)  # a day's rest
         reconcile_processor(now=market.now + day * LOOK_ANYHOW)
     assert account_of(market).requirements_due == ["resource_missing"]
     assert ProcessorGate.objects.get().failures == 0

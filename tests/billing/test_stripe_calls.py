@@ -37,8 +37,8 @@ def test_an_answer_that_drips_ends_with_the_call_and_the_buyer_pays_once(market:
         market.sim.fail("drip", CHARGES)
         began = time.monotonic()
         made = market.top_up()
-        # STRIPE_TIMEOUT_S is 1 here; the answer's bytes would come for minutes.
-        assert time.monotonic() - began < 5
+        # STRIPE_TIMEOUT_S is 3 here; the answer's bytes would come for minutes.
+        assert time.monotonic() - began < 8
         assert market.collection(made.id).status == ProcessorOperation.Status.UNKNOWN
         market.sweep()
         made.refresh_from_db()

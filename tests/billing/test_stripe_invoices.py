@@ -127,7 +127,7 @@ def test_3d_secure_that_fails_leaves_the_invoice_to_be_paid(market: Owing) -> No
 @pytest.mark.parametrize("fault", ["drop", "500_after", "hang"])
 def test_whatever_befalls_the_charge_the_invoice_is_paid_once(market: Owing, fault: str) -> None:
     market.save_card()
-    market.sim.fail(fault, CHARGES, seconds=2)
+    market.sim.fail(fault, CHARGES, seconds=4)
     asked = market.pay()
     assert (asked.status, market.status()) == ("pending", "finalised")
     with pytest.raises(Conflict):

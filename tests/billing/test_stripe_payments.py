@@ -84,7 +84,7 @@ def test_a_declined_card_ends_the_intent_so_that_it_cannot_be_paid_later(market:
 @pytest.mark.parametrize("fault", ["drop", "500_after", "500", "429", "hang"])
 def test_whatever_befalls_a_charge_the_buyer_pays_once(market: StripeMarket, fault: str) -> None:
     market.save_card()
-    market.sim.fail(fault, CHARGES, seconds=2)
+    market.sim.fail(fault, CHARGES, seconds=4)
     made = market.top_up()
     assert made.status == TopUp.Status.PENDING
     assert market.prepaid() == 0
