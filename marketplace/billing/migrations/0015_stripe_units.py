@@ -7,7 +7,7 @@ from marketplace.accounts.append_only import append_only
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0012_committed_months")]
+    dependencies = [("billing", "0014_test_clocks")]
 
     operations = [
         migrations.AddField(
