@@ -19,6 +19,7 @@ from django.db import transaction
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.models import Statement
 from marketplace.billing.services.committed_months import charge_committed_months
+from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.dunning import advance_dunning
 from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.paying import pay_invoice
@@ -115,7 +116,9 @@ def test_money_and_invoices(acme: Party, grade: Grade, plant: Plant, now: dateti
     third_day = due + timedelta(days=3)
     reminder = tells_once("invoice.reminder", lambda: advance_dunning(now=third_day))
     assert (reminder["days"], reminder["outstanding_micros"]) == (3, 2_400_000)
-    suspended = tells_once("contract.suspended", lambda: advance_dunning(now=late))
+    closed = tells_once("organization.past_due", lambda: advance_dunning(now=late))
+    assert closed == {"organization_id": str(acme.id), "invoice_id": str(invoice.id)}
+    (suspended,) = told("contract.suspended")
     assert suspended["reason"] == "past_due"
     fund(acme, 3_000_000, late)
     operation = uuid4()
@@ -131,8 +134,38 @@ def test_money_and_invoices(acme: Party, grade: Grade, plant: Plant, now: dateti
         )
 
     assert tells_once("invoice.paid", pay)["outstanding_micros"] == 0
-    active = tells_once("contract.activated", lambda: advance_dunning(now=late))
+    reopened = tells_once("organization.active", lambda: advance_dunning(now=late))
+    assert reopened == {"organization_id": str(acme.id)}
+    (active,) = told("contract.activated")
     assert active == {"contract_id": suspended["contract_id"], "kind": "on_demand", "reason": "paid"}
+
+
+def test_a_credit_note(acme: Party, grade: Grade, plant: Plant, now: datetime) -> None:
+    invoice = in_arrears(acme, grade, plant, now)
+    listen(acme, now)
+    operation = uuid4()
+
+    def credit() -> object:
+        return issue_credit_note(
+            invoice_id=invoice.id,
+            amounts_micros=None,
+            reason="All of it",
+            operation_id=operation,
+            now=APRIL_2,
+            actor=SYSTEM,
+        )
+
+    note = tells_once("credit_note.issued", credit)
+    assert note == {
+        "credit_note_id": note["credit_note_id"],
+        "number": "TC-2026-000001",
+        "invoice_id": str(invoice.id),
+        "currency": "USD",
+        "total_micros": 14_400_000,
+        "due_micros": 2_400_000,
+    }
+    # Nothing is due any more, which is a fact of its own.
+    assert len(told("invoice.paid")) == 1
 
 
 def test_an_invoice_that_the_balance_pays_is_issued_and_paid(

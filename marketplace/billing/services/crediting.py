@@ -37,6 +37,7 @@ from marketplace.billing.services.parties import party
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind
+from marketplace.webhooks.services import record_event
 from pricing.units import format_micros, micros_per_minor_unit
 
 SERIES: Final = "TC"
@@ -138,6 +139,20 @@ def issue_credit_note(
     CreditNoteTax.objects.bulk_create(note_taxes)
     _give_back(invoice, note, now=now)
     settle_if_nothing_is_due(invoice, reason=f"credit note {note.number}", now=now)
+    record_event(
+        organization_id=buyer.id,
+        event_type="credit_note.issued",
+        fact_id=note.id,
+        data={
+            "credit_note_id": str(note.id),
+            "number": note.number,
+            "invoice_id": str(invoice.id),
+            "currency": note.currency,
+            "total_micros": total,
+            "due_micros": note.due_micros,
+        },
+        now=now,
+    )
     record_audit(
         organization_id=buyer.id,
         actor=actor,

@@ -21,6 +21,7 @@ from marketplace.contracts.events import tell_of_contracts
 from marketplace.contracts.models import Contract, ContractKind
 from marketplace.ids import derived_id
 from marketplace.isolating import for_each
+from marketplace.webhooks.services import record_event
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def resume_if_paid(*, organization_id: UUID, now: datetime) -> bool:
         return False
     if not set_past_due(organization_id=organization_id, is_past_due=False, now=now, actor=SYSTEM):
         return False
+    _tell("organization.active", organization_id, now=now)
     _move_on_demand(organization_id, before=Contract.Status.SUSPENDED, after=Contract.Status.ACTIVE, now=now)
     return True
 
@@ -107,6 +109,7 @@ def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
             done.append(step)
         # Not by the step alone: a payment that a bank took back makes an invoice due again that had its steps.
         if set_past_due(organization_id=invoice.organization_id, is_past_due=True, now=now, actor=SYSTEM):
+            _tell("organization.past_due", invoice.organization_id, now=now, invoice_id=str(invoice.id))
             _move_on_demand(
                 invoice.organization_id,
                 before=Contract.Status.ACTIVE,
@@ -122,6 +125,17 @@ def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
             reason=f"not paid in {settings.DUNNING_UNCOLLECTIBLE_DAYS} days",
         )
     return done
+
+
+def _tell(event_type: str, organization_id: UUID, *, now: datetime, **names: str) -> None:
+    """Behind the compare-and-set of the organization's status: one fact for each time that it moves."""
+    record_event(
+        organization_id=organization_id,
+        event_type=event_type,
+        fact_id=derived_id(organization_id, f"{event_type}:{now.isoformat()}"),
+        data={"organization_id": str(organization_id)} | names,
+        now=now,
+    )
 
 
 def _record(invoice: Invoice, step: str, now: datetime) -> DunningStep | None:

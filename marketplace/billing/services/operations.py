@@ -21,7 +21,7 @@ from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.base import Instruction, Outcome, OutcomeStatus, ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor, processor_named
 from marketplace.billing.services.bank_accounts import is_held
-from marketplace.billing.services.processor_effects import apply_outcome
+from marketplace.billing.services.processor_effects import apply_outcome, tell_payout_failed
 from marketplace.billing.services.processor_gate import through_gate
 from marketplace.billing.services.processor_terms import NotReady, terms_of
 from marketplace.ids import derived_id
@@ -178,6 +178,7 @@ def record_outcome(*, operation_id: UUID, outcome: Outcome, now: datetime) -> Pr
             and operation.status != Status.SUCCEEDED
         ):
             _ask_again(operation, outcome)
+            tell_payout_failed(operation, operation.reason, now=now)
         elif _moves(operation, wanted):
             operation.status = wanted
             operation.object_id = outcome.reference or operation.object_id

@@ -180,6 +180,19 @@ def _close(dispute: PaymentDispute, status: str, *, now: datetime) -> None:
         return
     PaymentDispute.objects.filter(pk=locked.pk).update(status=status, ended_at=now)
     dispute.status = status
+    record_event(
+        organization_id=locked.payment.organization_id,
+        event_type="dispute.closed",
+        fact_id=locked.id,
+        data={
+            "dispute_id": str(locked.id),
+            "payment_id": str(locked.payment.subject_id),
+            "status": str(status),
+            "amount_micros": locked.amount_micros,
+            "currency": locked.currency,
+        },
+        now=now,
+    )
     if status != Status.WON:
         return
     currency = locked.currency

@@ -132,7 +132,12 @@ def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) 
         _bond(operation, now)
     # The payer's row after the invoice's, as whoever pays an invoice locks them.
     _card(operation, outcome, now)
-    if operation.status != Status.SUCCEEDED or operation.purpose != Purpose.TOP_UP:
+    if operation.purpose != Purpose.TOP_UP:
+        return
+    names = {"top_up_id": str(operation.subject_id)}
+    if operation.status == Status.FAILED:
+        _tell("top_up.failed", operation, names | {"reason": outcome.reason[:200]}, now)
+    if operation.status != Status.SUCCEEDED:
         return
     transfer = NewTransfer(
         id=derived_id(operation.subject_id, "transfer"),
@@ -148,7 +153,7 @@ def _collection(operation: ProcessorOperation, outcome: Outcome, now: datetime) 
         reference_id=operation.subject_id,
     )
     post_transfers([transfer], now=now)
-    _tell("top_up.succeeded", operation, {"top_up_id": str(operation.subject_id)}, now)
+    _tell("top_up.succeeded", operation, names, now)
 
 
 def _tell(
@@ -216,12 +221,12 @@ def _refund(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> N
             _return_refund(operation, posted, now)
         else:
             close_hold(id=refund_hold_id(operation), status="voided", now=now)
-        names = {"refund_id": str(operation.id), "payment_id": str(operation.subject_id)}
-        _tell("refund.failed", operation, names, now, fact_id=operation.id)
+        _tell_refund("refund.failed", operation, {"reason": outcome.reason[:200]}, now)
     else:
         hold_id = refund_hold_id(operation)
         if not Hold.objects.filter(pk=hold_id, status=Hold.Status.OPEN).exists():
             _refund_after_all(operation, prepaid, now)
+            _tell_refund("refund.succeeded", operation, {}, now)
             return
         transfer = NewTransfer(
             id=derived_id(operation.fact_id, "refund"),
@@ -234,6 +239,13 @@ def _refund(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> N
         )
         post_transfers([transfer], now=now)
         close_hold(id=hold_id, status="posted", now=now)
+        _tell_refund("refund.succeeded", operation, {}, now)
+
+
+def _tell_refund(event_type: str, operation: ProcessorOperation, more: dict[str, str], now: datetime) -> None:
+    # One payment may be refunded in parts, so the fact is the refund's and not the payment's.
+    names = {"refund_id": str(operation.id), "payment_id": str(operation.subject_id)} | more
+    _tell(event_type, operation, names, now, fact_id=operation.id)
 
 
 def _refund_after_all(operation: ProcessorOperation, prepaid: UUID, now: datetime) -> None:
@@ -342,6 +354,23 @@ def _transfer(operation: ProcessorOperation, outcome: Outcome, now: datetime) ->
         )
 
 
+def tell_payout_failed(operation: ProcessorOperation, reason: str, *, now: datetime) -> None:
+    """A part of a payout, or its way to the bank, was refused. Asked again hourly, but told once for each reason."""
+    names = {
+        "payout_id": str(operation.subject_id),
+        "sent_to": "bank" if operation.kind == OperationKind.PAYOUT else "account",
+        "reason": reason,
+    }
+    fact_id = derived_id(operation.id, f"failed:{reason}")
+    _tell("payout.failed", operation, names, now, fact_id=fact_id)
+
+
+def _to_bank(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
+    """No posting hangs on it; what a bank sends back after it was paid the provider must hear of."""
+    if operation.status == Status.FAILED:
+        tell_payout_failed(operation, outcome.reason[:200], now=now)
+
+
 def _reversal(operation: ProcessorOperation, outcome: Outcome, now: datetime) -> None:
     """What a provider had of a disputed payment came back, or he owes it. The market had borne it so far."""
     if operation.status not in (Status.SUCCEEDED, Status.FAILED):
@@ -421,5 +450,6 @@ _EFFECTS: Final[dict[OperationKind, _Effect]] = {
     OperationKind.CHARGE: _collection,
     OperationKind.REFUND: _refund,
     OperationKind.TRANSFER: _transfer,
+    OperationKind.PAYOUT: _to_bank,
     OperationKind.REVERSAL: _reversal,
 }
