@@ -25,7 +25,8 @@ MEDIA_TYPES: Final[Mapping[Format, str]] = {
     "csv": "text/csv",
     "ndjson": "application/x-ndjson",
 }
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+# Also full-width: input methods of East Asian languages write these, and spreadsheets read them as the narrow ones.
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 # What is sent at once: small enough for flat memory, large enough not to pay for every row.
 _CHUNK_ROWS: Final = 200
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketplace.accounts.services import ensure_operator
+from marketplace.api.exporting import text_cell
 from marketplace.errors import NotFound
 from marketplace.ids import uuid7
 from marketplace.ledger.history import balances_at, own_account, statement, statement_page
@@ -173,6 +174,15 @@ def test_csv_opens_as_numbers_and_never_as_a_formula(acme: Party, acme_account: 
     assert [row["balance"] for row in rows] == ["2.00", "1.499999"]
     assert [row["code"] for row in rows] == ["top_up", "'=SUM(A1)"]
     assert rows[1]["amount_micros"] == "-500001"
+
+
+@pytest.mark.parametrize(
+    "first", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"]
+)
+def test_text_that_any_spreadsheet_takes_for_a_formula_is_kept_text(first: str) -> None:
+    """Full-width signs too: what an input method of an East Asian language writes is read as the narrow one."""
+    assert text_cell(f"{first}SUM(A1)") == f"'{first}SUM(A1)"
+    assert text_cell(f"a{first}b") == f"a{first}b"
 
 
 def test_rest_tells_the_balance_at_an_instant(acme: Party, acme_account: UUID, now: datetime) -> None:
