@@ -221,7 +221,8 @@ CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", 
 CELERY_BROKER_URL = REDIS_URL
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    # Longer than any task (see the time limit), so that nothing runs twice at once; throttle 1, or a dead worker's
+    # Longer than any task (see the time limit), so that nothing runs twice at once (the weekly check of the books is
+    # longer, and claims its week); throttle 1, or a dead worker's
     # message comes back ten sweeps late.
     "visibility_timeout": 600,
     "unacked_restore_throttle": 1,
@@ -251,6 +252,8 @@ CELERY_TASK_ROUTES = {
     "providers.tasks.pull_missing_usage": {"queue": "default"},
     "providers.tasks.*": {"queue": "market"},
     "marketplace.billing.tasks.*": {"queue": "billing"},
+    # Hours long, and nothing waits for it.
+    "marketplace.ledger.tasks.check_ledger_weekly": {"queue": "default"},
     "marketplace.ledger.tasks.*": {"queue": "billing"},
 }
 # Hints only: each task looks for due rows and does nothing when there are none. A hint nobody took expires.
@@ -277,7 +280,9 @@ _HINTS_S: dict[str, int] = {
     "providers.tasks.reconcile_hosts": 15,
     "providers.tasks.read_registers": 5,
     "providers.tasks.pull_missing_usage": 30,
+    "marketplace.ledger.tasks.expire_due": 60,
     "marketplace.ledger.tasks.check_ledger_nightly": 3_600,
+    "marketplace.ledger.tasks.check_ledger_weekly": 3_600,
     "marketplace.webhooks.tasks.send_due_webhooks": 2,
     "marketplace.webhooks.tasks.send_notices": 5,
     "marketplace.contracts.tasks.tell_of_spend_caps": 60,
