@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
 from marketplace.contracts.models import Hold
 from marketplace.periods import settlement_period
@@ -217,14 +217,19 @@ def sweep_holds(*, now: datetime, limit: int = 500) -> int:
     """End the holds whose request must be over but whose gateway never said so (it was killed).
 
     The agent's signed count is captured, at most the hold; without one the hold is voided shortly before its
-    settlement period is settled. Returns how many were ended.
+    settlement period is settled. Returns how many were ended. Several sweepers share the work: each passes over what
+    another, or a gateway that lives after all, is just ending.
     """
-    overdue = (
-        Hold.objects.filter(status=Hold.Status.OPEN, expires_at__lte=now - SWEEP_GRACE)
-        .select_related("grade")
-        .order_by("expires_at", "pk")[:limit]
-    )
-    return sum(_sweep(hold, now) for hold in overdue)
+    overdue = Hold.objects.filter(status=Hold.Status.OPEN, expires_at__lte=now - SWEEP_GRACE)
+    ids = list(overdue.order_by("expires_at", "pk").values_list("pk", flat=True)[:limit])
+    return sum(_sweep_free(hold_id, now) for hold_id in ids)
+
+
+@transaction.atomic
+def _sweep_free(hold_id: UUID, now: datetime) -> bool:
+    free = Hold.objects.select_for_update(skip_locked=True, of=("self",)).select_related("grade")
+    hold = free.filter(pk=hold_id, status=Hold.Status.OPEN).first()
+    return hold is not None and _sweep(hold, now)
 
 
 def _sweep(hold: Hold, now: datetime) -> bool:
