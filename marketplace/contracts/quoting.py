@@ -134,6 +134,8 @@ def request_quote(
         now=now,
         own=own or {},
         amends_id=amends_id,
+        # Grants pay what is used in arrears: on the buyer's own hosts they would become money that is paid out.
+        never_of=organization_id if payment == Payment.ARREARS else None,
     )
     return Quote.objects.create(
         organization_id=organization_id,
@@ -174,15 +176,20 @@ def fill_firm(
     now: datetime,
     own: Mapping[UUID, int],
     amends_id: UUID | None = None,
+    never_of: UUID | None = None,
 ) -> list[Share]:
     """Who would supply `firm_lots` per delivery period over the whole term, cheapest firm rate first.
 
     A host that lists several grades sells its share once: what the hours of the term have sold already is taken off,
-    but for the shares by host that are the buyer's `own`. Nobody supplies more than his bond covers.
-    Raises NotOffered, telling how much there is.
+    but for the shares by host that are the buyer's `own`. Nobody supplies more than his bond covers,
+    and the organization `never_of` supplies nothing. Raises NotOffered, telling how much there is.
     """
     offerings = sorted(
-        listed_offerings(grade_id, now),
+        (
+            offering
+            for offering in listed_offerings(grade_id, now)
+            if offering.host.provider.organization_id != never_of
+        ),
         key=lambda offering: (offering.firm_rate.micros_per_mtok, offering.id),
     )
     sold = _firm_sold_ppm([offering.host_id for offering in offerings], starts_at, ends_at)

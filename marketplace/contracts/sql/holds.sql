@@ -262,6 +262,8 @@ BEGIN
                 ON hh.host_id = h.id AND hh.hour_start = contracts_period_start(p_asked.at, 3600)
              WHERE fo.grade_id = g.id AND fo.status = 'listed' AND p.status = 'active'
                AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_asked.at)
+               -- Nobody sells to himself: a grant burned on one's own host would become money that is paid out.
+               AND p.organization_id <> p_asked.organization_id
                AND NOT fo.id = ANY (p_asked.exclude)
           ) x
          ORDER BY x.micros_per_mtok, x.load, x.id
@@ -450,6 +452,7 @@ BEGIN
             SELECT min(r.micros_per_mtok) INTO v_list_rate
               FROM providers_offering f
               JOIN providers_host h ON h.id = f.host_id
+              JOIN providers_provider p ON p.id = h.provider_id AND p.organization_id <> p_organization
              CROSS JOIN LATERAL providers_list_rate(f.id, f.list_rate_id, p_now) r
              WHERE f.grade_id = p_grades[1] AND f.status = 'listed'
                AND contracts_serves(h.status, h.ready, h.last_heartbeat_at, p_now);
