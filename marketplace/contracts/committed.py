@@ -12,7 +12,7 @@ from django.db.models import F
 
 from marketplace.accounts.models import Organization
 from marketplace.accounts.organization_clocks import billing_now, keeping
-from marketplace.accounts.services import Actor, check_may_buy, record_audit
+from marketplace.accounts.services import SYSTEM, Actor, check_may_buy, record_audit
 from marketplace.contracts import firm_capacity
 from marketplace.contracts.bonds import require_bonds
 from marketplace.contracts.events import tell_of_contracts
@@ -26,6 +26,7 @@ from marketplace.contracts.models import (
     Payment,
     Quote,
 )
+from marketplace.contracts.purchases import count_purchase
 from marketplace.contracts.quoting import QuoteExpired
 from marketplace.contracts.suspending import RUNNING, free_suspended, resume_contract
 from marketplace.errors import Conflict, NotFound
@@ -61,7 +62,8 @@ def accept_quote(
     A quote for an amendment is accepted by `amend_contract` alone (`amending`).
 
     Nothing is changed when it raises: NotFound, QuoteExpired, Conflict (accepted already), CapacityGone,
-    BondNotCovered or InsufficientFunds. The same operation again gives the same contract.
+    BondNotCovered, InsufficientFunds or SpendCapReached (made with a key). The same operation again gives the same
+    contract.
     """
     contract_id = derived_id(operation_id, "contract")
     quote = (
@@ -128,7 +130,7 @@ def accept_quote(
         actor=actor,
         detail={"quote_id": str(quote.id)},
     )
-    _make_month(contract, contract_month(quote.starts_at, 0), now, hold=True)
+    _make_month(contract, contract_month(quote.starts_at, 0), now, hold=True, actor=actor)
     Quote.objects.filter(pk=quote.pk).update(status=Quote.Status.ACCEPTED)
     record_audit(
         organization_id=organization_id,
@@ -255,7 +257,9 @@ def _make_due_months(contract: Contract, horizon: datetime, now: datetime) -> in
         number += 1
 
 
-def _make_month(contract: Contract, month: Period, now: datetime, *, hold: bool) -> Entitlement:
+def _make_month(
+    contract: Contract, month: Period, now: datetime, *, hold: bool, actor: Actor = SYSTEM
+) -> Entitlement:
     """One contract month. A prepaid one holds its price where the balance covers it; `hold` says that it must.
 
     A month that passed before it could be made was never delivered: nothing is held for it, and so nothing charged.
@@ -270,7 +274,7 @@ def _make_month(contract: Contract, month: Period, now: datetime, *, hold: bool)
     if contract.payment == Payment.PREPAID and month.end > now and contract.freed_at is None:
         try:
             with transaction.atomic():
-                hold_id = _hold_price(contract, entitlement_id, lots, now)
+                hold_id = _hold_price(contract, entitlement_id, lots, now, actor=actor)
         except InsufficientFunds:
             if hold:
                 raise
@@ -289,11 +293,17 @@ def _make_month(contract: Contract, month: Period, now: datetime, *, hold: bool)
     )
 
 
-def _hold_price(contract: Contract, entitlement_id: UUID, volume_lots: int, now: datetime) -> UUID:
+def _hold_price(
+    contract: Contract, entitlement_id: UUID, volume_lots: int, now: datetime, *, actor: Actor
+) -> UUID:
     assert contract.rate is not None
     organization = Organization.objects.get(pk=contract.organization_id)
     price = month_price_micros(volume_lots, contract.rate.micros_per_mtok)
     hold_id = derived_id(entitlement_id, "hold")
+    amount = gross_up(price, organization.tax_ppm)
+    count_purchase(
+        organization_id=organization.id, ledger_hold_id=hold_id, amount_micros=amount, now=now, actor=actor
+    )
     open_hold(
         id=hold_id,
         account_id=account_id(
@@ -302,7 +312,7 @@ def _hold_price(contract: Contract, entitlement_id: UUID, volume_lots: int, now:
             currency=contract.currency,
             now=now,
         ),
-        amount_micros=gross_up(price, organization.tax_ppm),
+        amount_micros=amount,
         code="committed_fee",
         reference_id=entitlement_id,
         now=now,

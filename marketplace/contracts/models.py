@@ -426,5 +426,6 @@ class PeriodRate(models.Model):
 from marketplace.contracts.history_models import ContractEvent as ContractEvent  # noqa: E402
 from marketplace.contracts.nomination_models import Nomination as Nomination  # noqa: E402
 from marketplace.contracts.nomination_models import NominationShare as NominationShare  # noqa: E402
+from marketplace.contracts.spend_models import PurchaseSpend as PurchaseSpend  # noqa: E402
 from marketplace.contracts.spend_models import SpendCap as SpendCap  # noqa: E402
 from marketplace.contracts.spend_models import SpendCounter as SpendCounter  # noqa: E402

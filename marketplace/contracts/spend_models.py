@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 
 from marketplace.accounts.models import ApiKey, Organization
 from marketplace.ids import uuid7
@@ -75,5 +76,30 @@ class SpendCounter(models.Model):
             models.UniqueConstraint(fields=["cap", "window_start"], name="contracts_spendcounter_unique"),
             models.CheckConstraint(
                 condition=Q(spent_micros__gte=0), name="contracts_spendcounter_not_negative"
+            ),
+        ]
+
+
+class PurchaseSpend(models.Model):
+    """What a purchase made with an API key counts under its caps: a bid's worst case, the price of a first month.
+
+    `returned_micros` went back to the counters when its hold was voided, in the window of the purchase.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    # Counted before the money is held, as everywhere: the hold is not there yet.
+    ledger_hold_id = models.UUIDField(db_index=True)
+    counter_ids = ArrayField(models.UUIDField())
+    amount_micros = models.BigIntegerField()
+    returned_micros = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount_micros__gt=0)
+                & Q(returned_micros__gte=0)
+                & Q(returned_micros__lte=F("amount_micros")),
+                name="contracts_purchasespend_returned_within",
             ),
         ]

@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from marketplace.contracts.holds import Opened
+from marketplace.contracts.purchases import cap_message
 from marketplace.gateway.errors import ApiError
 
 CONTRACT_HEADER: Final = "X-Tokenyard-Contract"
 _NUMERATOR_PER_TOKEN: Final = 1_000_000
 _QUOTA: Final = "insufficient_quota"
-_CAPPED: Final = {
-    "organization": "your organization",
-    "project": "this API key's project",
-    "api_key": "this API key",
-}
 
 
 def rate_limit_headers(opened: Opened) -> dict[str, str]:
@@ -76,9 +72,4 @@ def refusal_of(opened: Opened) -> ApiError:
 
 def _cap_message(opened: Opened) -> str:
     assert opened.spend_cap is not None
-    scope, period = opened.spend_cap.split("/")
-    of = "UTC day" if period == "day" else "calendar month (UTC)"
-    return (
-        f"The spend cap of {_CAPPED[scope]} per {of} does not leave enough for this request. "
-        f"It resets when the {of} ends; an owner can raise it."
-    )
+    return cap_message(opened.spend_cap, of_what="this request")

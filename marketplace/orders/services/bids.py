@@ -8,9 +8,12 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
+from django.db.models import Sum
 
 from marketplace.accounts.models import Organization, OrganizationRole
 from marketplace.accounts.services import Actor, check_may_buy, record_audit
+from marketplace.contracts.models import Entitlement
+from marketplace.contracts.purchases import count_purchase, return_purchase
 from marketplace.contracts.services import close_spot_contract, open_spot_contract
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
@@ -185,9 +188,20 @@ def end_bid(bid: Bid, *, status: Bid.Status, now: datetime) -> None:
     bid.ended_at = now
     bid.save(update_fields=["status", "ended_at"])
     if bid.ledger_hold_id is not None:
+        return_purchase(ledger_hold_id=bid.ledger_hold_id, used_micros=_awarded_micros(bid))
         close_hold(id=bid.ledger_hold_id, status="voided", now=now)
     close_spot_contract(contract_id=bid.contract_id, now=now)
     close_substitute_contracts(bid, now=now)
+
+
+def _awarded_micros(bid: Bid) -> int:
+    """What was carved out of the bid's hold for its awards, in its own grade and in substitutes; tax included."""
+    contracts = [
+        bid.contract_id,
+        *bid.substitutes.filter(contract__isnull=False).values_list("contract_id", flat=True),
+    ]
+    awards = Entitlement.objects.filter(contract_id__in=contracts, ledger_hold__isnull=False)
+    return int(awards.aggregate(sum=Sum("ledger_hold__amount_micros"))["sum"] or 0)
 
 
 def write_steps(bid: Bid, steps: Sequence[tuple[int, int]]) -> None:
@@ -230,6 +244,13 @@ def _record_bid(
     )
     hold_id = derived_id(bid_id, "hold")
     held_micros = worst_case_with_tax(terms.steps, organization.tax_ppm, adjustments_of(terms.substitutes))
+    count_purchase(
+        organization_id=organization.id,
+        ledger_hold_id=hold_id,
+        amount_micros=held_micros,
+        now=now,
+        actor=actor,
+    )
     with steps_at_fault():
         open_hold(
             id=hold_id,

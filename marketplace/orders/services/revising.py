@@ -10,6 +10,7 @@ from uuid import UUID
 from django.db import transaction
 
 from marketplace.accounts.services import Actor, record_audit
+from marketplace.contracts.purchases import count_purchase
 from marketplace.contracts.services import set_spot_max_rate
 from marketplace.errors import Conflict
 from marketplace.ledger.services import change_hold
@@ -77,7 +78,7 @@ def revise_bid(
         _check_phase(bid, rounds, old, new, skip_reason=reason, now=now)
         if new.substitutes != old.substitutes:
             write_substitutes(bid, new.substitutes, grades, now=now)
-        _write(bid, old, new, worst_case_micros=worst, skip_reason=reason, now=now)
+        _write(bid, old, new, worst_case_micros=worst, skip_reason=reason, now=now, actor=actor)
         record_revision(
             bid,
             event=BidRevision.Event.REVISED,
@@ -134,7 +135,14 @@ def _check_phase(
 
 
 def _write(
-    bid: Bid, old: BidTerms, new: BidTerms, *, worst_case_micros: int, skip_reason: str, now: datetime
+    bid: Bid,
+    old: BidTerms,
+    new: BidTerms,
+    *,
+    worst_case_micros: int,
+    skip_reason: str,
+    now: datetime,
+    actor: Actor,
 ) -> None:
     if new.steps != old.steps:
         bid.steps.all().delete()
@@ -153,6 +161,13 @@ def _write(
     bid.save()
     # The ledger last. An award may have taken its part since: the hold is made whole again, or nothing changes.
     assert bid.ledger_hold is not None
+    count_purchase(
+        organization_id=bid.organization_id,
+        ledger_hold_id=bid.ledger_hold.id,
+        amount_micros=worst_case_micros,
+        now=now,
+        actor=actor,
+    )
     missing = worst_case_micros - bid.ledger_hold.amount_micros
     if missing:
         with steps_at_fault():

@@ -1,0 +1,222 @@
+"""What a key buys is under its caps: bids with their worst case, acceptance with the first month's price."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+import time_machine
+from django.db import connection
+
+from marketplace.accounts.models import ApiKey
+from marketplace.accounts.services import SYSTEM, Actor
+from marketplace.contracts.models import Contract, PurchaseSpend, SpendCap, SpendCounter
+from marketplace.contracts.purchases import SpendCapReached
+from marketplace.contracts.services import accept_quote, request_quote
+from marketplace.contracts.spending import set_spend_cap, spend_window, spent_of
+from marketplace.ids import uuid7
+from marketplace.ledger.models import Hold
+from marketplace.ledger.selectors import check_ledger
+from marketplace.orders.models import Bid
+from marketplace.orders.services.bids import cancel_bid, place_bid
+from marketplace.orders.services.revising import revise_bid
+from marketplace.orders.services.rounds import advance_auctions
+from marketplace.orders.terms import BidTerms
+from pricing.models import Grade
+from tests.cast import Party, Plant, fund
+from tests.conftest import TestDatabase
+from tests.contracts.world import commit, give_money, make_world
+from tests.orders.world import PERIOD, held, run_round
+
+# One lot at 250,000 micros per Mtok costs 250 micros; a round of four, 1,000.
+RATE = 250_000
+LOT_MICROS = 250
+
+
+def cap(party: Party, limit: int | None, at: datetime, **terms: Any) -> SpendCap:
+    terms = {"scope": "api_key", "period": "day", **terms}
+    if terms["scope"] == "api_key":
+        terms.setdefault("api_key_id", party.api_key_id)
+    return set_spend_cap(organization_id=party.id, limit_micros=limit, now=at, actor=SYSTEM, **terms)
+
+
+def spent(one: SpendCap, at: datetime) -> int:
+    return spent_of([one], now=at)[0].spent_micros
+
+
+def key_of(party: Party) -> Actor:
+    return Actor("api_key", party.api_key_id)
+
+
+def bid(party: Party, now: datetime, lots: int, *, actor: Actor | None = None, **changes: Any) -> Bid:
+    terms = {"grade": "tiny-chat", "client_id": str(uuid7()), "steps": ((RATE, lots),), **changes}
+    return place_bid(
+        organization_id=party.id,
+        terms=BidTerms(**terms),
+        operation_id=uuid7(),
+        now=now,
+        actor=actor or key_of(party),
+    )
+
+
+def revise(party: Party, placed: Bid, lots: int, now: datetime) -> Bid:
+    placed.refresh_from_db()
+    return revise_bid(
+        organization_id=party.id,
+        bid_id=placed.id,
+        changes={"steps": ((RATE, lots),)},
+        revision=placed.revision,
+        now=now,
+        actor=key_of(party),
+    )
+
+
+def cancel(party: Party, placed: Bid, now: datetime) -> None:
+    cancel_bid(organization_id=party.id, bid_id=placed.id, now=now, actor=key_of(party))
+
+
+def test_bids_of_a_key_fit_under_its_cap_and_are_given_back_when_cancelled(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10**9, now)
+    capped = cap(acme, 4 * LOT_MICROS, now)
+    first = bid(acme, now, 3)
+    assert spent(capped, now) == 3 * LOT_MICROS
+    with pytest.raises(SpendCapReached, match="this API key per UTC day") as refused:
+        bid(acme, now, 2)
+    assert refused.value.retry_after_s == (spend_window("day", now).end - now).total_seconds()
+    assert (Bid.objects.count(), Contract.objects.count(), Hold.objects.count()) == (1, 1, 1)
+    assert (spent(capped, now), held(acme)) == (3 * LOT_MICROS, 3 * LOT_MICROS)
+    # What a person decides counts under no key.
+    bid(acme, now, 50, actor=Actor("user", acme.user.pk))
+    assert spent(capped, now) == 3 * LOT_MICROS
+    for _ in range(2):
+        cancel(acme, first, now)
+    assert spent(capped, now) == 0
+    bid(acme, now, 4)
+    assert spent(capped, now) == 4 * LOT_MICROS
+    assert check_ledger() == []
+
+
+def test_a_revision_counts_what_it_adds(acme: Party, grade: Grade, plant: Plant, now: datetime) -> None:
+    fund(acme, 10**9, now)
+    capped = cap(acme, 4 * LOT_MICROS, now)
+    placed = bid(acme, now, 1)
+    revise(acme, placed, 4, now)
+    assert spent(capped, now) == 4 * LOT_MICROS
+    with pytest.raises(SpendCapReached):
+        revise(acme, placed, 5, now)
+    assert held(acme) == 4 * LOT_MICROS
+    # Down and up again is not counted twice.
+    revise(acme, placed, 2, now)
+    revise(acme, placed, 4, now)
+    assert spent(capped, now) == 4 * LOT_MICROS
+    cancel(acme, placed, now)
+    assert spent(capped, now) == 0
+    assert sorted(PurchaseSpend.objects.values_list("amount_micros", "returned_micros")) == [
+        (LOT_MICROS, LOT_MICROS),
+        (3 * LOT_MICROS, 3 * LOT_MICROS),
+    ]
+
+
+def test_what_an_award_took_stays_counted(acme: Party, grade: Grade, plant: Plant, now: datetime) -> None:
+    """A single bid ends with its auction, a standing one when it is cancelled: both keep what they bought."""
+    fund(acme, 10**9, now)
+    capped = cap(acme, 10**6, now)
+    single = bid(acme, now, 4, period_start=now + PERIOD)
+    standing = bid(acme, now, 4)
+    auction = run_round(plant, now)
+    at = now + PERIOD
+    advance_auctions(now=at)
+    bought = {
+        trade.bid_id: -(-trade.lots * trade.rate_micros_per_mtok // 1_000) for trade in auction.trades.all()
+    }
+    assert set(bought) == {single.id, standing.id}
+    assert 0 < bought[single.id] < 4 * LOT_MICROS
+    single.refresh_from_db()
+    assert single.status == Bid.Status.EXPIRED
+    assert spent(capped, now) == bought[single.id] + 4 * LOT_MICROS
+    cancel(acme, standing, at)
+    assert spent(capped, now) == bought[single.id] + bought[standing.id]
+
+
+def test_a_quote_that_a_key_accepts_counts_its_months_price(
+    acme: Party, operator: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10**9, now)
+    # 100 lots at 500,000 micros per Mtok are 50,000 micros a month.
+    capped = cap(acme, 60_000, now)
+    whole = cap(acme, 60_000, now, scope="organization", period="month")
+
+    def accept(operation: UUID) -> Contract:
+        return accept_quote(
+            organization_id=acme.id, quote_id=quotes[operation], operation_id=operation, now=now, actor=key_of(acme)
+        )  # fmt: skip
+
+    operations = [uuid7() for _ in range(2)]
+    quotes = {
+        operation: request_quote(
+            organization_id=acme.id, grade_slug="tiny-chat", firm_lots=10, volume_lots=100, months=1,
+            starts_at=None, take_share_ppm=0, overage_policy="stop", payment="prepaid", now=now,
+        ).id
+        for operation in operations
+    }  # fmt: skip
+    for _ in range(2):
+        accept(operations[0])
+    assert (spent(capped, now), spent(whole, now)) == (50_000, 50_000)
+    cap(acme, None, now)
+    with pytest.raises(SpendCapReached, match="your organization per calendar month"):
+        accept(operations[1])
+    assert Contract.objects.count() == 1
+    assert (spent(capped, now), spent(whole, now)) == (50_000, 50_000)
+    assert held(acme) == 50_000
+
+
+def test_a_project_is_held_to_its_cap_by_all_of_its_keys(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10**9, now)
+    cap(acme, LOT_MICROS, now, scope="project", project="bots")
+    bid(acme, now, 4)
+    ApiKey.objects.filter(pk=acme.api_key_id).update(project="bots")
+    bid(acme, now, 1)
+    with pytest.raises(SpendCapReached, match="this API key's project"):
+        bid(acme, now, 1)
+
+
+def test_fifty_bids_over_rest_at_once_under_a_cap_for_ten_are_ten(
+    committed_db: TestDatabase, now: datetime
+) -> None:
+    with time_machine.travel(now, tick=False):
+        world = make_world(now)
+        give_money(world, 10**9, now)
+        capped = cap(world.acme, 10 * LOT_MICROS, now)
+
+        def one(index: int) -> tuple[int, str]:
+            try:
+                body = {
+                    "grade": "tiny-chat",
+                    "client_id": f"b{index}",
+                    "steps": [{"rate_micros_per_mtok": RATE, "lots": 1}],
+                }
+                answer = world.acme.api.post(
+                    "/api/v1/bids", body, format="json", HTTP_IDEMPOTENCY_KEY=f"k{index}"
+                )
+                return answer.status_code, answer.json().get("code", "")
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = Counter(pool.map(one, range(50)))
+        assert answers == {(201, ""): 10, (402, "spend_cap_reached"): 40}
+        assert (Bid.objects.count(), Hold.objects.count()) == (10, 10)
+        assert spent(capped, now) == 10 * LOT_MICROS
+        assert SpendCounter.objects.count() == 1
+        # Counted with the key that asked, also where a quote is accepted.
+        with pytest.raises(SpendCapReached):
+            commit(world, now)
+        assert check_ledger() == []
