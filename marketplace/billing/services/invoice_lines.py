@@ -9,6 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from marketplace.billing.amounts import TaxedLine, Worked, work_out
+from marketplace.billing.line_room import fitting
 from marketplace.billing.models import (
     Charge,
     ChargeKind,
@@ -90,7 +91,9 @@ def draw(charges: Iterable[Charge], taxation: Taxation, discounts: Sequence[Disc
     grouped: dict[tuple[object, ...], list[Charge]] = defaultdict(list)
     for charge in charges:
         grouped[*_line_key(charge), *(tax.key for tax in applied[charge.id])].append(charge)
-    ordered = sorted(grouped.values(), key=lambda group: (group[0].period_start, str(group[0].id)))
+    # More than one line holds is printed as several: a month that is too large for a column is invoiced all the same.
+    parts = (part for group in grouped.values() for part in fitting(group, sums=_sums))
+    ordered = sorted(parts, key=lambda group: (group[0].period_start, str(group[0].id)))
     groups = dict(enumerate(ordered, start=1))
     worked = work_out(
         {
@@ -106,6 +109,10 @@ def draw(charges: Iterable[Charge], taxation: Taxation, discounts: Sequence[Disc
         [tax.term for tax in taxes.values()],
     )
     return Drawn(groups, taxes, {str(discount.id): discount for discount in discounts}, worked)
+
+
+def _sums(charge: Charge) -> tuple[int, int, int]:
+    return charge.numerator, charge.estimated_numerator, charge.amount_micros
 
 
 def _sum_by_key(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from django.db import transaction
 from marketplace.accounts.models import Organization
 from marketplace.accounts.organization_clocks import keeping
 from marketplace.accounts.selectors import operator_organization
+from marketplace.billing.line_room import fitting
 from marketplace.billing.models import Earning, Statement, StatementLine, StatementLineEarning
 from marketplace.billing.printing.content import content_of_statement, digest_of_content
 from marketplace.billing.services.identity import id_at
@@ -141,7 +142,12 @@ def _lines(
         grouped[earning.charge.kind, earning.offering_id].append(earning)
     lines: list[StatementLine] = []
     links: list[StatementLineEarning] = []
-    for number, ((kind, _), group) in enumerate(sorted(grouped.items()), start=1):
+    parts = [
+        (kind, part)
+        for (kind, _), group in sorted(grouped.items())
+        for part in fitting(group, sums=lambda one: (one.numerator, one.gross_micros, one.fee_micros))
+    ]
+    for number, (kind, group) in enumerate(parts, start=1):
         offering = group[0].offering
         line = StatementLine(
             id=derived_id(statement.id, f"line:{number}"),
