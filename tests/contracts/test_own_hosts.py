@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from marketplace.contracts.holds import Opened
+from marketplace.contracts.holds import Opened, open_part
 from marketplace.contracts.models import Hold, Quote
 from marketplace.contracts.quoting import NotOffered
 from marketplace.contracts.services import open_hold, request_quote
@@ -93,6 +93,27 @@ def test_overage_of_a_committed_month_is_not_served_by_ones_own_host(both: World
     other_plant(both, at)
     served = ask(both, at, 2 * LOT, contract_id=contract.id)
     assert (served.outcome, served.kind, served.amount_micros) == ("ok", "on_demand", 1_200)
+
+
+def test_a_request_on_ones_own_host_does_not_go_on_there_beyond_the_contract(
+    both: World, now: datetime
+) -> None:
+    give_money(both, 10**9, now)
+    contract = commit(both, now, firm_lots=10, volume_lots=1, overage_policy="list")
+    at = contract.starts_at
+    beat(at)
+    hold_id = uuid7(at)
+    first = open_hold(
+        id=hold_id,
+        organization_id=both.acme.id,
+        grade_ids=[both.grade.id],
+        numerators=[LOT],
+        contract_id=contract.id,
+        now=at,
+    )
+    assert first.outcome == "ok"
+    over = open_part(hold_id=hold_id, id=uuid7(at), amount_numerator=LOT, now=at)
+    assert over.outcome == "contract_exhausted"
 
 
 @pytest.mark.parametrize(("payment", "offered"), [("prepaid", 1), ("arrears", 0)])

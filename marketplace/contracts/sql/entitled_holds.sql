@@ -257,12 +257,13 @@ BEGIN
     END IF;
     -- The list rate that was in force at admission, whatever it was changed to since.
     SELECT fo.grade_id, fo.status, r.rate_id AS list_rate_id, r.micros_per_mtok, fo.spot_floor_micros_per_mtok AS floor,
-           fo.host_id, hs.base_url, hs.engine ->> 'kind' AS engine,
+           fo.host_id, hs.base_url, hs.engine ->> 'kind' AS engine, seller.organization_id AS seller_id,
            div(fo.dependable_numerator_per_s::numeric * GREATEST(0, coalesce(
                hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_sellable_ppm)), 1000000)::bigint AS rate_per_s
       INTO f
       FROM providers_offering fo
       JOIN providers_host hs ON hs.id = fo.host_id
+      JOIN providers_provider seller ON seller.id = hs.provider_id
       JOIN LATERAL (
         SELECT p.id FROM pricing_rate p
          WHERE p.source_id = fo.id AND p.kind = 'list' AND p.grade_id = h.grade_id AND p.valid_from <= h.opened_at
@@ -275,6 +276,8 @@ BEGIN
      WHERE fo.id = h.offering_id;
     o.outcome := 'contract_exhausted';
     IF NOT FOUND OR h.kind <> 'committed' OR h.overage_policy = 'stop' OR h.entitlement_id IS NULL OR f.grade_id <> h.grade_id
+       -- On demand nobody is served by himself, nor are the ends of his requests.
+       OR f.seller_id = h.organization_id
        OR EXISTS (SELECT 1 FROM contracts_hold w WHERE w.request_id = h.request_id AND w.attempt = h.attempt
                      AND w.part = 1 AND w.status <> 'voided') THEN
         RETURN o;
