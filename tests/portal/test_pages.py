@@ -60,6 +60,7 @@ ACTIONS = {
     "operator-control-cap",
     "operator-cap-decline",
     "operator-billing-grant-revoke",
+    "operator-verify-number",
 }
 # Pages of every organization, whatever its role: test_webhooks.py and test_test_clock.py here, tests/test_tenancy.py.
 EVERYBODYS = {"webhooks", "webhook", "notices", "test-clock"}
@@ -87,6 +88,7 @@ def addresses(day: Day, *, of: str = "") -> dict[str, str]:
         "operation_id": uuid7(),
         "outage_id": uuid7(),
         "tariff_id": uuid7(),
+        "organization_id": uuid7(),
         **papers(day),
         "auction_id": published_auctions([day.grade.id])[0].id,
     }

@@ -32,7 +32,13 @@ from tests.cast import Party, make_party
 from tests.conftest import TestDatabase
 from tests.webhooks.receiver import receiving
 
-DATA = {"invoice_id": "01", "amount_micros": 1_000_000}
+DATA = {
+    "invoice_id": "01",
+    "number": "TY-2026-000001",
+    "currency": "USD",
+    "total_micros": 1_000_000,
+    "outstanding_micros": 1_000_000,
+}
 
 
 @pytest.fixture
