@@ -87,7 +87,7 @@ class ApiView(PublicView):
         if scope not in request.auth.scopes:
             raise ScopeMissing(f"this needs an API key with the scope '{scope}'")
         if self.role is not None and not self.organization.has_role(self.role):
-            raise RoleMissing(f"only an organization with the role {self.role!r} may do this")
+            raise RoleMissing(f"only an organization with the role {str(self.role)!r} may do this")
         if method not in _SAFE and self.organization.status == Organization.Status.SUSPENDED:
             raise OrganizationSuspended("the organization is suspended: it may read, and change nothing")
 

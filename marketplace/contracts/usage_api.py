@@ -123,7 +123,7 @@ class UsageReader(ApiView):
     def reading_as(self, asked: str | None) -> OrganizationRole:
         role = reader_role(self.organization, asked)
         if role is None:
-            raise RoleMissing(f"only an organization with the role {asked!r} may read as one")
+            raise RoleMissing(f"only an organization with the role {str(asked)!r} may read as one")
         return role
 
 
