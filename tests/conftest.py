@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from tests.database import TEMPLATE, Services, services_of, stop_services
 pytest_plugins = ("tests.cast", "tests.engine", "tests.house", "tests.market")
 
 _FOLDER = pytest.StashKey[Path]()
+# Redis' own default.
+_REDIS_DATABASES = 16
 _PYTEST_PID = pytest.StashKey[int]()
 
 
@@ -74,9 +76,16 @@ def session_folder(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def services(pytestconfig: pytest.Config) -> Services:
-    """PostgreSQL 18 and Redis of this test session."""
-    return services_of(pytestconfig.stash[_FOLDER], pytest_pid=pytestconfig.stash[_PYTEST_PID])
+def services(pytestconfig: pytest.Config, worker_name: str) -> Services:
+    """PostgreSQL 18 and Redis of this test session; of Redis a database of the worker's own, as tests clear it."""
+    shared = services_of(pytestconfig.stash[_FOLDER], pytest_pid=pytestconfig.stash[_PYTEST_PID])
+    server, _, number = shared.redis_url.rpartition("/")
+    assert number == "0"
+    return replace(shared, redis_url=f"{server}/{_redis_database(worker_name)}")
+
+
+def _redis_database(worker_name: str) -> int:
+    return int(worker_name[2:]) % _REDIS_DATABASES if worker_name.startswith("gw") else 0
 
 
 @dataclass(frozen=True)

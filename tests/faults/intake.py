@@ -66,7 +66,7 @@ class Database:
             [
                 str(binaries / "pg_basebackup"), f"--pgdata={data}", f"--host={LOOPBACK}",
                 f"--port={services.postgres_port}", f"--username={postgres.SUPERUSER}", "--checkpoint=fast",
-                "--wal-method=fetch", "--no-sync", "--no-manifest",
+                "--wal-method=stream", "--no-sync", "--no-manifest",
             ],
             cwd="/",
             env=dict(os.environ) | {"PGPASSWORD": password},
