@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 TRIES: Final = 5
 _FIRST_PAUSE_S: Final = 60
 _LONGEST_PAUSE_S: Final = 3_600
+# What is still due has been tried since, many times: it was settled, paid or voided otherwise.
+_FORGOTTEN: Final = timedelta(days=2)
 T = TypeVar("T")
 
 _RECORD: Final = """
@@ -58,6 +60,7 @@ def for_each(
         for item in items:
             do(item)
         return
+    FailingItem.objects.filter(job=job, last_failed_at__lt=now - _FORGOTTEN).delete()
     failing = dict(FailingItem.objects.filter(job=job).values_list("item", "next_attempt_at"))
     for item in items:
         name = str(key(item))

@@ -91,3 +91,12 @@ def test_a_step_that_fails_lets_the_next_one_run(now: datetime) -> None:
     isolated("second", lambda: ran.append(True), now=now)
     assert ran
     assert FailingItem.objects.get().item == "all"
+
+
+def test_what_is_no_longer_due_is_forgotten_after_two_days(now: datetime) -> None:
+    for _ in range(TRIES):
+        work(["a", "b"], {"b"}, now)
+    work(["a"], set(), now + timedelta(days=2))
+    assert items_left_to_people().count() == 1
+    work(["a"], set(), now + timedelta(days=2, seconds=1))
+    assert not FailingItem.objects.exists()
