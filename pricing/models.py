@@ -259,3 +259,57 @@ class Rate(models.Model):
             models.CheckConstraint(condition=Q(micros_per_mtok__gte=0), name="pricing_rate_not_negative"),
         ]
         indexes = [models.Index(fields=["source_id", "kind", "-valid_from"], name="pricing_rate_by_source")]
+
+
+class RateTariff(models.Model):
+    """Tiers, a volume price or packages behind a list rate: its price is none per unit, but of a month's volume.
+
+    The rate's own `micros_per_mtok` is the highest that any token can come to: what is asked for at admission. What is
+    charged follows from the month (docs/tariffs.md, 12). Immutable, as the rate is.
+    """
+
+    class Kind(models.TextChoices):
+        GRADUATED = "graduated"
+        VOLUME = "volume"
+        PACKAGE = "package"
+
+    rate = models.OneToOneField(Rate, on_delete=models.PROTECT, primary_key=True, related_name="tariff")
+    kind = models.CharField(max_length=12, choices=Kind.choices)
+    # What is billed in whole: a package's size, one numerator of tiers.
+    unit_numerator = models.BigIntegerField()
+    # The price of a package; null of tiers.
+    package_micros = models.BigIntegerField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(kind__in=["graduated", "volume"], unit_numerator=1, package_micros__isnull=True)
+                | Q(kind="package", unit_numerator__gt=1, package_micros__gt=0),
+                name="pricing_ratetariff_of_a_kind",
+            )
+        ]
+
+
+class RateTier(models.Model):
+    """A tier of a rate: from the end of the one before it up to and with `up_to_numerator`, the last without end."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tariff = models.ForeignKey(RateTariff, on_delete=models.PROTECT, related_name="tiers")
+    place = models.PositiveSmallIntegerField()
+    up_to_numerator = models.BigIntegerField(null=True)
+    micros_per_mtok = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["tariff", "place"], name="pricing_ratetier_place_unique"),
+            models.UniqueConstraint(
+                fields=["tariff", "up_to_numerator"],
+                nulls_distinct=False,
+                name="pricing_ratetier_bound_unique",
+            ),
+            models.CheckConstraint(
+                condition=Q(micros_per_mtok__gte=0)
+                & (Q(up_to_numerator__isnull=True) | Q(up_to_numerator__gt=0)),
+                name="pricing_ratetier_in_range",
+            ),
+        ]

@@ -1,4 +1,4 @@
-"""Tiers, volume prices and packages of a list price, counted over one calendar month (docs/tariffs.md, 10).
+"""Tiers, volume prices and packages of a list price, counted over one calendar month (docs/tariffs.md, 12).
 
 Pure. What a settlement charges is the difference of two rounded totals of the month so far, whichever period the usage
 lies in; what a request sets aside at its admission is strictly above its exact amount, so that every settlement finds
@@ -22,14 +22,19 @@ class Admission(NamedTuple):
 
 
 class MonthLine(NamedTuple):
-    """A tier's part of a charge. `tier` is its place, None for a package.
+    """A tier's part of a charge. `tier` is its place, None for a package; `since_numerator` is what was counted before.
 
     A line without volume charges again, at the rate of the tier that is reached, what was charged at another one's.
     """
 
     tier: int | None
+    since_numerator: int
     numerator: int
     amount_micros: int
+
+
+# Tier, what was counted before, and volume.
+_Step = tuple[int | None, int, int]
 
 
 def check_list_tariff(tariff: Tariff) -> None:
@@ -78,7 +83,7 @@ def month_charge(tariff: Tariff, *, before: int, after: int) -> Micros:
 
 
 def month_lines(tariff: Tariff, *, before: int, after: int) -> list[MonthLine]:
-    """`month_charge` tier by tier: amounts and volumes add up to the difference. Empty where nothing changed.
+    """`month_charge` tier by tier, each line from where the one before it ends. Empty where nothing changed.
 
     Where a volume price falls by another tier, what was charged so far is charged again at its rate: a line without
     volume that gives back.
@@ -87,36 +92,54 @@ def month_lines(tariff: Tariff, *, before: int, after: int) -> list[MonthLine]:
         return []
     match tariff.kind:
         case Kind.PACKAGE:
-            return [MonthLine(None, after - before, month_charge(tariff, before=before, after=after))]
+            steps: list[_Step] = [(None, before, after - before)]
         case Kind.VOLUME:
-            return _volume_lines(tariff, before, after)
+            place = _reached(tariff, after)
+            steps = [(place, before, 0), (place, before, after - before)]
         case Kind.GRADUATED:
-            return _graduated_lines(tariff, before, after)
+            steps = _steps(tariff, before, after)
+    lines = [
+        MonthLine(tier, since, numerator, line_amount(tariff, tier=tier, since=since, numerator=numerator))
+        for tier, since, numerator in steps
+    ]
+    return [line for line in lines if line.numerator or line.amount_micros]
 
 
-def _graduated_lines(tariff: Tariff, before: int, after: int) -> list[MonthLine]:
-    lines: list[MonthLine] = []
-    sign, start, end = (1, before, after) if before < after else (-1, after, before)
+def line_amount(tariff: Tariff, *, tier: int | None, since: int, numerator: int) -> Micros:
+    """What one line of a month comes to, from its own figures alone: how whoever doubts it works it out again.
+
+    Raises ValueError for a line that no month of this tariff has.
+    """
+    after = since + numerator
+    if since < 0 or after < 0:
+        raise ValueError("numerator: a month's volume is not negative")
+    if tier is None and not numerator:
+        return Micros(0)  # An estimate came true: nothing moved.
+    if tariff.kind is not Kind.VOLUME:
+        return month_charge(tariff, before=since, after=after)
+    if tier != _reached(tariff, after) and numerator:
+        raise ValueError("tier: the month's volume reaches another one")
+    if tier is None or tier >= len(tariff.tiers):
+        raise ValueError("tier: the tariff has no such tier")
+    # The month so far, were its rate the one that is reached now.
+    again = div_half_even(since * tariff.tiers[tier].rate, NUMERATOR_PER_MTOK)
+    return Micros(charge(tariff, after) - again if numerator else again - charge(tariff, since))
+
+
+def _steps(tariff: Tariff, before: int, after: int) -> list[_Step]:
+    """Each piece of the way from one total of a graduated tariff to another."""
+    low, high = sorted((before, after))
+    steps: list[_Step] = []
     lower = 0
     for place, tier in enumerate(tariff.tiers):
-        upper = end if tier.up_to is None else min(end, tier.up_to)
-        since = max(start, lower)
-        if upper > since:
-            amount = month_charge(tariff, before=since, after=upper)
-            lines.append(MonthLine(place, sign * (upper - since), sign * amount))
+        upper = high if tier.up_to is None else min(high, tier.up_to)
+        start = max(low, lower)
+        if upper > start:
+            steps.append((place, start, upper - start))
         lower = upper
-    return lines
-
-
-def _volume_lines(tariff: Tariff, before: int, after: int) -> list[MonthLine]:
-    place = _reached(tariff, after)
-    rate = tariff.tiers[place].rate
-    # The month so far, were its rate the one that is reached now.
-    again = div_half_even(before * rate, NUMERATOR_PER_MTOK)
-    lines = [MonthLine(place, after - before, charge(tariff, after) - again)]
-    if again != charge(tariff, before):
-        lines.append(MonthLine(place, 0, again - charge(tariff, before)))
-    return lines
+    if before < after:
+        return steps
+    return [(place, start + amount, -amount) for place, start, amount in reversed(steps)]
 
 
 def _reached(tariff: Tariff, total: int) -> int:

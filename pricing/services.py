@@ -17,10 +17,22 @@ from django.db import IntegrityError, transaction
 from marketplace.accounts.services import SYSTEM, Actor, record_audit
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from pricing.calibrating import MAX_WEIGHT, ClassCounts, kappa_of, spread_of
-from pricing.models import CalibrationClass, Grade, GradeBucket, GradeFamily, Rate, TokenizerCalibration
+from pricing.models import (
+    CalibrationClass,
+    Grade,
+    GradeBucket,
+    GradeFamily,
+    Rate,
+    RateTariff,
+    RateTier,
+    TokenizerCalibration,
+)
+from pricing.month_tiers import admission, check_list_tariff
 from pricing.promising import MICROSECONDS, check_levels, record_levels
+from pricing.rate_tariffs import invalid_tariff
 from pricing.rating import TEXT_INPUT_BUCKETS, TEXT_OUTPUT_BUCKETS, standard_ppm
 from pricing.service_levels import LevelTerms
+from pricing.tariffs import Kind, Tariff
 from pricing.units import CURRENCY_EXPONENTS, PPM, Bucket
 
 # Micros per Mtok: a million currency units for a million standard tokens is beyond any price, and a rate at this
@@ -307,6 +319,40 @@ def publish_rate(
         valid_from=valid_from or now,
         created_at=now,
     )
+
+
+@transaction.atomic
+def publish_tariff_rate(
+    tariff: Tariff, *, grade_id: UUID, source_id: UUID, valid_from: datetime, now: datetime
+) -> Rate:
+    """A list rate whose price is this tariff of a month's volume, in force from `valid_from`.
+
+    Its rate per Mtok is the highest that any token can come to. Raises InvalidInput naming the field.
+    """
+    try:
+        check_list_tariff(tariff)
+    except ValueError as error:
+        raise invalid_tariff(error) from error
+    at = admission(tariff)
+    rate = publish_rate(
+        grade_id=grade_id,
+        kind=Rate.Kind.LIST,
+        micros_per_mtok=at.rate,
+        source_id=source_id,
+        valid_from=valid_from,
+        now=now,
+    )
+    row = RateTariff.objects.create(
+        rate=rate,
+        kind=tariff.kind.value,
+        unit_numerator=tariff.unit,
+        package_micros=tariff.package_micros if tariff.kind is Kind.PACKAGE else None,
+    )
+    RateTier.objects.bulk_create(
+        RateTier(tariff=row, place=place, up_to_numerator=tier.up_to, micros_per_mtok=tier.rate)
+        for place, tier in enumerate(tariff.tiers)
+    )
+    return rate
 
 
 def _family(*, slug: str, terms: _FamilyTerms, now: datetime) -> GradeFamily:

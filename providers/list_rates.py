@@ -30,7 +30,8 @@ from django.db.models.expressions import Combinable
 
 from marketplace.periods import delivery_period
 from pricing.models import Rate
-from pricing.tariffs import DAY_S
+from pricing.rate_tariffs import tariff_of
+from pricing.tariffs import DAY_S, Tariff
 from pricing.units import MicrosPerMtok
 from providers.models import ListTariff, ListTariffSlot, Offering
 
@@ -109,6 +110,15 @@ def tariff_in_force(offering_id: UUID, at: datetime) -> ListTariff | None:
 def slots_of(tariff: ListTariff) -> list[tuple[int, int, int]]:
     """Seconds of the UTC day from and until, and the rate between, in order."""
     return [(slot.start_s, slot.end_s, slot.rate.micros_per_mtok) for slot in tariff.slots.all()]
+
+
+def month_tariff_of(tariff: ListTariff) -> Tariff | None:
+    """The tiers, volume price or packages of a version; None where every token of a moment costs the same."""
+    for slot in tariff.slots.all():
+        row = getattr(slot.rate, "tariff", None)
+        if row is not None:
+            return tariff_of(row)
+    return None
 
 
 def coming_day(now: datetime) -> tuple[datetime, datetime]:
@@ -243,5 +253,6 @@ def _cheapest(offerings: Sequence[Mapping[datetime, int]], end: datetime) -> lis
 
 
 def _with_slots(tariffs: QuerySet[ListTariff]) -> QuerySet[ListTariff]:
-    slots = ListTariffSlot.objects.select_related("rate").order_by("start_s")
+    slots = ListTariffSlot.objects.select_related("rate__tariff").prefetch_related("rate__tariff__tiers")
+    slots = slots.order_by("start_s")
     return tariffs.prefetch_related(Prefetch("slots", queryset=slots))

@@ -18,10 +18,13 @@ from marketplace.accounts.services import Actor, record_audit
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.periods import delivery_period
 from pricing.models import Rate
-from pricing.services import MAX_RATE_MICROS_PER_MTOK, publish_rate
-from pricing.tariffs import DAY_S, TimeOfUse, Window
+from pricing.month_tiers import admission, check_list_tariff
+from pricing.rate_tariffs import invalid_tariff
+from pricing.services import MAX_RATE_MICROS_PER_MTOK, publish_rate, publish_tariff_rate
+from pricing.tariffs import DAY_S, Kind, Tariff, Tier, TimeOfUse, Window, graduated, package, volume
+from pricing.units import NUMERATOR_PER_LOT
 from providers.claims import check_integer
-from providers.list_rates import slots_of, tariffs_of
+from providers.list_rates import month_tariff_of, slots_of, tariffs_of
 from providers.models import ListTariff, ListTariffSlot, Offering
 from providers.selectors import find_offering
 
@@ -29,6 +32,16 @@ MAX_WINDOWS: Final = 24
 # Versions of one offering that are still to come.
 MAX_ANNOUNCED: Final = 20
 HORIZON: Final = timedelta(days=366)
+MIN_TIERS: Final = 2
+# Nine trillion standard tokens: what a bigint of numerators holds.
+MAX_NUMERATOR: Final = 9 * 10**18
+_FIELDS: Final = {
+    ListTariff.Kind.PER_UNIT: {"rate_micros_per_mtok"},
+    ListTariff.Kind.TIME_OF_USE: {"rate_micros_per_mtok", "windows"},
+    ListTariff.Kind.GRADUATED: {"tiers"},
+    ListTariff.Kind.VOLUME: {"tiers"},
+    ListTariff.Kind.PACKAGE: {"package_numerator", "package_micros"},
+}
 
 # Seconds of the UTC day from and until, and the rate between.
 Slot = tuple[int, int, int]
@@ -41,18 +54,30 @@ def announce_tariff(
     offering_id: UUID,
     kind: str,
     valid_from: datetime,
-    rate_micros_per_mtok: int,
+    rate_micros_per_mtok: int | None = None,
     windows: Sequence[Window] = (),
+    tiers: Sequence[Tier] = (),
+    package_numerator: int | None = None,
+    package_micros: int | None = None,
     now: datetime,
     actor: Actor,
 ) -> ListTariff:
-    """Let the offering's list price be this from `valid_from` on: one rate, or by time of use other rates in windows.
+    """Let the offering's list price be this from `valid_from` on, by its kind.
 
-    It begins with a delivery period, a whole one ahead at least, and its windows lie on bounds of delivery periods. The
-    same again is the same version. Raises InvalidInput naming the field, Conflict (withdrawn offering, another version
-    begins then, too many to come), NotFound for an offering of another organization.
+    `per_unit` is one rate; `time_of_use` has other rates in windows; `graduated` and `volume` have tiers of what a
+    buyer uses in a calendar month; `package` sells that in whole packages. It begins with a delivery period, a whole
+    one ahead at least, and its windows lie on bounds of delivery periods. The same again is the same version. Raises
+    InvalidInput naming the field, Conflict (withdrawn offering, another version begins then, too many to come),
+    NotFound for an offering of another organization.
     """
-    _check_terms(kind, rate_micros_per_mtok, windows)
+    terms = _terms(
+        kind,
+        rate_micros_per_mtok=rate_micros_per_mtok,
+        windows=windows,
+        tiers=tiers,
+        package_numerator=package_numerator,
+        package_micros=package_micros,
+    )
     _check_start(valid_from, now)
     offering = find_offering(organization_id, offering_id)
     # Versions of one offering are announced one after the other.
@@ -60,21 +85,22 @@ def announce_tariff(
     offering.refresh_from_db(fields=["status"])
     if offering.status == Offering.Status.WITHDRAWN:
         raise Conflict("The offering is withdrawn: nothing is sold of it any more.")
-    try:
-        slots = list(_slots(TimeOfUse(rate_micros_per_mtok, tuple(windows))))
-    except ValueError as error:
-        field, _, reason = str(error).partition(": ")
-        raise InvalidInput(f"{reason[:1].upper()}{reason[1:]}.", field=field) from error
     standing = tariffs_of(offering.pk).filter(withdrawn_at__isnull=True)
     same = standing.filter(valid_from=valid_from).first()
     if same is not None:
-        if same.kind == kind and slots_of(same) == slots:
+        if same.kind == kind and _is_of(same, terms):
             return same
         raise Conflict("Another version begins then; withdraw it first.", field="valid_from")
     if standing.filter(valid_from__gt=now).count() >= MAX_ANNOUNCED:
         raise Conflict(f"At most {MAX_ANNOUNCED} versions may be to come.", field="valid_from")
     tariff = ListTariff.objects.create(offering=offering, kind=kind, valid_from=valid_from, created_at=now)
-    _record_slots(tariff, offering, slots, now)
+    if isinstance(terms, TimeOfUse):
+        _record_slots(tariff, offering, list(_slots(terms)), now)
+    else:
+        rate = publish_tariff_rate(
+            terms, grade_id=offering.grade_id, source_id=offering.pk, valid_from=valid_from, now=now
+        )
+        ListTariffSlot.objects.create(tariff=tariff, start_s=0, end_s=DAY_S, rate=rate)
     _audit(
         offering,
         "offering.tariff_announced",
@@ -83,7 +109,7 @@ def announce_tariff(
         tariff_id=str(tariff.pk),
         kind=kind,
         valid_from=valid_from.isoformat(),
-        slots=[list(slot) for slot in slots],
+        **_said(terms),
     )
     return tariff
 
@@ -114,13 +140,74 @@ def notice() -> timedelta:
     return timedelta(seconds=settings.DELIVERY_PERIOD_S)
 
 
-def _check_terms(kind: str, rate_micros_per_mtok: int, windows: Sequence[Window]) -> None:
+def _terms(
+    kind: str,
+    *,
+    rate_micros_per_mtok: int | None,
+    windows: Sequence[Window],
+    tiers: Sequence[Tier],
+    package_numerator: int | None,
+    package_micros: int | None,
+) -> TimeOfUse | Tariff:
+    """What is asked for, by its kind: nothing that the kind needs is missing, and nothing is named that it has not."""
     if kind not in ListTariff.Kind.values:
         raise InvalidInput("It is not a kind of tariff.", field="kind")
-    check_integer("rate_micros_per_mtok", rate_micros_per_mtok, 1, MAX_RATE_MICROS_PER_MTOK)
-    if kind == ListTariff.Kind.PER_UNIT and windows:
-        raise InvalidInput("One rate per unit has no windows.", field="windows")
-    if kind == ListTariff.Kind.TIME_OF_USE and not 1 <= len(windows) <= MAX_WINDOWS:
+    named = {
+        "rate_micros_per_mtok": rate_micros_per_mtok is not None,
+        "windows": bool(windows),
+        "tiers": bool(tiers),
+        "package_numerator": package_numerator is not None,
+        "package_micros": package_micros is not None,
+    }
+    for field, is_named in named.items():
+        if is_named and field not in _FIELDS[ListTariff.Kind(kind)]:
+            raise InvalidInput(f"A tariff of kind {kind} has none.", field=field)
+        if not is_named and field in _FIELDS[ListTariff.Kind(kind)]:
+            raise InvalidInput(f"A tariff of kind {kind} needs it.", field=field)
+    try:
+        if package_numerator is not None and package_micros is not None:
+            return _package(package_numerator, package_micros)
+        if tiers:
+            _check_tiers(tiers)
+            tariff = volume(tiers) if kind == ListTariff.Kind.VOLUME else graduated(tiers)
+            check_list_tariff(tariff)
+            return tariff
+        assert rate_micros_per_mtok is not None, "what is left has a rate"
+        check_integer("rate_micros_per_mtok", rate_micros_per_mtok, 1, MAX_RATE_MICROS_PER_MTOK)
+        _check_windows(windows)
+        return TimeOfUse(rate_micros_per_mtok, tuple(windows))
+    except ValueError as error:
+        raise invalid_tariff(error) from error
+
+
+def _package(numerator: int, price_micros: int) -> Tariff:
+    _check_volume("package_numerator", numerator)
+    check_integer("package_micros", price_micros, 1, MAX_RATE_MICROS_PER_MTOK)
+    tariff = package(numerator, price_micros)
+    if admission(tariff).rate > MAX_RATE_MICROS_PER_MTOK:
+        raise InvalidInput("It is too much for a package of this size.", field="package_micros")
+    return tariff
+
+
+def _check_tiers(tiers: Sequence[Tier]) -> None:
+    if len(tiers) < MIN_TIERS:
+        raise InvalidInput("One tier alone is a rate per unit.", field="tiers")
+    for tier in tiers:
+        check_integer("tiers", tier.rate, 0, MAX_RATE_MICROS_PER_MTOK)
+        if tier.up_to is not None:
+            _check_volume("tiers", tier.up_to)
+    if not any(tier.rate for tier in tiers):
+        raise InvalidInput("One of the rates must be above zero.", field="tiers")
+
+
+def _check_volume(field: str, numerator: int) -> None:
+    check_integer(field, numerator, 1, MAX_NUMERATOR)
+    if numerator % NUMERATOR_PER_LOT:
+        raise InvalidInput("Volumes are whole lots of 1,000 standard tokens.", field=field)
+
+
+def _check_windows(windows: Sequence[Window]) -> None:
+    if len(windows) > MAX_WINDOWS:
         raise InvalidInput(f"There must be 1 to {MAX_WINDOWS} windows.", field="windows")
     for window in windows:
         check_integer("windows", window.rate, 1, MAX_RATE_MICROS_PER_MTOK)
@@ -158,6 +245,22 @@ def _slots(terms: TimeOfUse) -> Iterator[Slot]:
         end_s = (end - midnight) // timedelta(seconds=1)
     assert rate is not None
     yield start_s, end_s, rate
+
+
+def _is_of(tariff: ListTariff, terms: TimeOfUse | Tariff) -> bool:
+    """Whether a version that stands has these terms."""
+    if isinstance(terms, TimeOfUse):
+        return slots_of(tariff) == list(_slots(terms))
+    return month_tariff_of(tariff) == terms
+
+
+def _said(terms: TimeOfUse | Tariff) -> dict[str, object]:
+    """Terms for the audit trail."""
+    if isinstance(terms, TimeOfUse):
+        return {"slots": [list(slot) for slot in _slots(terms)]}
+    if terms.kind is Kind.PACKAGE:
+        return {"package_numerator": terms.unit, "package_micros": terms.package_micros}
+    return {"tiers": [[tier.up_to, tier.rate] for tier in terms.tiers]}
 
 
 def _record_slots(tariff: ListTariff, offering: Offering, slots: Sequence[Slot], now: datetime) -> None:

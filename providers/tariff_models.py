@@ -20,6 +20,9 @@ class ListTariff(models.Model):
     class Kind(models.TextChoices):
         PER_UNIT = "per_unit"
         TIME_OF_USE = "time_of_use"
+        GRADUATED = "graduated"
+        VOLUME = "volume"
+        PACKAGE = "package"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     offering = models.ForeignKey("providers.Offering", on_delete=models.PROTECT, related_name="list_tariffs")
@@ -44,7 +47,8 @@ class ListTariff(models.Model):
                 name="providers_listtariff_withdrawn_ahead",
             ),
             models.CheckConstraint(
-                condition=Q(kind__in=["per_unit", "time_of_use"]), name="providers_listtariff_kind_known"
+                condition=Q(kind__in=["per_unit", "time_of_use", "graduated", "volume", "package"]),
+                name="providers_listtariff_kind_known",
             ),
         ]
 
@@ -52,6 +56,7 @@ class ListTariff(models.Model):
 class ListTariffSlot(models.Model):
     """The rate from `start_s` to `end_s`, seconds of the UTC day, half-open. A version's slots make the whole day.
 
+    What is priced by a month's volume is one slot, whose rate has the tariff (`pricing.models.RateTariff`).
     No two of a version overlap: exclusion constraint `providers_listtariffslot_apart`, in the migration.
     """
 

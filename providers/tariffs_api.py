@@ -15,6 +15,7 @@ from marketplace import clock
 from marketplace.accounts.scopes import Scope
 from marketplace.api.pagination import CursorPagination
 from marketplace.api.serializers import (
+    LotsField,
     MicrosPerMtokField,
     StrictChoiceField,
     StrictIntegerField,
@@ -25,7 +26,8 @@ from marketplace.api.views import ApiView, PublicView
 from marketplace.errors import NotFound
 from pricing.selectors import find_grade
 from pricing.services import MAX_RATE_MICROS_PER_MTOK
-from pricing.tariffs import DAY_S, Window
+from pricing.tariffs import DAY_S, MAX_TIERS, Kind, Tier, Window
+from pricing.units import NUMERATOR_PER_LOT
 from providers import list_rates, selectors, services
 from providers.list_tariffs import MAX_WINDOWS
 from providers.models import ListTariff
@@ -37,13 +39,31 @@ class WindowIn(StrictSerializer):
     rate_micros_per_mtok = MicrosPerMtokField(max_value=MAX_RATE_MICROS_PER_MTOK)
 
 
+class TierIn(StrictSerializer):
+    up_to_lots = LotsField(
+        required=False,
+        allow_null=True,
+        help_text="of a buyer's calendar month, inclusive; the last tier has none",
+    )
+    rate_micros_per_mtok = MicrosPerMtokField(min_value=0, max_value=MAX_RATE_MICROS_PER_MTOK)
+
+
 class TariffIn(StrictSerializer):
     kind = StrictChoiceField(choices=ListTariff.Kind.values)
     valid_from = TimestampField(help_text="the start of a delivery period, a whole one ahead at least")
     rate_micros_per_mtok = MicrosPerMtokField(
-        max_value=MAX_RATE_MICROS_PER_MTOK, help_text="outside all windows"
+        max_value=MAX_RATE_MICROS_PER_MTOK, required=False, help_text="per_unit, or outside all windows"
     )
-    windows = serializers.ListField(child=WindowIn(), required=False, max_length=MAX_WINDOWS)
+    windows = serializers.ListField(
+        child=WindowIn(), required=False, max_length=MAX_WINDOWS, help_text="time_of_use"
+    )
+    tiers = serializers.ListField(
+        child=TierIn(), required=False, max_length=MAX_TIERS, help_text="graduated, volume"
+    )
+    package_lots = LotsField(required=False, help_text="package")
+    package_micros = StrictIntegerField(
+        min_value=1, max_value=MAX_RATE_MICROS_PER_MTOK, required=False, help_text="the price of one package"
+    )
 
 
 class SlotOut(serializers.Serializer[Any]):
@@ -53,13 +73,52 @@ class SlotOut(serializers.Serializer[Any]):
     rate_micros_per_mtok = serializers.IntegerField(source="rate.micros_per_mtok")
 
 
+class TierOut(serializers.Serializer[Any]):
+    up_to_lots = serializers.SerializerMethodField(allow_null=True)
+    rate_micros_per_mtok = serializers.IntegerField(source="rate")
+
+    def get_up_to_lots(self, tier: Tier) -> int | None:
+        return _lots(tier.up_to)
+
+
 class TariffOut(serializers.ModelSerializer[ListTariff]):
     status = serializers.SerializerMethodField()
-    slots = SlotOut(many=True, help_text="the whole UTC day, in order, half-open")
+    slots = SlotOut(
+        many=True,
+        help_text="the whole UTC day, in order, half-open; of tiers and packages the highest rate a token can come to",
+    )
+    tiers = serializers.SerializerMethodField()
+    package_lots = serializers.SerializerMethodField()
+    package_micros = serializers.SerializerMethodField()
 
     class Meta:
         model = ListTariff
-        fields = ("id", "offering_id", "kind", "status", "valid_from", "slots", "withdrawn_at", "created_at")
+        fields = (
+            "id",
+            "offering_id",
+            "kind",
+            "status",
+            "valid_from",
+            "slots",
+            "tiers",
+            "package_lots",
+            "package_micros",
+            "withdrawn_at",
+            "created_at",
+        )
+
+    @extend_schema_field(TierOut(many=True))
+    def get_tiers(self, tariff: ListTariff) -> Any:
+        terms = list_rates.month_tariff_of(tariff)
+        return TierOut(terms.tiers if terms else [], many=True).data
+
+    def get_package_lots(self, tariff: ListTariff) -> int | None:
+        terms = list_rates.month_tariff_of(tariff)
+        return _lots(terms.unit) if terms and terms.kind is Kind.PACKAGE else None
+
+    def get_package_micros(self, tariff: ListTariff) -> int | None:
+        terms = list_rates.month_tariff_of(tariff)
+        return terms.package_micros if terms and terms.kind is Kind.PACKAGE else None
 
     @extend_schema_field(serializers.ChoiceField(choices=["announced", "begun", "withdrawn"]))
     def get_status(self, tariff: ListTariff) -> str:
@@ -91,22 +150,37 @@ class TariffsView(ApiView):
 
     @extend_schema(operation_id="tariffs_announce", request=TariffIn, responses={201: TariffOut})
     def post(self, request: Request, offering_id: UUID) -> Response:
-        """Announce a version: one rate per unit, or other rates in windows of the UTC day. A request pays the rate of
-        its admission."""
+        """Announce a version: one rate per unit, other rates in windows of the UTC day, or what a calendar month's
+        volume costs by tiers or in packages. A request pays by the version of its admission."""
         data = self.parse(TariffIn)
         windows = [
             Window(window["start_s"], window["end_s"], window["rate_micros_per_mtok"])
             for window in data.pop("windows", [])
         ]
+        tiers = [
+            Tier(_numerator(tier.get("up_to_lots")), tier["rate_micros_per_mtok"])
+            for tier in data.pop("tiers", [])
+        ]
+        package_numerator = _numerator(data.pop("package_lots", None))
         tariff = services.announce_tariff(
             organization_id=self.organization_id,
             offering_id=offering_id,
             windows=windows,
+            tiers=tiers,
+            package_numerator=package_numerator,
             now=clock.now(),
             actor=self.actor,
             **data,
         )
         return Response(TariffOut(list_rates.tariffs_of(offering_id).get(pk=tariff.pk)).data, status=201)
+
+
+def _lots(numerator: int | None) -> int | None:
+    return None if numerator is None else numerator // NUMERATOR_PER_LOT
+
+
+def _numerator(lots: int | None) -> int | None:
+    return None if lots is None else lots * NUMERATOR_PER_LOT
 
 
 class TariffView(ApiView):

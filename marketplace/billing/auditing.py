@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -10,17 +10,23 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q, Sum
 
 from marketplace.billing.lines import Line
-from marketplace.billing.models import Charge, ChargeKind, MonthOutcome, Settlement
+from marketplace.billing.models import Charge, ChargeKind, MonthOutcome, Settlement, TariffMonth
 from marketplace.billing.selectors import digest_of, metered_usage
 from marketplace.billing.services.committed_months import locked_contract
 from marketplace.billing.services.failing import have_news
 from marketplace.billing.services.month_ends import month_lines_lacking
-from marketplace.billing.services.period_lines import lines_of_run, lock_sources
+from marketplace.billing.services.period_lines import count_tiers, lines_of_run, lock_sources
 from marketplace.billing.services.service_crediting import credit_lines, measure_service
 from marketplace.periods import Period
+from pricing.month_tiers import line_amount
+from pricing.months import calendar_month
+from pricing.rate_tariffs import tariffs_by_rate
 from pricing.rating import price_of
+from pricing.tariffs import Tariff
+from pricing.tariffs import charge as charge_of
 
 # A minimum take is the rest of a sum that was rounded once with its spot line; an adjustment is a difference.
 _PLAIN_PRODUCTS: Final = (
@@ -79,6 +85,7 @@ def check_charges(*, since: datetime) -> ChargeCheck:
         ]
     check.differences += _months_lacking(since)
     check.differences += _wrong_products(since)
+    check.differences += _wrong_months(since)
     return check
 
 
@@ -100,6 +107,7 @@ def lines_lacking(contract_id: UUID, settlement_start: datetime) -> list[Line] |
     outcomes = sources.outcomes(metered)
     if have_news(outcomes, contract):
         return None
+    count_tiers(sources, metered, run=last.run + 1)
     one_more = Settlement(contract=contract, settlement_start=last.settlement_start, run=last.run + 1)
     lines = lines_of_run(one_more, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
     lines += credit_lines(sources, metered, measure_service(sources, metered, outcomes))
@@ -136,10 +144,12 @@ def _months_lacking(since: datetime) -> Iterator[ChargeDifference]:
 
 
 def _wrong_products(since: datetime) -> Iterator[ChargeDifference]:
-    """Charges whose amount is not volume times rate, rounded once."""
-    charges = Charge.objects.filter(period_start__gte=since, kind__in=_PLAIN_PRODUCTS)
+    """Charges whose amount is not volume times rate, rounded once, or not what their step in a month comes to."""
+    charges = Charge.objects.filter(period_start__gte=since)
+    charges = charges.filter(Q(kind__in=_PLAIN_PRODUCTS) | Q(tariff_month__isnull=False))
+    tariffs = tariffs_by_rate(charges.filter(tariff_month__isnull=False).values_list("rate_id", flat=True))
     for charge in charges.order_by("id").iterator():
-        amount = price_of(charge.numerator, charge.rate_micros_per_mtok)
+        amount = _product(charge, tariffs)
         if amount != charge.amount_micros:
             yield ChargeDifference(
                 "product",
@@ -148,4 +158,32 @@ def _wrong_products(since: datetime) -> Iterator[ChargeDifference]:
                 charge.rate_id,
                 0,
                 amount - charge.amount_micros,
+            )
+
+
+def _product(charge: Charge, tariffs: Mapping[UUID, Tariff]) -> int:
+    if charge.since_numerator is None:
+        return price_of(charge.numerator, charge.rate_micros_per_mtok)
+    return line_amount(
+        tariffs[charge.rate_id], tier=charge.tier, since=charge.since_numerator, numerator=charge.numerator
+    )
+
+
+def _wrong_months(since: datetime) -> Iterator[ChargeDifference]:
+    """Calendar months of tiers whose charges are not the volume that was counted, or not what that comes to."""
+    months = TariffMonth.objects.filter(month_start__gte=calendar_month(since).start).annotate(
+        volume=Sum("charges__numerator", default=0), charged=Sum("charges__amount_micros", default=0)
+    )
+    tariffs = tariffs_by_rate(months.values_list("rate_id", flat=True))
+    for month in months.order_by("id").iterator():
+        volume, amount = month.counted_numerator, charge_of(tariffs[month.rate_id], month.counted_numerator)
+        if (volume, amount) != (month.volume, month.charged):
+            contract_id = month.charges.values_list("contract_id", flat=True).first() or month.organization_id
+            yield ChargeDifference(
+                "tariff month",
+                contract_id,
+                month.month_start,
+                month.rate_id,
+                volume - month.volume,
+                amount - month.charged,
             )

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from pricing.rating import fee_of, price_of, split_gross, spot_charge_numerator
@@ -41,6 +42,14 @@ NOTHING = Share(0, 0, 0)
 LineKey = tuple[UUID, datetime]
 
 
+class TierPlace(NamedTuple):
+    """Where a line stands in a month of tiers or packages: its tier (None of a package), what was counted before."""
+
+    month_id: UUID
+    tier: int | None
+    since_numerator: int
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A charge before it has an id. The period is half-open; `shares` is by offering."""
@@ -56,6 +65,7 @@ class Line:
     shares: Mapping[UUID, Share]
     # The part of the numerator that no meter has reported yet.
     estimated_numerator: int = 0
+    place: TierPlace | None = None
 
     @property
     def key(self) -> LineKey:

@@ -158,6 +158,9 @@ class Settlement(models.Model):
 class Charge(models.Model):
     """A rated line of a buyer: exact numerator x rate, rounded once. Append-only.
 
+    Of a list price by a month's volume it is what leads from `since_numerator` to that and the charge's own, both
+    rounded (docs/tariffs.md); its rate is the tier's.
+
     `amount_micros` may be negative on adjustments, remedies, releases and service credits only. Usage covered by a
     committed fee is charged at 0 micros per Mtok (docs/rounding.md). A remedy and a service credit bill no volume: what
     failed stands in the `DeliveryOutcome`, what was too slow in the `ServicePeriod`. Nor does a release: it is what a
@@ -179,6 +182,12 @@ class Charge(models.Model):
     estimated_numerator = models.BigIntegerField(default=0)
     rate_micros_per_mtok = models.BigIntegerField()
     amount_micros = models.BigIntegerField()
+    # Of a price by a month's volume: the month, the tier (null of a package), and what was counted before this charge.
+    tariff_month = models.ForeignKey(
+        "billing.TariffMonth", on_delete=models.PROTECT, null=True, related_name="charges"
+    )
+    tier = models.PositiveSmallIntegerField(null=True)
+    since_numerator = models.BigIntegerField(null=True)
     # Tax set aside on this charge, pending in the ledger until the invoice.
     tax_held_micros = models.BigIntegerField(default=0)
     created_at = models.DateTimeField()
@@ -196,6 +205,11 @@ class Charge(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(period_end__gt=F("period_start")), name="billing_charge_forwards"
+            ),
+            models.CheckConstraint(
+                condition=Q(tariff_month__isnull=True, tier__isnull=True, since_numerator__isnull=True)
+                | Q(tariff_month__isnull=False, since_numerator__gte=0),
+                name="billing_charge_of_a_month",
             ),
         ]
         indexes = [
@@ -554,3 +568,4 @@ class Payout(models.Model):
 
 # Below what they refer to.
 from marketplace.billing.month_models import MonthOutcome as MonthOutcome  # noqa: E402
+from marketplace.billing.month_models import TariffMonth as TariffMonth  # noqa: E402

@@ -1,4 +1,4 @@
-"""What a committed contract month came to, as it was squared up after its end."""
+"""Months: what a committed one came to, as it was squared up after its end, and what counts towards tiers."""
 
 from __future__ import annotations
 
@@ -59,5 +59,28 @@ class MonthOutcome(models.Model):
                 & Q(charged_micros__gte=0)
                 & Q(refunded_micros__gte=0),
                 name="billing_monthoutcome_in_range",
+            ),
+        ]
+
+
+class TariffMonth(models.Model):
+    """A buyer's volume at one rate of tiers, volume or packages in a UTC calendar month, as far as it is settled.
+
+    The sum of its charges' numerators. Its row is locked by whoever settles usage that counts in it.
+    """
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    organization = models.ForeignKey("accounts.Organization", on_delete=models.PROTECT, related_name="+")
+    rate = models.ForeignKey("pricing.Rate", on_delete=models.PROTECT, related_name="+")
+    month_start = models.DateTimeField()
+    counted_numerator = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "rate", "month_start"], name="billing_tariffmonth_unique"
+            ),
+            models.CheckConstraint(
+                condition=Q(counted_numerator__gte=0), name="billing_tariffmonth_not_negative"
             ),
         ]

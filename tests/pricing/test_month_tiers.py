@@ -13,6 +13,7 @@ from pricing.month_tiers import (
     MonthLine,
     admission,
     check_list_tariff,
+    line_amount,
     month_charge,
     month_lines,
     set_aside,
@@ -47,6 +48,16 @@ def total_of(lines: list[MonthLine]) -> tuple[int, int]:
     return sum(line.numerator for line in lines), sum(line.amount_micros for line in lines)
 
 
+def assert_each_follows_the_last(tariff: Tariff, lines: list[MonthLine], before: int, after: int) -> None:
+    for line in lines:
+        assert line.since_numerator == before
+        before += line.numerator
+        assert line.amount_micros == line_amount(
+            tariff, tier=line.tier, since=line.since_numerator, numerator=line.numerator
+        )
+    assert before == after or not lines
+
+
 # A month: settlements, each of some requests.
 months = st.lists(st.lists(numerators, max_size=4), max_size=6)
 
@@ -77,8 +88,10 @@ def test_a_month_comes_to_its_tariff_however_it_is_cut_and_each_settlement_is_co
 def test_corrections_in_both_directions_end_where_the_total_ends(tariff: Tariff, totals: list[int]) -> None:
     charged, before = 0, 0
     for after in [*totals, totals[0]]:
-        numerator, amount = total_of(month_lines(tariff, before=before, after=after))
+        lines = month_lines(tariff, before=before, after=after)
+        numerator, amount = total_of(lines)
         assert numerator == after - before
+        assert_each_follows_the_last(tariff, lines, before, after)
         charged, before = charged + amount, after
     assert charged == charge(tariff, totals[0])
 
@@ -106,21 +119,27 @@ def test_rounding_up_alone_would_not_cover() -> None:
 def test_graduated_lines_are_one_for_each_tier() -> None:
     tariff = graduated([Tier(5 * MTOK, 100), Tier(10 * MTOK, 50), Tier(None, 10)])
     assert month_lines(tariff, before=3 * MTOK, after=12 * MTOK) == [
-        (0, 2 * MTOK, 200), (1, 5 * MTOK, 250), (2, 2 * MTOK, 20)
+        (0, 3 * MTOK, 2 * MTOK, 200), (1, 5 * MTOK, 5 * MTOK, 250), (2, 10 * MTOK, 2 * MTOK, 20)
     ]  # fmt: skip
     # A bound belongs to the tier below it.
-    assert month_lines(tariff, before=4 * MTOK, after=5 * MTOK) == [(0, MTOK, 100)]
-    assert month_lines(tariff, before=5 * MTOK, after=5 * MTOK + 1) == [(1, 1, 0)]
-    assert month_lines(tariff, before=12 * MTOK, after=9 * MTOK) == [(1, -MTOK, -50), (2, -2 * MTOK, -20)]
+    assert month_lines(tariff, before=4 * MTOK, after=5 * MTOK) == [(0, 4 * MTOK, MTOK, 100)]
+    assert month_lines(tariff, before=5 * MTOK, after=5 * MTOK + 1) == [(1, 5 * MTOK, 1, 0)]
+    assert month_lines(tariff, before=12 * MTOK, after=9 * MTOK) == [
+        (2, 12 * MTOK, -2 * MTOK, -20), (1, 10 * MTOK, -MTOK, -50)
+    ]  # fmt: skip
 
 
 def test_a_volume_price_that_falls_gives_back_what_was_charged_above_it() -> None:
     tariff = volume([Tier(100 * MTOK, 20), Tier(None, 10)])
-    assert month_lines(tariff, before=0, after=100 * MTOK) == [(0, 100 * MTOK, 2_000)]
+    assert month_lines(tariff, before=0, after=100 * MTOK) == [(0, 0, 100 * MTOK, 2_000)]
     # 150 at 10 are 1,500: 500 for the new 50, and 1,000 back of the 100 before.
-    assert month_lines(tariff, before=100 * MTOK, after=150 * MTOK) == [(1, 50 * MTOK, 500), (1, 0, -1_000)]
+    assert month_lines(tariff, before=100 * MTOK, after=150 * MTOK) == [
+        (1, 100 * MTOK, 0, -1_000), (1, 100 * MTOK, 50 * MTOK, 500)
+    ]  # fmt: skip
     # And back up, where usage was taken off.
-    assert month_lines(tariff, before=150 * MTOK, after=90 * MTOK) == [(0, -60 * MTOK, -1_200), (0, 0, 1_500)]
+    assert month_lines(tariff, before=150 * MTOK, after=90 * MTOK) == [
+        (0, 150 * MTOK, 0, 1_500), (0, 150 * MTOK, -60 * MTOK, -1_200)
+    ]  # fmt: skip
 
 
 def test_a_begun_package_is_charged_once_in_a_month_and_set_aside_by_each_request() -> None:
@@ -160,3 +179,17 @@ def test_the_other_tariffs_may_be_list_prices() -> None:
         check_list_tariff(tariff)
     # Graduated rates may rise.
     check_list_tariff(replace(graduated(tiers), tiers=(Tier(5, 1), Tier(None, 2))))
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ({"tier": 0, "since": 0, "numerator": 101 * MTOK}, "tier"),
+        ({"tier": 2, "since": 0, "numerator": 0}, "tier"),
+        ({"tier": None, "since": 0, "numerator": 1}, "tier"),
+        ({"tier": 0, "since": 1, "numerator": -2}, "numerator"),
+    ],
+)
+def test_a_line_that_no_month_has_is_refused(line: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        line_amount(volume([Tier(100 * MTOK, 20), Tier(None, 10)]), **line)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, ProgrammingError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +17,14 @@ from marketplace.accounts.services import SYSTEM
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import uuid7
 from pricing.models import Rate
-from pricing.tariffs import TimeOfUse, Window
+from pricing.rate_tariffs import tariffs_by_rate
+from pricing.tariffs import Tariff, Tier, TimeOfUse, Window, graduated, package, volume
+from pricing.units import NUMERATOR_PER_LOT
 from providers.list_rates import (
     list_rate_moves,
     list_rate_schedule,
     list_rates_at,
+    month_tariff_of,
     slots_of,
     tariffs_of,
     with_list_rate,
@@ -59,6 +62,14 @@ def announce(
         "actor": SYSTEM,
     }
     return announce_tariff(**{**terms, **changes})
+
+
+LOT = NUMERATOR_PER_LOT
+TIERS = (Tier(5 * LOT, 500_000), Tier(10 * LOT, 700_000), Tier(None, 100_000))
+
+
+def announce_month(plant: Plant, valid_from: datetime, now: datetime, kind: str, **terms: Any) -> ListTariff:
+    return announce(plant, valid_from, now, kind=kind, rate_micros_per_mtok=None, windows=(), **terms)
 
 
 def rate_at(plant: Plant, at: datetime) -> int:
@@ -236,6 +247,71 @@ def test_a_version_is_taken_back_ahead_and_never_later(plant: Plant, hyperion: P
     # Its instant is free again.
     announce(plant, start, now, rate=6)
     assert rate_at(plant, start) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "terms", "tariff", "highest"),
+    [
+        ("graduated", {"tiers": TIERS}, graduated(TIERS), 700_000),
+        ("volume", {"tiers": TIERS[::2]}, volume(TIERS[::2]), 500_000),
+        # 7 micros for three lots are 2,333.3 the Mtok, rounded up.
+        ("package", {"package_numerator": 3 * LOT, "package_micros": 7}, package(3 * LOT, 7), 2_334),
+    ],
+)
+def test_a_price_of_a_months_volume_is_listed_at_its_highest_rate(
+    plant: Plant, now: datetime, kind: str, terms: dict[str, Any], tariff: Tariff, highest: int
+) -> None:
+    start = now + HOUR
+    version = announce_month(plant, start, now, kind, **terms)
+    assert announce_month(plant, start, now, kind, **terms) == version
+    assert [rate_at(plant, at) for at in (now, start)] == [PLAIN, highest]
+    assert slots_of(version) == [(0, 86_400, highest)]
+    [version] = tariffs_of(plant.offering.id)
+    assert month_tariff_of(version) == tariff
+    [rate] = list_rates_at([plant.offering], start).values()
+    assert tariffs_by_rate([rate.rate_id, plant.offering.list_rate_id]) == {rate.rate_id: tariff}
+    with pytest.raises(Conflict, match="Another version begins then"):
+        announce_month(plant, start, now, "package", package_numerator=LOT, package_micros=1)
+    refused = pytest.raises(ProgrammingError, match="permission denied")
+    with transaction.atomic(), refused, connection.cursor() as cursor:
+        cursor.execute("UPDATE pricing_ratetariff SET unit_numerator = unit_numerator + 1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "terms", "field"),
+    [
+        ("graduated", {}, "tiers"),
+        ("graduated", {"tiers": TIERS, "rate_micros_per_mtok": 1}, "rate_micros_per_mtok"),
+        ("graduated", {"tiers": TIERS, "windows": [NIGHT]}, "windows"),
+        ("graduated", {"tiers": TIERS[2:]}, "tiers"),
+        ("graduated", {"tiers": TIERS[:2]}, "tiers"),
+        ("graduated", {"tiers": TIERS[1::-1] + TIERS[2:]}, "tiers"),
+        ("graduated", {"tiers": [Tier(LOT, 0), Tier(None, 0)]}, "tiers"),
+        ("graduated", {"tiers": [Tier(LOT + 1, 2), Tier(None, 1)]}, "tiers"),
+        ("graduated", {"tiers": [Tier(LOT, 10**12 + 1), Tier(None, 1)]}, "tiers"),
+        ("graduated", {"tiers": [Tier(n * LOT, n) for n in range(1, 21)] + [Tier(None, 1)]}, "tiers"),
+        ("graduated", {"tiers": [Tier(LOT, 2, 1), Tier(None, 1)]}, "tiers"),
+        ("volume", {"tiers": TIERS}, "tiers"),
+        ("package", {"package_numerator": LOT}, "package_micros"),
+        ("package", {"package_micros": 1}, "package_numerator"),
+        ("package", {"package_numerator": 0, "package_micros": 1}, "package_numerator"),
+        ("package", {"package_numerator": LOT + 1, "package_micros": 1}, "package_numerator"),
+        ("package", {"package_numerator": LOT, "package_micros": 0}, "package_micros"),
+        ("package", {"package_numerator": LOT, "package_micros": 10**9 + 1}, "package_micros"),
+        ("package", {"package_numerator": LOT, "package_micros": 1, "tiers": TIERS}, "tiers"),
+        ("per_unit", {"tiers": TIERS, "rate_micros_per_mtok": 1}, "tiers"),
+        ("per_unit", {"rate_micros_per_mtok": 1, "package_micros": 1}, "package_micros"),
+        ("per_unit", {}, "rate_micros_per_mtok"),
+    ],
+)  # fmt: skip
+def test_a_months_price_that_is_none_is_refused_by_its_field(
+    plant: Plant, now: datetime, kind: str, terms: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        announce(plant, now + HOUR, now, **{"rate_micros_per_mtok": None, "kind": kind, **terms})
+    assert refused.value.field == field
+    assert not ListTariff.objects.exists()
+    assert Rate.objects.filter(kind="list").count() == 1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from marketplace.billing.lines import (
     LineKey,
     Share,
     Terms,
+    TierPlace,
     corrections,
     remedy_line,
     spot_lines,
@@ -32,6 +33,7 @@ from marketplace.billing.services.failing import (
 )
 from marketplace.billing.services.firm_failing import firm_periods
 from marketplace.billing.services.reselling import ResoldByPeriod, resold_in
+from marketplace.billing.services.tariff_months import Tiered, count_in_month, tier_lines
 from marketplace.contracts.models import Accrual, Allocation, Contract, ContractKind, Entitlement, Payment
 from marketplace.ledger.models import Hold
 from marketplace.periods import Period
@@ -56,6 +58,8 @@ class Sources:
     unsettled_awards: list[Entitlement] = field(default_factory=list)
     evidence: FailureEvidence = field(default_factory=FailureEvidence)
     resold: ResoldByPeriod = field(default_factory=dict)
+    # What is priced by a month's volume; read with the usage (`count_tiers`).
+    tiered: Tiered = field(default_factory=Tiered)
 
     def outcomes(self, metered: Sequence[Metered]) -> list[AwardOutcome]:
         """What the awards came to, were this all that was delivered."""
@@ -111,6 +115,12 @@ def lock_sources(contract: Contract, period: Period) -> Sources:
     )
 
 
+def count_tiers(sources: Sources, metered: Sequence[Metered], *, run: int) -> None:
+    """Place what is priced by a month's volume in its months, and keep them locked: before lines are asked for."""
+    recorded = [line for line in _recorded(sources, run=run) if line.place is not None]
+    sources.tiered = count_in_month(sources.contract, sources.period, metered, recorded)
+
+
 def lines_of_run(
     settlement: Settlement, sources: Sources, metered: Sequence[Metered], *, fee_ppm: int
 ) -> list[Line]:
@@ -118,7 +128,7 @@ def lines_of_run(
     month_rates = {month.rate_id for month in sources.months}
     delivered = [item for item in metered if item.rate_id in month_rates]
     lines = _desired(sources, metered, fee_ppm)
-    recorded = _recorded(sources)
+    recorded = [line for line in _recorded(sources, run=settlement.run) if line.place is None]
     if settlement.run > 1:
         charged_before = [
             line for line in recorded if line.rate_id not in month_rates or line.kind == ChargeKind.REMEDY
@@ -143,7 +153,14 @@ def lines_of_run(
         if delta or estimated:
             line = delivery_line(sources.contract, month, kind, terms, delta, fee_ppm)
             lines.append(replace(line, estimated_numerator=estimated))
-    return lines
+    if settlement.run == 1 and _has_rights(sources):
+        kind = ChargeKind.OVERAGE
+    return lines + tier_lines(sources.tiered, sources.period, kind=kind, fee_ppm=fee_ppm)
+
+
+def _has_rights(sources: Sources) -> bool:
+    """Awards and months cover only their own rate: anything else a contract delivered is overage."""
+    return bool(sources.awards or sources.committed_months)
 
 
 def waiting_amount(sources: Sources, metered: Sequence[Metered], *, fee_ppm: int) -> int:
@@ -157,7 +174,8 @@ def waiting_amount(sources: Sources, metered: Sequence[Metered], *, fee_ppm: int
         for item in metered
     ]
     after, before = _desired(sources, most, fee_ppm), _desired(sources, metered, fee_ppm)
-    return sum(line.amount_micros for line in after) - sum(line.amount_micros for line in before)
+    amount = sum(line.amount_micros for line in after) - sum(line.amount_micros for line in before)
+    return amount + sources.tiered.waiting_micros()
 
 
 def _with_waiting(item: Metered) -> dict[UUID, int]:
@@ -179,7 +197,9 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
     other = [
         item
         for item in metered
-        if item.rate_id not in paid_ahead and (item.rate_id, item.period_start) not in by_award
+        if item.rate_id not in paid_ahead
+        and item.rate_id not in sources.tiered.counted
+        and (item.rate_id, item.period_start) not in by_award
     ]
     used = {(item.rate_id, item.period_start): item for item in metered}
     outcomes: dict[tuple[UUID, datetime], list[AwardOutcome]] = defaultdict(list)
@@ -199,8 +219,7 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
         ]
     for firm in sources.firm:
         lines += _remedy_lines(_terms_of(firm), outcomes[firm.id, firm.period_start])
-    # Awards and months cover only their own rate: anything else a contract delivered is overage.
-    covered = bool(sources.awards or sources.committed_months)
+    covered = _has_rights(sources)
     own_rates_of_months = {month.rate_id for month in sources.committed_months}
     sums: dict[tuple[UUID, UUID], dict[UUID, int]] = defaultdict(lambda: defaultdict(int))
     estimated: dict[tuple[UUID, UUID], int] = defaultdict(int)
@@ -259,7 +278,10 @@ def _terms_of(award: Entitlement) -> Terms:
     return Terms(rate.id, rate.grade_id, rate.micros_per_mtok, award.period_start, award.period_end)
 
 
-def _recorded(sources: Sources) -> list[Line]:
+def _recorded(sources: Sources, *, run: int) -> list[Line]:
+    """What earlier runs of the period have charged but for service credits, which are a matter of their own."""
+    if run == 1:
+        return []
     charges = charges_of_period(sources.contract, sources.period).exclude(kind=ChargeKind.SERVICE_CREDIT)
     return lines_of_charges(charges)
 
@@ -288,9 +310,18 @@ def lines_of_charges(charges: QuerySet[Charge]) -> list[Line]:
                 for earning in charge.earnings.all()
             },
             estimated_numerator=charge.estimated_numerator,
+            place=place_of(charge),
         )
         for charge in charges.prefetch_related("earnings")
     ]
+
+
+def place_of(charge: Charge) -> TierPlace | None:
+    """Where a charge stands in a month of tiers or packages, if it is of one."""
+    if charge.tariff_month_id is None:
+        return None
+    assert charge.since_numerator is not None, "billing_charge_of_a_month"
+    return TierPlace(charge.tariff_month_id, charge.tier, charge.since_numerator)
 
 
 def _month_terms(sources: Sources, month: Entitlement) -> Terms:

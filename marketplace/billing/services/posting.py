@@ -153,7 +153,11 @@ def books_of(contract: Contract, *, now: datetime, to_balance: bool = False) -> 
 
 
 def charge_id(parent: UUID, line: Line) -> UUID:
-    return derived_id(parent, f"{line.kind}:{line.rate_id}:{line.period_start.isoformat()}")
+    code = f"{line.kind}:{line.rate_id}:{line.period_start.isoformat()}"
+    if line.place is not None:
+        # A rate of tiers has several lines in a run.
+        code += f":{line.place.tier}:{line.place.since_numerator}:{line.numerator}"
+    return derived_id(parent, code)
 
 
 def earning_id(charge: UUID, offering_id: UUID) -> UUID:
@@ -306,6 +310,9 @@ def record_lines(
                 estimated_numerator=line.estimated_numerator,
                 rate_micros_per_mtok=line.rate_micros_per_mtok,
                 amount_micros=line.amount_micros,
+                tariff_month_id=line.place.month_id if line.place else None,
+                tier=line.place.tier if line.place else None,
+                since_numerator=line.place.since_numerator if line.place else None,
                 tax_held_micros=tax_held.get(charge, 0),
                 created_at=now,
             )

@@ -26,6 +26,7 @@ from metering.latency import latencies
 from pricing.models import Rate, ServiceLevel
 from pricing.promising import terms_of
 from pricing.service_levels import credit_micros, gross_micros, is_broken
+from pricing.units import NUMERATOR_PER_MTOK
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,14 @@ def measure_service(
     rates = Rate.objects.in_bulk({item.rate_id for item in metered})
     volumes: dict[tuple[UUID, UUID], list[tuple[int, int]]] = {place: [] for place in known}
     for item in metered:
-        if item.grade_id in levels:
+        if item.grade_id in levels and item.rate_id not in sources.tiered.counted:
             for offering, numerator in item.numerators.items():
                 volume = (rates[item.rate_id].micros_per_mtok, numerator)
                 volumes.setdefault((item.grade_id, offering), []).append(volume)
+    for grade, offering, amount in sources.tiered.volumes():
+        if grade in levels:
+            # An amount by itself: that many micros for one Mtok.
+            volumes.setdefault((grade, offering), []).append((amount, NUMERATOR_PER_MTOK))
     remedies: dict[tuple[UUID, UUID], int] = defaultdict(int)
     for outcome in outcomes:
         remedies[outcome.award.rate.grade_id, outcome.offering_id] += outcome.remedy_micros
@@ -87,7 +92,9 @@ def measure_service(
     found = []
     for grade, offering in sorted(volumes):
         measured = figures[grade].get(offering) or [Figure(level, 0, None, False) for level in levels[grade]]
-        gross, remedy = gross_micros(volumes[grade, offering]), remedies[grade, offering]
+        # Volume that was taken off may come off a dearer tier than it was charged in: then nothing is left to credit.
+        gross = max(0, gross_micros(volumes[grade, offering]))
+        remedy = remedies[grade, offering]
         broken = [one.level.credit_ppm for one in measured if one.is_broken]
         credit = credit_micros(gross, broken, remedy=remedy)
         found.append(

@@ -43,6 +43,7 @@ from marketplace.billing.services.month_ends import square_month
 from marketplace.billing.services.owing import collect_owed, let_owe
 from marketplace.billing.services.period_lines import (
     Sources,
+    count_tiers,
     hold_has_captures,
     lines_of_run,
     lock_sources,
@@ -66,6 +67,7 @@ from marketplace.billing.services.service_crediting import (
     measure_service,
     record_service,
 )
+from marketplace.billing.services.tariff_months import record_counted
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.models import Allocation, Contract
 from marketplace.contracts.services import mark_entitlement_settled, record_failed
@@ -215,6 +217,7 @@ def settle_contract(
             usage_digest=digest,
             created_at=now,
         )
+        count_tiers(sources, metered, run=run)
         service = measure_service(sources, metered, outcomes)
         charges = _run(settlement, earlier, sources, metered, outcomes, service, now=now)
         record_service(settlement, service, contract, now=now)
@@ -247,6 +250,7 @@ def _run(
     refunds = refunds_of(settlement, outcomes, sources.resold, now=now) if sources.resold else []
     movements = [Movement(settlement.id, line, books, hold_of(line, holds)) for line in lines]
     movements += [refund.movement for refund in refunds]
+    record_counted(lines)
     disputed = open_hold_id(dispute_hold_id(earlier.id)) if earlier is not None else None
     # A month that ends here is squared up in this transaction too, with all who supply it.
     firm = firm_allocations(sources.contract) if sources.committed_months else Allocation.objects.none()
@@ -347,7 +351,8 @@ def _keep_outcomes(
 
 
 def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> None:
-    """Each request was captured rounded up, so the sum rounded once cannot be above what was captured.
+    """Each request was captured rounded up, so the sum rounded once cannot be above what was captured; nor what a month
+    comes to, of which each has set aside strictly more than its price.
 
     Of the lines that the accrual pays: awards have holds of their own, remedies and service credits give back.
     """

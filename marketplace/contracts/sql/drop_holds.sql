@@ -34,4 +34,6 @@ DROP FUNCTION contracts_period_start(timestamptz, integer);
 DROP FUNCTION contracts_wait_ms(bigint, bigint);
 DROP FUNCTION contracts_refilled(bigint, timestamptz, bigint, bigint, timestamptz);
 DROP FUNCTION contracts_gross_up(bigint, bigint);
+-- Since list prices may be tiers of a month (holds.sql).
+DROP FUNCTION IF EXISTS contracts_set_aside(bigint, bigint, bigint);
 DROP FUNCTION contracts_price_ceil(bigint, bigint);

@@ -12,6 +12,17 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT div(p_numerator::numeric * p_rate + 999999999999, 1000000000000)::bigint
 $$;
 
+-- What to set aside for a volume: its price rounded up; of a month's tiers or packages (p_unit: what is billed in whole) strictly
+-- more than its price, since a settlement takes the difference of two rounded totals (docs/tariffs.md, 12).
+CREATE FUNCTION contracts_set_aside(p_numerator bigint, p_rate bigint, p_unit bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN p_unit IS NULL THEN contracts_price_ceil(p_numerator, p_rate)
+        WHEN p_numerator = 0 THEN 0
+        ELSE div(div(p_numerator::numeric + p_unit - 1, p_unit) * p_unit * p_rate, 1000000000000)::bigint + 1
+    END
+$$;
+
 CREATE FUNCTION contracts_gross_up(p_amount bigint, p_tax_ppm bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT div(p_amount::numeric * (1000000 + p_tax_ppm) + 999999, 1000000)::bigint
@@ -210,6 +221,7 @@ DECLARE
     v_too_dear bigint;
     v_period_rate uuid;
     v_period_micros bigint;
+    v_unit bigint;
 BEGIN
     SELECT gr.id, gr.currency, gr.max_request_s, org.tax_ppm, coalesce(p_payment, org.on_demand_payment) AS payment
       INTO STRICT g
@@ -249,6 +261,7 @@ BEGIN
         SELECT x.*, div(x.dependable_numerator_per_s::numeric * GREATEST(0, x.unsold_ppm), 1000000)::bigint AS rate_per_s
           FROM (
             SELECT fo.id, fo.host_id, h.base_url, h.engine ->> 'kind' AS engine, r.rate_id, r.micros_per_mtok,
+                   (SELECT rt.unit_numerator FROM pricing_ratetariff rt WHERE rt.rate_id = r.rate_id) AS unit_numerator,
                    fo.dependable_numerator_per_s, fo.spot_floor_micros_per_mtok AS floor,
                    coalesce(hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_asked.sellable_ppm)
                        AS unsold_ppm,
@@ -270,9 +283,11 @@ BEGIN
     LOOP
         o.rate_id := f.rate_id;
         o.rate_micros_per_mtok := f.micros_per_mtok;
+        v_unit := f.unit_numerator;
         IF v_period_micros < f.micros_per_mtok THEN
             o.rate_id := v_period_rate;
             o.rate_micros_per_mtok := v_period_micros;
+            v_unit := NULL;
         END IF;
         IF o.rate_micros_per_mtok > v_max_rate THEN
             -- The others are no cheaper.
@@ -288,7 +303,7 @@ BEGIN
         o.base_url := f.base_url;
         o.engine := f.engine;
         o.amount_micros :=
-            contracts_gross_up(contracts_price_ceil(o.amount_numerator, o.rate_micros_per_mtok), g.tax_ppm);
+            contracts_gross_up(contracts_set_aside(o.amount_numerator, o.rate_micros_per_mtok, v_unit), g.tax_ppm);
         o.limit_numerator := GREATEST(60 * f.rate_per_s, o.amount_numerator);
         IF NOT EXISTS (SELECT 1 FROM contracts_ondemandbucket WHERE offering_id = f.id) THEN
             INSERT INTO contracts_ondemandbucket (
@@ -504,9 +519,10 @@ DECLARE
     v_ledger_hold uuid;
     v_constraint text;
 BEGIN
-    SELECT w.*, r.micros_per_mtok, org.tax_ppm INTO h
+    SELECT w.*, r.micros_per_mtok, rt.unit_numerator, org.tax_ppm INTO h
       FROM contracts_hold w
       JOIN pricing_rate r ON r.id = w.rate_id
+      LEFT JOIN pricing_ratetariff rt ON rt.rate_id = r.id
       JOIN contracts_contract c ON c.id = w.contract_id
       JOIN accounts_organization org ON org.id = c.organization_id
      WHERE w.id = p_id FOR NO KEY UPDATE OF w;
@@ -532,7 +548,7 @@ BEGIN
     v_micros := h.amount_micros;
     IF h.accrual_id IS NOT NULL THEN
         v_micros := contracts_gross_up(
-            contracts_price_ceil(h.amount_numerator + p_delta, h.micros_per_mtok), h.tax_ppm);
+            contracts_set_aside(h.amount_numerator + p_delta, h.micros_per_mtok, h.unit_numerator), h.tax_ppm);
         PERFORM contracts_change_spend(h.spend_counter_ids, v_micros - h.amount_micros);
         UPDATE contracts_accrual SET held_micros = held_micros + v_micros - h.amount_micros
          WHERE id = h.accrual_id RETURNING ledger_hold_id INTO v_ledger_hold;
@@ -571,9 +587,10 @@ DECLARE
     v_rest bigint;
     v_ledger_hold uuid;
 BEGIN
-    SELECT w.*, r.micros_per_mtok, org.tax_ppm INTO h
+    SELECT w.*, r.micros_per_mtok, rt.unit_numerator, org.tax_ppm INTO h
       FROM contracts_hold w
       JOIN pricing_rate r ON r.id = w.rate_id
+      LEFT JOIN pricing_ratetariff rt ON rt.rate_id = r.id
       JOIN contracts_contract c ON c.id = w.contract_id
       JOIN accounts_organization org ON org.id = c.organization_id
      WHERE w.id = p_id FOR NO KEY UPDATE OF w;
@@ -590,7 +607,7 @@ BEGIN
     v_rest := h.amount_numerator - v_numerator;
     IF h.accrual_id IS NOT NULL THEN
         v_micros := LEAST(h.amount_micros,
-            contracts_gross_up(contracts_price_ceil(v_numerator, h.micros_per_mtok), h.tax_ppm));
+            contracts_gross_up(contracts_set_aside(v_numerator, h.micros_per_mtok, h.unit_numerator), h.tax_ppm));
     END IF;
     UPDATE contracts_hold SET status = p_status, captured_numerator = v_numerator, captured_micros = v_micros,
            ended_at = p_now
