@@ -22,7 +22,9 @@ _AT_ONCE: Final = 500
 
 
 def charges_in_order(rows: QuerySet[Charge]) -> list[Charge]:
-    return list(rows.select_related("settlement").order_by("period_start", "created_at", "id"))
+    return list(
+        rows.select_related("settlement", "tariff_month").order_by("period_start", "created_at", "id")
+    )
 
 
 def document_transfers(invoice: Invoice) -> Iterator[Record]:
@@ -62,10 +64,21 @@ def money_of_charges(
                 "invoice": number,
                 "line": line if invoice_id == invoice.id else None,
                 "regions": regions.get(charge.id, {}),
-            }
+            } | _step(charge)
             if contract_month:
                 yield from _made_of(charge)
             yield from moved[charge.id]
+
+
+def _step(charge: Charge) -> Record:
+    """Where a charge stands in a month of tiers, a volume price or packages; nothing of any other charge."""
+    if charge.tariff_month is None:
+        return {}
+    return {
+        "month_start": charge.tariff_month.month_start,
+        "tier": charge.tier,
+        "since_numerator": charge.since_numerator,
+    }
 
 
 def loose_charges(invoice: Invoice, known: Known, *, with_regions: bool) -> Iterator[Record]:

@@ -17,7 +17,8 @@ from metering.models import DisputedUsage, MeterKind, UsageCorrection, UsageEven
 from metering.packing import ESTIMATED_BITS
 from metering.rollups import NO_KEY
 from pricing.failures import remedy_micros
-from pricing.models import GradeBucket, Rate
+from pricing.models import GradeBucket, Rate, RateTariff
+from pricing.rate_tariffs import tariff_of
 from pricing.units import PPM, Bucket, div_ceil
 
 Record = dict[str, Any]
@@ -35,13 +36,16 @@ class Known:
     def rates_of(self, rate_ids: Iterable[UUID]) -> Iterator[Record]:
         new = set(rate_ids) - self._rates
         self._rates |= new
-        for rate in Rate.objects.filter(id__in=new).order_by("id"):
+        rates = Rate.objects.filter(id__in=new).select_related("tariff").prefetch_related("tariff__tiers")
+        for rate in rates.order_by("id"):
             yield {
                 "t": "rate",
                 "rate_id": rate.id,
                 "kind": rate.kind,
                 "micros_per_mtok": rate.micros_per_mtok,
             }
+            if hasattr(rate, "tariff"):
+                yield _tariff(rate.tariff)
 
     def weights_of(self, used: Iterable[tuple[UUID, str]]) -> Iterator[Record]:
         """Standard tokens per native token in parts per million; what a grade does not price weighs nothing."""
@@ -59,6 +63,19 @@ class Known:
                 "bucket": bucket,
                 "standard_ppm": ppm.get((grade, bucket), 0),
             }
+
+
+def _tariff(row: RateTariff) -> Record:
+    """What a rate of tiers, volume or packages is in truth."""
+    tariff = tariff_of(row)
+    return {
+        "t": "tariff",
+        "rate_id": row.pk,
+        "kind": row.kind,
+        "package_numerator": None if row.package_micros is None else row.unit_numerator,
+        "package_micros": row.package_micros,
+        "tiers": [{"up_to_numerator": tier.up_to, "micros_per_mtok": tier.rate} for tier in tariff.tiers],
+    }
 
 
 def cell_usage(contract: Contract, start: datetime, end: datetime, known: Known) -> Iterator[Record]:

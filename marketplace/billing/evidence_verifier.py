@@ -17,6 +17,7 @@ import json
 import sys
 from collections import defaultdict
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 FORM = 1
@@ -110,6 +111,64 @@ class Cell:
         self.given_back: dict[tuple[str, str], int] = defaultdict(int)
 
 
+class Tariff:
+    """A rate that is of a month's volume: graduated tiers, a price for the whole volume, or packages."""
+
+    def __init__(self, record: Record) -> None:
+        self.kind = record["kind"]
+        self.tiers = [(tier["up_to_numerator"], number(tier, "micros_per_mtok")) for tier in record["tiers"]]
+        if self.kind == "package":
+            assert not self.tiers
+            self.package = number(record, "package_numerator"), number(record, "package_micros")
+            self.highest = ceiling(self.package[1] * MTOK, self.package[0])
+            return
+        assert self.kind in ("graduated", "volume")
+        bounds = [up_to for up_to, _ in self.tiers]
+        assert bounds.pop() is None
+        assert all(lower < upper for lower, upper in pairwise([0, *bounds]))
+        self.highest = max(rate for _, rate in self.tiers)
+
+    def reached(self, volume: int) -> int:
+        return next(place for place, (up_to, _) in enumerate(self.tiers) if up_to is None or volume <= up_to)
+
+    def total(self, volume: int) -> int:
+        """What a month of this volume comes to."""
+        if self.kind == "package":
+            return ceiling(volume, self.package[0]) * self.package[1]
+        if self.kind == "volume":
+            return half_even(volume * self.tiers[self.reached(volume)][1], MTOK)
+        exact = lower = 0
+        for up_to, rate in self.tiers:
+            upper = volume if up_to is None else min(volume, up_to)
+            exact += max(0, upper - lower) * rate
+            lower = upper
+        return half_even(exact, MTOK)
+
+    def step(self, tier: int | None, since: int, volume: int) -> int:
+        """What one charge comes to: from the total of `since` to that of `since + volume`, in this tier.
+
+        Without volume it charges the month so far again, at the rate of the tier that is reached.
+        """
+        after = since + volume
+        assert since >= 0
+        assert after >= 0
+        if not volume and tier is None:
+            return 0
+        if self.kind != "volume":
+            if tier is not None:
+                low = self.tiers[tier - 1][0] if tier else 0
+                high = self.tiers[tier][0]
+                assert low <= min(since, after)
+                assert high is None or max(since, after) <= high
+            return self.total(after) - self.total(since)
+        assert tier is not None
+        again = half_even(since * self.tiers[tier][1], MTOK)
+        if not volume:
+            return again - self.total(since)
+        assert tier == self.reached(after)
+        return self.total(after) - again
+
+
 class Verifier:
     """Feed it the file's lines in order with `read`, then call `finish`. Raises Difference."""
 
@@ -120,6 +179,9 @@ class Verifier:
         self.discounts: list[Record] = []
         self.weights: dict[tuple[str, str], int] = {}
         self.rates: dict[str, int] = {}
+        self.tariffs: dict[str, Tariff] = {}
+        # Of each month of a tariff: where its charges begin and end, whether they stand on this invoice, and their sum.
+        self.steps: dict[tuple[str, str], list[tuple[int, int, bool, int]]] = defaultdict(list)
         self.cell: Cell | None = None
         self.place: tuple[bool, str, str] = (False, "", "")
         self.charge: Record | None = None
@@ -173,6 +235,7 @@ class Verifier:
         if not self.ended:
             raise Difference("file", "no end", "an end record")
         try:
+            self._check_months()
             self._check_lines()
             self._check_discounts_and_taxes()
             self._check_foot()
@@ -218,6 +281,12 @@ class Verifier:
 
     def _on_rate(self, record: Record) -> None:
         _new(self.rates, record["rate_id"], number(record, "micros_per_mtok"))
+
+    def _on_tariff(self, record: Record) -> None:
+        tariff = Tariff(record)
+        name = f"tariff of rate {record['rate_id']}"
+        equal(f"{name}: its highest rate", self.rates[record["rate_id"]], tariff.highest)
+        _new(self.tariffs, record["rate_id"], tariff)
 
     def _on_cell(self, record: Record) -> None:
         self._close_cell()
@@ -349,9 +418,13 @@ class Verifier:
         amount, volume = number(record, "amount_micros"), number(record, "numerator")
         rate = number(record, "rate_micros_per_mtok")
         is_covered = rate == 0 and kind in ("usage", "adjustment") and bool(cell.months)
-        if not is_covered:
+        if record["rate_id"] in self.tariffs and kind in ("usage", "overage", "adjustment"):
+            self._on_step(record, name, rate)
+        elif not is_covered:
             equal(f"{name}: rate", rate, self.rates[record["rate_id"]])
-        if kind in ("usage", "overage", "spot", "committed_fee", "true_up"):
+        if "since_numerator" in record:
+            assert record["rate_id"] in self.tariffs
+        elif kind in ("usage", "overage", "spot", "committed_fee", "true_up"):
             equal(f"{name}: {volume} x {rate}", amount, half_even(volume * rate, MTOK))
         key = (record["rate_id"], record["period_start"])
         is_loose = cell.record["contract_kind"] == "none"
@@ -371,6 +444,43 @@ class Verifier:
             self.stated.append(f"{name}: {kind} of {amount} micros is taken as stated")
         if record["line"] is not None:
             self._add_to_line(record)
+
+    def _on_step(self, record: Record, name: str, rate: int) -> None:
+        """A charge of a month's volume: recomputed from where it begins; later, that each begins where another ends."""
+        tariff, tier = self.tariffs[record["rate_id"]], record["tier"]
+        since, volume = number(record, "since_numerator"), number(record, "numerator")
+        equal(f"{name}: rate", rate, tariff.highest if tier is None else tariff.tiers[tier][1])
+        amount = number(record, "amount_micros")
+        equal(f"{name}: {since} to {since + volume} of its month", amount, tariff.step(tier, since, volume))
+        month = moment(record["month_start"])
+        start = moment(record["period_start"])
+        equal(f"{name}: month", [month.year, month.month], [start.year, start.month])
+        step = (since, volume, record["line"] is not None, amount)
+        self.steps[record["rate_id"], record["month_start"]].append(step)
+
+    def _check_months(self) -> None:
+        """No part of a month is charged twice, and together its charges are what all of it comes to."""
+        for (rate, start), steps in self.steps.items():
+            name = f"month from {start}, rate {rate}"
+            mine = sorted(
+                (since, since + volume) for since, volume, is_mine, _ in steps if is_mine and volume
+            )
+            if all(since < until for since, until in mine):
+                for (_, until), (since, _) in pairwise(mine):
+                    if since < until:
+                        raise Difference(f"{name}: volume from {since}", "charged twice", "charged once")
+            ends: dict[int, int] = defaultdict(int)
+            for since, volume, _, _ in steps:
+                ends[since] += 1
+                ends[since + volume] -= 1
+            whole = sum(volume for _, volume, _, _ in steps)
+            ends[0] -= 1
+            ends[whole] += 1
+            if any(ends.values()):
+                self.stated.append(f"{name}: other charges of it stand on other documents")
+                continue
+            total = self.tariffs[rate].total(whole)
+            equal(f"{name}: all its charges", sum(amount for *_, amount in steps), total)
 
     def _add_to_line(self, record: Record) -> None:
         place = number(record, "line")
@@ -480,7 +590,11 @@ class Verifier:
             sums[1] += estimate
         covered = {month["rate_id"] for month in cell.months}
         for key, (volume, estimate) in others.items():
-            amount = 0 if key[0] in covered else half_even(volume * self.rates[key[0]], MTOK)
+            if key[0] in self.tariffs:
+                # What a period's part of a month comes to depends on what came before: each charge was recomputed.
+                amount = cell.charged.get(key, [0, 0, 0])[2]
+            else:
+                amount = 0 if key[0] in covered else half_even(volume * self.rates[key[0]], MTOK)
             for index, part in enumerate((volume, estimate, amount)):
                 due[key][index] += part
         return dict(due), dict(cell.remedies)

@@ -91,8 +91,18 @@ class EarningSerializer(serializers.ModelSerializer[Earning]):
 
 
 class ChargeSerializer(serializers.ModelSerializer[Charge]):
-    """`amount_micros` is the rounded product of numerator and rate; see docs/rounding.md for the kinds."""
+    """`amount_micros` is the rounded product of numerator and rate; see docs/rounding.md for the kinds.
 
+    Of a list price by a month's volume (`since_numerator` is not null) it is what the month comes to after the charge
+    less what it came to before, and the rate is the tier's: docs/tariffs.md.
+    """
+
+    since_numerator = NumeratorField(
+        allow_null=True, help_text="What of the month was counted before; null of a price per unit."
+    )
+    tier = serializers.IntegerField(
+        allow_null=True, help_text="From 0; null of packages and of a price per unit."
+    )
     numerator = NumeratorField()
     estimated_numerator = NumeratorField(
         help_text="The part of numerator that no meter had reported; negative where an actual count replaced it."
@@ -116,6 +126,8 @@ class ChargeSerializer(serializers.ModelSerializer[Charge]):
             "estimated_numerator",
             "is_estimated",
             "rate_micros_per_mtok",
+            "tier",
+            "since_numerator",
             "amount_micros",
             "tax_held_micros",
             "created_at",

@@ -60,6 +60,8 @@ class Opened(NamedTuple):
     spend_cap: str | None
     # The contract's own, where the outcome is overage_above_max_rate; the overage's is `rate_micros_per_mtok`.
     max_rate_micros_per_mtok: int | None
+    # Of a rate of a month's tiers or packages: what is billed in whole. The rate is the highest that a token comes to.
+    unit_numerator: int | None
 
 
 class Captured(NamedTuple):

@@ -189,6 +189,7 @@ class UsageMeter:
         }
 
     def _bill(self, opened: Opened, counts: Mapping[Bucket, int]) -> dict[str, Any]:
+        """`settles_by_month`: tiers or packages decide; rate and cost are then the highest that a token can come to."""
         numerator, rate = self.numerator_of(counts), _rate_of(opened)
         return {
             "contract_id": opened.contract_id,
@@ -200,6 +201,7 @@ class UsageMeter:
             "buckets": {bucket.value: count for bucket, count in counts.items()},
             "standard_numerator": str(numerator),
             "cost": exact_price(numerator, rate),
+            **({} if opened.unit_numerator is None else {"settles_by_month": True}),
         }
 
     def _witness(self) -> int | None:

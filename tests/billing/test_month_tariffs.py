@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -13,8 +15,12 @@ from msgspec.structs import replace
 from marketplace.accounts.models import Organization
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.auditing import check_charges
-from marketplace.billing.models import Charge, Earning, TariffMonth
+from marketplace.billing.evidence import evidence_of
+from marketplace.billing.evidence_verifier import Difference, Verifier
+from marketplace.billing.models import Charge, Earning, Invoice, TariffMonth
+from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.settling import settle_due_periods
+from marketplace.billing.verifying import verify_document
 from marketplace.contracts.models import Contract, Hold
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, set_overdraft_limit
@@ -29,6 +35,7 @@ from tests.billing.evidence_world import settle
 from tests.billing.served import FIRST_TOKEN, promise
 from tests.billing.served import serve as serve_slowly
 from tests.billing.test_disputes import count, next_hour, supply
+from tests.billing.test_invoicing import APRIL_2, MARCH
 from tests.billing.test_list_tariffs import serve
 from tests.billing.world import (
     FUNDS,
@@ -46,6 +53,7 @@ from tests.cast import Party, Plant, fund
 SECOND = timedelta(seconds=1)
 TIERS = [Tier(2 * LOT, 900_000), Tier(5 * LOT, 600_000), Tier(None, 300_000)]
 FALLING = [Tier(2 * LOT, 900_000), Tier(None, 300_000)]
+APRIL = datetime(2026, 4, 1, tzinfo=UTC)
 pytestmark = pytest.mark.usefixtures("operator")
 
 
@@ -279,6 +287,150 @@ def test_a_service_credit_is_of_what_the_tiers_came_to(
     assert Charge.objects.get(kind="service_credit").amount_micros == -810
     assert money(acme, "prepaid") == FUNDS - 8_100 + 810
     assert_sound(start)
+
+
+def bill(start: datetime) -> Invoice:
+    (invoice,) = issue_invoices(month_start=MARCH, now=APRIL_2)
+    return invoice
+
+
+def evidence(invoice: Invoice) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in b"".join(evidence_of(invoice)).splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "terms", "printed"),
+    [
+        (
+            "graduated", {"tiers": TIERS},
+            {
+                "Usage, on-demand, Tiny chat, 0.90 USD per Mtok": (2_000, 1_800),
+                "Usage, on-demand, Tiny chat, 0.60 USD per Mtok": (3_000, 1_800),
+                "Usage, on-demand, Tiny chat, 0.30 USD per Mtok": (1_000, 300),
+                "Adjustment, on-demand, Tiny chat, 0.30 USD per Mtok": (500, 150),
+            },
+        ),
+        (
+            "volume", {"tiers": FALLING},
+            {
+                "Usage, on-demand, Tiny chat, 0.90 USD per Mtok": (1_500, 1_350),
+                "Volume price of 0.30 USD per Mtok for what was used before, on-demand, Tiny chat": (0, -900),
+                "Usage, on-demand, Tiny chat, 0.30 USD per Mtok": (4_500, 1_350),
+                "Adjustment, on-demand, Tiny chat, 0.30 USD per Mtok": (500, 150),
+            },
+        ),
+        (
+            "package", {"package_numerator": 2 * LOT, "package_micros": 1_000},
+            {
+                "Usage, on-demand, Tiny chat, in packages": (6_000, 3_000),
+                "Adjustment, on-demand, Tiny chat, in packages": (500, 1_000),
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_an_invoice_prints_tiers_and_is_recomputed_from_its_evidence(
+    acme: Party, plant: Plant, start: datetime, kind: str, terms: dict[str, Any], printed: dict[str, Any]
+) -> None:
+    announce(plant, start, kind, **terms)
+    set_tax(acme, 190_000)
+    first = serve(acme, plant, start, 1_500)
+    settle(start)
+    serve(acme, plant, start + HOUR, 4_500)
+    settle(start + HOUR)
+    again(first, start + 2 * HOUR, 500)
+    settle_due_periods(now=start + 3 * HOUR)
+    invoice = bill(start)
+    assert {
+        line.description: (line.numerator // 10**6, line.amount_micros) for line in invoice.lines.all()
+    } == printed
+    assert invoice.number is not None
+    found = verify_document(number=invoice.number)
+    assert (found.difference, found.unsettled, found.stated) == (None, [], [])
+    answer = acme.api.get("/api/v1/exports/focus", {"invoice_id": str(invoice.id), "format": "ndjson"})
+    rows = [json.loads(line) for line in answer.getvalue().decode().splitlines()]
+    assert sum(Decimal(row["BilledCost"]) for row in rows) == Decimal(invoice.total_micros) / 10**6
+    for row in rows:
+        if row["ContractedUnitPrice"] is None:
+            assert row["ContractedCost"] == row["BilledCost"]
+        else:
+            price, quantity = Decimal(row["ContractedUnitPrice"]), Decimal(row["PricingQuantity"])
+            assert Decimal(row["ContractedCost"]) == price * quantity
+            assert abs(price * quantity - Decimal(row["BilledCost"])) < Decimal("0.000002")
+    metered = [row for row in rows if row["ChargeCategory"] == "Usage"]
+    assert sum(Decimal(row["x_StandardTokens"]) for row in metered) == 6_500
+
+
+def recompute(records: list[dict[str, Any]]) -> Verifier:
+    """As the verifier reads a file of these records, whose end was made to agree with them."""
+    verifier = Verifier()
+    for record in records[:-1]:
+        verifier.read(json.dumps(record).encode() + b"\n")
+    end = {"t": "end", "records": verifier.records, "sha256": verifier.digest.hexdigest()}
+    verifier.read(json.dumps(end).encode() + b"\n")
+    verifier.finish()
+    return verifier
+
+
+def _cheaper(record: dict[str, Any]) -> None:
+    record["tiers"][0]["micros_per_mtok"] -= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        ("charge", lambda record: record.update(amount_micros=record["amount_micros"] + 1), "of its month"),
+        ("charge", lambda record: record.update(since_numerator=0), "complete record"),
+        ("charge", lambda record: record.pop("since_numerator"), "charge"),
+        ("charge", lambda record: record.update(tier=0), "rate"),
+        ("charge", lambda record: record.update(month_start="2026-02-01T00:00:00+00:00"), "month"),
+        ("tariff", _cheaper, "its highest rate"),
+        ("tariff", lambda record: record.update(kind="volume"), "all its charges"),
+        ("tariff", lambda record: record["tiers"].pop(), "tariff"),
+    ],
+)
+def test_evidence_that_was_changed_does_not_come_out(
+    acme: Party, plant: Plant, start: datetime, kind: str, change: Callable[[Any], Any], told: str
+) -> None:
+    announce(plant, start, "graduated", tiers=TIERS)
+    serve(acme, plant, start, 2_500)
+    settle(start)
+    invoice = bill(start)
+    records = evidence(invoice)
+    recompute(records)
+    change(next(one for one in records if one["t"] == kind and one.get("since_numerator") != 0))
+    with pytest.raises(Difference, match=told):
+        recompute(records)
+
+
+def test_volume_that_is_charged_twice_is_found_in_the_evidence(
+    acme: Party, plant: Plant, start: datetime
+) -> None:
+    announce(plant, start, "graduated", tiers=[Tier(LOT, 900_000), Tier(None, 300_000)])
+    for hour in range(3):
+        serve(acme, plant, start + hour * HOUR, 1_000)
+        settle(start + hour * HOUR)
+    records = evidence(bill(start))
+    # The third lot is charged as the second was, which is the same price.
+    [third] = [one for one in records if one.get("since_numerator") == 2 * LOT]
+    third["since_numerator"] = LOT
+    with pytest.raises(Difference, match="charged twice"):
+        recompute(records)
+
+
+def test_late_usage_on_the_next_invoice_says_that_the_month_stands_on_two(
+    acme: Party, plant: Plant, start: datetime
+) -> None:
+    announce(plant, start, "graduated", tiers=TIERS)
+    event = serve(acme, plant, start, 1_500)
+    settle(start)
+    bill(start)
+    again(event, APRIL_2, 1_000)
+    settle_due_periods(now=APRIL_2 + 3 * HOUR)
+    (second,) = issue_invoices(month_start=APRIL, now=APRIL + timedelta(days=32))
+    assert second.number is not None
+    found = verify_document(number=second.number)
+    assert (found.difference, found.stated) == (None, [])
+    assert [line.amount_micros for line in second.lines.order_by("amount_micros")] == [300, 450]
 
 
 def test_a_broken_month_is_named(acme: Party, plant: Plant, start: datetime) -> None:

@@ -56,6 +56,7 @@ class Billed:
     numerator: int
     amount_micros: int
     is_correction: bool
+    is_priced_per_unit: bool = True
     before: int = 0
     month: Month | None = None
 
@@ -86,7 +87,8 @@ def charge_rows(charge: Billed, used: Sequence[Used], good: Good, document: Docu
     if charge.kind == ChargeKind.COMMITTED_FEE:
         return _fee_rows(charge, good, document)
     effective = _effective_micros(charge)
-    if charge.kind not in METERED or not sum(item.numerator for item in used):
+    is_charged_again = not charge.is_priced_per_unit and not charge.numerator
+    if charge.kind not in METERED or is_charged_again or not sum(item.numerator for item in used):
         return [_plain_row(charge, good, document, effective)]
     weights = [item.numerator for item in used]
     parts = zip(
@@ -105,7 +107,7 @@ def charge_rows(charge: Billed, used: Sequence[Used], good: Good, document: Docu
 def _of_charge(charge: Billed, good: Good, document: Document) -> FocusRow:
     row = base_row(document, charge.period_start, charge.period_end) | of_good(good)
     row |= {
-        "ChargeCategory": "Credit" if charge.kind in CREDITS else "Usage",
+        "ChargeCategory": _category(charge),
         "ChargeClass": "Correction" if charge.is_correction else None,
         "ChargeDescription": f"{TITLES[charge.kind]}, {good.title}",
         "ChargeFrequency": "Usage-Based",
@@ -132,6 +134,13 @@ def _of_charge(charge: Billed, good: Good, document: Document) -> FocusRow:
             "CommitmentDiscountUnit": STANDARD_MTOK,
         }
     return row
+
+
+def _category(charge: Billed) -> str:
+    if charge.kind in CREDITS:
+        return "Credit"
+    # What a month so far is charged again, at the volume price that it has come to.
+    return "Usage" if charge.is_priced_per_unit or charge.numerator else "Adjustment"
 
 
 def _bucket_row(charge: Billed, item: Used, good: Good, document: Document, part: Part) -> FocusRow:
@@ -177,6 +186,8 @@ def _bucket_row(charge: Billed, item: Used, good: Good, document: Document, part
     }
     if row["CommitmentDiscountId"] is not None:
         row["CommitmentDiscountQuantity"] = number(part.numerator, 12)
+    if not charge.is_priced_per_unit:
+        row |= _without_unit_price(part.billed)
     return row
 
 
@@ -188,18 +199,23 @@ def _plain_row(charge: Billed, good: Good, document: Document, effective: int) -
         "EffectiveCost": number(effective, 6),
         "PricingCurrencyEffectiveCost": number(effective, 6),
     }
-    if charge.kind in CREDITS:
-        row |= unpriced(charge.amount_micros) | dict.fromkeys(
-            (
-                "ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit", "ContractedUnitPrice",
-                "ListUnitPrice", "PricingCurrencyContractedUnitPrice", "PricingCurrencyListUnitPrice",
-            )
-        )  # fmt: skip
+    if charge.kind in CREDITS or not charge.is_priced_per_unit:
+        nothing = ("ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit")
+        row |= _without_unit_price(charge.amount_micros) | dict.fromkeys(nothing)
     if row["CommitmentDiscountId"] is not None:
         row["CommitmentDiscountQuantity"] = number(charge.numerator, 12)
         if row["CommitmentDiscountStatus"] == "Unused":
             row |= {"ConsumedQuantity": None, "ConsumedUnit": None}
     return row
+
+
+def _without_unit_price(amount_micros: int) -> FocusRow:
+    return unpriced(amount_micros) | dict.fromkeys(
+        (
+            "ContractedUnitPrice", "ListUnitPrice", "PricingCurrencyContractedUnitPrice",
+            "PricingCurrencyListUnitPrice",
+        )
+    )  # fmt: skip
 
 
 def _fee_rows(charge: Billed, good: Good, document: Document) -> list[FocusRow]:

@@ -275,7 +275,10 @@ def _billed(charge: Charge, document: Document, place: _Place) -> Billed:
         rate_id=charge.rate_id,
         rate_kind=rate.kind,
         # Usage that a fee covers is charged at nothing; its price is the rate the fee was computed with.
-        rate_micros_per_mtok=rate.micros_per_mtok,
+        rate_micros_per_mtok=rate.micros_per_mtok if charge.tier is None else charge.rate_micros_per_mtok,
+        # A package has no price for a token, nor has what is charged again where a volume price falls.
+        is_priced_per_unit=charge.tariff_month_id is None
+        or (charge.tier is not None and charge.numerator != 0),
         is_contract_rate=charge.rate_id == charge.contract.rate_id,
         period_start=charge.period_start,
         period_end=charge.period_end,

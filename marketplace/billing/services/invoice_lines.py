@@ -244,7 +244,13 @@ def _line_key(charge: Charge) -> tuple[object, ...]:
         return (charge.contract_id, kind, charge.period_start.date())
     if kind == ChargeKind.COMMITTED_FEE:
         return (charge.id,)
-    return (charge.contract_id, kind, charge.rate_id, charge.rate_micros_per_mtok)
+    is_again = _is_charged_again(charge)
+    return (charge.contract_id, kind, charge.rate_id, charge.rate_micros_per_mtok, is_again)
+
+
+def _is_charged_again(charge: Charge) -> bool:
+    """What a month so far came to, once more, at the volume price that it has reached."""
+    return charge.tier is not None and not charge.numerator
 
 
 def _description(group: Sequence[Charge]) -> str:
@@ -258,4 +264,10 @@ def _description(group: Sequence[Charge]) -> str:
         return f"{title} included in the committed volume, {grade}"
     rate = format_micros(first.rate_micros_per_mtok, contract.currency)
     kind = ContractKind(contract.kind).value.replace("_", "-")
+    if _is_charged_again(first):
+        return (
+            f"Volume price of {rate} {contract.currency} per Mtok for what was used before, {kind}, {grade}"
+        )
+    if first.tariff_month_id is not None and first.tier is None:
+        return f"{title}, {kind}, {grade}, in packages"
     return f"{title}, {kind}, {grade}, {rate} {contract.currency} per Mtok"

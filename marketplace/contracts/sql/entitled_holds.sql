@@ -318,8 +318,9 @@ BEGIN
     IF o.rate_micros_per_mtok > h.max_rate THEN
         RETURN contracts_too_dear(o, o.rate_micros_per_mtok, h.max_rate, p_delivery_s, p_now);
     END IF;
-    o.amount_micros := contracts_gross_up(contracts_set_aside(p_amount, o.rate_micros_per_mtok,
-        (SELECT rt.unit_numerator FROM pricing_ratetariff rt WHERE rt.rate_id = o.rate_id)), h.tax_ppm);
+    o.unit_numerator := (SELECT rt.unit_numerator FROM pricing_ratetariff rt WHERE rt.rate_id = o.rate_id);
+    o.amount_micros := contracts_gross_up(
+        contracts_set_aside(p_amount, o.rate_micros_per_mtok, o.unit_numerator), h.tax_ppm);
     IF p_is_admission AND (f.rate_per_s <= 0 OR f.status <> 'listed') THEN
         o.outcome := 'capacity_unavailable';
         RETURN o;

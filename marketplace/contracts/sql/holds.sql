@@ -65,13 +65,14 @@ CREATE TYPE contracts_asked AS (
 -- outcome: ok, contract_not_found, contract_suspended, contract_exhausted, insufficient_funds, rate_limited,
 -- capacity_unavailable, capacity_curtailed, no_offering, spend_cap_reached, overage_above_max_rate. retry_after_ms to reset_ms
 -- feed Retry-After and the x-ratelimit-* headers; spend_cap is `scope/period` of the cap that refused, max_rate_micros_per_mtok
--- the contract's where the overage (at rate_micros_per_mtok) is above it.
+-- the contract's where the overage (at rate_micros_per_mtok) is above it. unit_numerator: of a rate of a month's tiers or packages,
+-- what is billed in whole; the rate is then the highest that a token can come to.
 CREATE TYPE contracts_opened AS (
     outcome text, contract_id uuid, kind text, grade_id uuid, offering_id uuid, host_id uuid, base_url text, engine text,
     rate_id uuid, rate_micros_per_mtok bigint, period_start timestamptz, expires_at timestamptz,
     amount_numerator bigint, amount_micros bigint,
     retry_after_ms bigint, limit_numerator bigint, remaining_numerator bigint, reset_ms bigint, spend_cap text,
-    max_rate_micros_per_mtok bigint
+    max_rate_micros_per_mtok bigint, unit_numerator bigint
 );
 
 CREATE FUNCTION contracts_serves(p_status text, p_ready boolean, p_heartbeat timestamptz, p_now timestamptz)
@@ -221,7 +222,6 @@ DECLARE
     v_too_dear bigint;
     v_period_rate uuid;
     v_period_micros bigint;
-    v_unit bigint;
 BEGIN
     SELECT gr.id, gr.currency, gr.max_request_s, org.tax_ppm, coalesce(p_payment, org.on_demand_payment) AS payment
       INTO STRICT g
@@ -283,11 +283,11 @@ BEGIN
     LOOP
         o.rate_id := f.rate_id;
         o.rate_micros_per_mtok := f.micros_per_mtok;
-        v_unit := f.unit_numerator;
+        o.unit_numerator := f.unit_numerator;
         IF v_period_micros < f.micros_per_mtok THEN
             o.rate_id := v_period_rate;
             o.rate_micros_per_mtok := v_period_micros;
-            v_unit := NULL;
+            o.unit_numerator := NULL;
         END IF;
         IF o.rate_micros_per_mtok > v_max_rate THEN
             -- The others are no cheaper.
@@ -303,7 +303,7 @@ BEGIN
         o.base_url := f.base_url;
         o.engine := f.engine;
         o.amount_micros :=
-            contracts_gross_up(contracts_set_aside(o.amount_numerator, o.rate_micros_per_mtok, v_unit), g.tax_ppm);
+            contracts_gross_up(contracts_set_aside(o.amount_numerator, o.rate_micros_per_mtok, o.unit_numerator), g.tax_ppm);
         o.limit_numerator := GREATEST(60 * f.rate_per_s, o.amount_numerator);
         IF NOT EXISTS (SELECT 1 FROM contracts_ondemandbucket WHERE offering_id = f.id) THEN
             INSERT INTO contracts_ondemandbucket (
