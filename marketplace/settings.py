@@ -330,6 +330,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "DiscrepancyKindEnum": "metering.models.Discrepancy.Kind",
         "DiscrepancyStatusEnum": "metering.models.Discrepancy.Status",
         "HostStatusEnum": "providers.models.Host.Status",
+        "ListTariffKindEnum": "providers.models.ListTariff.Kind",
         "InvoiceStatusEnum": "marketplace.billing.models.Invoice.Status",
         "WebhookDeliveryStatusEnum": "marketplace.webhooks.models.WebhookDelivery.Status",
         "WebhookEndpointStatusEnum": "marketplace.webhooks.models.WebhookEndpoint.Status",

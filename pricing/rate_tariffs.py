@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
+from django.db.models import QuerySet
+
 from marketplace.errors import InvalidInput
 from pricing.models import RateTariff
 from pricing.tariffs import Tariff, Tier, graduated, package, volume
@@ -30,5 +32,13 @@ def tariff_of(row: RateTariff) -> Tariff:
 
 def tariffs_by_rate(rate_ids: Iterable[UUID]) -> dict[UUID, Tariff]:
     """The tariffs of those of the rates that have one; the others cost the same for every token."""
-    rows = RateTariff.objects.filter(pk__in=set(rate_ids)).prefetch_related("tiers")
-    return {row.pk: tariff_of(row) for row in rows}
+    return _tariffs(RateTariff.objects.filter(pk__in=set(rate_ids)))
+
+
+def tariffs_of_sources(source_ids: Iterable[UUID]) -> dict[UUID, Tariff]:
+    """The tariffs of all rates that these offerings ever had, by rate."""
+    return _tariffs(RateTariff.objects.filter(rate__source_id__in=set(source_ids)))
+
+
+def _tariffs(rows: QuerySet[RateTariff]) -> dict[UUID, Tariff]:
+    return {row.pk: tariff_of(row) for row in rows.prefetch_related("tiers")}

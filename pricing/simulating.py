@@ -15,8 +15,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from pricing.commitments import own_usage, rolled_over, true_up
-from pricing.months import Period, period_at
+from pricing.month_tiers import month_charge
+from pricing.months import Period, calendar_month, period_at
 from pricing.rating import lots_numerator, price_of
+from pricing.tariffs import Tariff
 from pricing.units import PPM
 
 
@@ -37,10 +39,14 @@ class Refusal(StrEnum):
 
 
 class KnownRate(NamedTuple):
-    """A unit price; volume at one `id` in a settlement period is one charge line."""
+    """A unit price; volume at one `id` in a settlement period is one charge line.
+
+    With a `tariff` it is the highest that a token can come to, and a calendar month's volume decides what is charged.
+    """
 
     id: Hashable
     micros_per_mtok: int
+    tariff: Tariff | None = None
 
 
 class PeriodUsage(NamedTuple):
@@ -146,11 +152,12 @@ def simulate(
     assert all(before.end == after.start for before, after in pairwise(months))
     done: list[SimulatedMonth] = []
     rolled_in = 0
+    counted: dict[tuple[KnownRate, datetime], int] = defaultdict(int)
     pending = iter(usage)
     ahead = next(pending, None)
     for number, period in enumerate(months):
         assert ahead is None or ahead.start >= period.start, "usage lies inside the months, in order"
-        month = _Month(terms, period, rolled_in)
+        month = _Month(terms, period, rolled_in, counted)
         settlement: Period | None = None
         while ahead is not None and ahead.start < period.end:
             if settlement is None or ahead.start not in settlement:
@@ -172,6 +179,8 @@ class _Month:
     terms: Terms
     period: Period
     rolled_in: int
+    # Of rates with a tariff: volume so far by rate and calendar month, whatever the contract's months.
+    counted: dict[tuple[KnownRate, datetime], int]
     used: int = 0
     delivered: int = 0
     beyond_firm: int = 0
@@ -182,9 +191,11 @@ class _Month:
     refused: dict[Refusal, int] = field(default_factory=lambda: defaultdict(int))
     line: int = 0
     overage_lines: dict[KnownRate, int] = field(default_factory=lambda: defaultdict(int))
+    at: datetime | None = None
 
     def add(self, usage: PeriodUsage) -> None:
         assert usage.numerator >= 0
+        self.at = usage.start
         firm = lots_numerator(self.terms.firm_lots)
         left = lots_numerator(self.terms.volume_lots) + self.rolled_in - self.delivered
         inside = min(usage.numerator, firm, left)
@@ -215,10 +226,17 @@ class _Month:
         if not self.terms.is_prepaid:
             self.usage_micros += price_of(self.line, self.terms.rate)
         self.line = 0
-        self.overage_micros += sum(
-            price_of(numerator, rate.micros_per_mtok) for rate, numerator in self.overage_lines.items()
-        )
+        self.overage_micros += sum(self._price(*line) for line in self.overage_lines.items())
         self.overage_lines.clear()
+
+    def _price(self, rate: KnownRate, numerator: int) -> int:
+        if rate.tariff is None:
+            return price_of(numerator, rate.micros_per_mtok)
+        assert self.at is not None, "what has a line was used at some time"
+        month = rate, calendar_month(self.at).start
+        before = self.counted[month]
+        self.counted[month] += numerator
+        return month_charge(rate.tariff, before=before, after=before + numerator)
 
     def end(self, *, is_last: bool) -> SimulatedMonth:
         """Square the month up. The term's last leaves nothing to a month after it."""

@@ -121,6 +121,24 @@ def month_tariff_of(tariff: ListTariff) -> Tariff | None:
     return None
 
 
+def month_tariffs(offerings: QuerySet[Offering], start: datetime, end: datetime) -> QuerySet[ListTariff]:
+    """Versions of these offerings that price a month's volume, in force at `start` or to begin before `end`."""
+    followed = ListTariff.objects.filter(
+        offering_id=OuterRef("offering_id"),
+        withdrawn_at__isnull=True,
+        valid_from__lte=start,
+        valid_from__gt=OuterRef("valid_from"),
+    )
+    standing = ListTariff.objects.filter(
+        ~Exists(followed),
+        offering__in=offerings,
+        withdrawn_at__isnull=True,
+        valid_from__lt=end,
+        kind__in=ListTariff.OF_A_MONTH,
+    )
+    return _with_slots(standing).order_by("valid_from", "pk")
+
+
 def coming_day(now: datetime) -> tuple[datetime, datetime]:
     """From the start of the running delivery period, where rates may have changed last, for 24 hours."""
     start = delivery_period(now).start

@@ -14,8 +14,8 @@ from marketplace.periods import delivery_period
 from metering.reconciling import reconciled_shares, reconciliation_ppm
 from pricing.units import NUMERATOR_PER_LOT, PPM, div_ceil
 from providers.capacity import CapacityGone, hour_of, sellable_ppm
-from providers.list_rates import RateSpan, coming_day, list_rate_micros, list_rate_schedule
-from providers.models import Bench, Host, HostHour, HostPeriod, Offering, Outage, Provider
+from providers.list_rates import RateSpan, coming_day, list_rate_micros, list_rate_schedule, month_tariffs
+from providers.models import Bench, Host, HostHour, HostPeriod, ListTariff, Offering, Outage, Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +243,11 @@ def list_rate_schedules(grade_ids: Iterable[UUID], now: datetime) -> dict[UUID, 
     One query.
     """
     return list_rate_schedule(_listed(now).filter(grade_id__in=list(grade_ids)), *coming_day(now))
+
+
+def month_tariffs_of(grade_id: UUID, now: datetime) -> QuerySet[ListTariff]:
+    """Prices of a calendar month's volume that are on offer of a grade, now or announced for the coming day."""
+    return month_tariffs(_listed(now).filter(grade_id=grade_id), *coming_day(now))
 
 
 def all_hosts() -> QuerySet[Host]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from django.db import models
 from django.db.models import F, Q
 
@@ -23,6 +25,9 @@ class ListTariff(models.Model):
         GRADUATED = "graduated"
         VOLUME = "volume"
         PACKAGE = "package"
+
+    # Kinds whose price is of what a buyer uses in a calendar month.
+    OF_A_MONTH: ClassVar = (Kind.GRADUATED, Kind.VOLUME, Kind.PACKAGE)
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     offering = models.ForeignKey("providers.Offering", on_delete=models.PROTECT, related_name="list_tariffs")

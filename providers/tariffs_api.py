@@ -109,16 +109,13 @@ class TariffOut(serializers.ModelSerializer[ListTariff]):
 
     @extend_schema_field(TierOut(many=True))
     def get_tiers(self, tariff: ListTariff) -> Any:
-        terms = list_rates.month_tariff_of(tariff)
-        return TierOut(terms.tiers if terms else [], many=True).data
+        return _tiers(tariff)
 
     def get_package_lots(self, tariff: ListTariff) -> int | None:
-        terms = list_rates.month_tariff_of(tariff)
-        return _lots(terms.unit) if terms and terms.kind is Kind.PACKAGE else None
+        return _package(tariff)[0]
 
     def get_package_micros(self, tariff: ListTariff) -> int | None:
-        terms = list_rates.month_tariff_of(tariff)
-        return terms.package_micros if terms and terms.kind is Kind.PACKAGE else None
+        return _package(tariff)[1]
 
     @extend_schema_field(serializers.ChoiceField(choices=["announced", "begun", "withdrawn"]))
     def get_status(self, tariff: ListTariff) -> str:
@@ -135,6 +132,61 @@ class RateSpanOut(serializers.Serializer[Any]):
 
 class ListRatesOut(serializers.Serializer[Any]):
     items = RateSpanOut(many=True)
+
+
+def _tiers(tariff: ListTariff) -> Any:
+    terms = list_rates.month_tariff_of(tariff)
+    return TierOut(terms.tiers if terms else [], many=True).data
+
+
+def _package(tariff: ListTariff) -> tuple[int | None, int | None]:
+    """Size in lots and price of a package."""
+    terms = list_rates.month_tariff_of(tariff)
+    if terms is None or terms.kind is not Kind.PACKAGE:
+        return None, None
+    return _lots(terms.unit), terms.package_micros
+
+
+class MonthTariffOut(serializers.ModelSerializer[ListTariff]):
+    """A price of a calendar month's volume that is on offer, by whichever provider."""
+
+    rate_id = serializers.SerializerMethodField()
+    highest_rate_micros_per_mtok = serializers.SerializerMethodField(help_text="what a request is held at")
+    tiers = serializers.SerializerMethodField()
+    package_lots = serializers.SerializerMethodField(allow_null=True)
+    package_micros = serializers.SerializerMethodField(allow_null=True)
+
+    class Meta:
+        model = ListTariff
+        fields = (
+            "kind",
+            "valid_from",
+            "rate_id",
+            "highest_rate_micros_per_mtok",
+            "tiers",
+            "package_lots",
+            "package_micros",
+        )
+
+    def get_rate_id(self, tariff: ListTariff) -> UUID:
+        return tariff.slots.all()[0].rate_id
+
+    def get_highest_rate_micros_per_mtok(self, tariff: ListTariff) -> int:
+        return tariff.slots.all()[0].rate.micros_per_mtok
+
+    @extend_schema_field(TierOut(many=True))
+    def get_tiers(self, tariff: ListTariff) -> Any:
+        return _tiers(tariff)
+
+    def get_package_lots(self, tariff: ListTariff) -> int | None:
+        return _package(tariff)[0]
+
+    def get_package_micros(self, tariff: ListTariff) -> int | None:
+        return _package(tariff)[1]
+
+
+class MonthTariffsOut(serializers.Serializer[Any]):
+    items = MonthTariffOut(many=True)
 
 
 class TariffsView(ApiView):
@@ -212,8 +264,21 @@ class GradeListRatesView(PublicView):
         return Response(ListRatesOut({"items": schedules.get(grade.pk, [])}).data)
 
 
+class GradeListTariffsView(PublicView):
+    @extend_schema(operation_id="grade_list_tariffs", responses=MonthTariffsOut)
+    def get(self, request: Request, grade_id: UUID) -> Response:
+        """Tiers, volume prices and packages on demand: what is on offer now or announced for the coming 24 hours."""
+        grade = find_grade(grade_id)
+        if grade is None:
+            raise NotFound("There is no such grade.")
+        return Response(MonthTariffsOut({"items": selectors.month_tariffs_of(grade.pk, clock.now())}).data)
+
+
 urlpatterns: list[Any] = [
     path("offerings/<uuid:offering_id>/tariffs", TariffsView.as_view(), name="api-tariffs"),
     path("offerings/<uuid:offering_id>/tariffs/<uuid:tariff_id>", TariffView.as_view(), name="api-tariff"),
+    path(
+        "grades/<uuid:grade_id>/list-tariffs", GradeListTariffsView.as_view(), name="api-grade-list-tariffs"
+    ),
     path("grades/<uuid:grade_id>/list-rates", GradeListRatesView.as_view(), name="api-grade-list-rates"),
 ]

@@ -88,7 +88,9 @@ def test_every_operation_has_schemas_of_what_goes_in_and_out(document: dict[str,
 
 def test_every_operation_says_who_may(document: dict[str, Any]) -> None:
     public = {
-        "/api/v1/grades", "/api/v1/grades/{grade_id}", "/api/v1/grades/{grade_id}/list-rates", "/api/v1/market/{slug}",
+        "/api/v1/grades", "/api/v1/grades/{grade_id}", "/api/v1/grades/{grade_id}/list-rates",
+        "/api/v1/grades/{grade_id}/list-tariffs",
+        "/api/v1/market/{slug}",
         "/api/v1/market/{slug}/history",
         "/api/v1/auctions/{auction_id}", "/api/v1/tokenizers", "/api/v1/providers",
         "/api/v1/auctions/{auction_id}/depth", "/api/v1/market/index", "/api/v1/market/index/latest",

@@ -33,6 +33,7 @@ DOORS = {
     "api/v1/grades": PUBLIC,
     "api/v1/grades/<uuid:grade_id>": PUBLIC,
     "api/v1/grades/<uuid:grade_id>/list-rates": PUBLIC,
+    "api/v1/grades/<uuid:grade_id>/list-tariffs": PUBLIC,
     "api/v1/tokenizers": PUBLIC,
     "api/v1/providers": PUBLIC,
     "api/v1/auctions/<uuid:auction_id>": PUBLIC,

@@ -16,6 +16,7 @@ from marketplace.billing.selectors import to_bill_sql
 from marketplace.contracts.models import Contract
 from pricing.models import Grade
 from pricing.months import Period, prorated
+from pricing.rate_tariffs import tariffs_of_sources
 from pricing.simulating import Cheapest, KnownRate, Overage, PeriodUsage, RateStep, Terms
 from providers.list_rates import list_rate_moves
 from providers.models import Offering
@@ -91,8 +92,10 @@ def _list_rates(grade: Grade, since: datetime, until: datetime) -> Iterator[Rate
     offerings = Offering.objects.filter(grade__family_id=grade.family_id).exclude(
         status=Offering.Status.WITHDRAWN
     )
+    tariffs = tariffs_of_sources(offerings.values_list("id", flat=True))
     for moved_at, offering_id, rate in list_rate_moves(offerings, since, until):
-        yield RateStep(moved_at, offering_id, KnownRate(rate.rate_id, rate.micros_per_mtok))
+        known = KnownRate(rate.rate_id, rate.micros_per_mtok, tariffs.get(rate.rate_id))
+        yield RateStep(moved_at, offering_id, known)
 
 
 def paid_of(organization_id: UUID, grade: Grade, term: Sequence[Period], seen: Seen) -> list[dict[str, int]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Final
 
+from pricing.tariffs import Kind, Tariff
 from pricing.units import NUMERATOR_PER_STANDARD_TOKEN, decimal_string, format_micros
 
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -30,6 +32,29 @@ def money(amount_micros: int, currency: str) -> str:
 def rate(micros_per_mtok: int) -> str:
     """Currency units per million standard tokens."""
     return grouped(decimal_string(micros_per_mtok, 6, minimum_decimals=2))
+
+
+def month_tariff(tariff: Tariff, currency: str) -> list[str]:
+    """What a month's volume costs, a line for each tier."""
+    if tariff.kind is Kind.PACKAGE:
+        price = grouped(decimal_string(tariff.package_micros, 6, minimum_decimals=2))
+        return [f"{price} {currency} for each begun {_mtok(tariff.unit)} of a month"]
+    whole = "the whole month at " if tariff.kind is Kind.VOLUME else ""
+    lines = []
+    for before, tier in pairwise([None, *tariff.tiers]):
+        assert tier is not None
+        price = f"{whole}{rate(tier.rate)}"
+        if tier.up_to is not None:
+            lines.append(f"up to {_mtok(tier.up_to)}: {price}")
+        else:
+            assert before is not None, "one tier alone is a rate per unit"
+            assert before.up_to is not None
+            lines.append(f"beyond {_mtok(before.up_to)}: {price}")
+    return lines
+
+
+def _mtok(numerator: int) -> str:
+    return f"{grouped(decimal_string(numerator, 12))} Mtok"
 
 
 def standard_tokens(numerator: int) -> str:

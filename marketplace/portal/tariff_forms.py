@@ -1,4 +1,4 @@
-"""What a provider types of a list tariff: when it begins, its rate, and other rates at times of the day."""
+"""What a provider types of a list tariff: when it begins, and its rate, rates by time, tiers or packages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from django.conf import settings
 
 from marketplace.periods import delivery_period
 from marketplace.portal.forms import DecimalField, PortalForm
-from pricing.tariffs import Window
+from pricing.tariffs import Tier, Window
+from pricing.units import NUMERATOR_PER_LOT
 from providers.list_tariffs import notice
 from providers.models import ListTariff
 
 # By REST there may be more.
 WINDOWS: Final = 4
+TIERS: Final = 5
 FIRST_WINDOWS: Final = 2
 # Browsers ask for seconds only where delivery periods have some.
 _STEP_S: Final = "1" if settings.DELIVERY_PERIOD_S % 60 else "60"
@@ -34,15 +36,34 @@ class MomentField(forms.DateTimeField):
 
 
 class TariffForm(PortalForm):
-    """A window is a filled row; with none the tariff is one rate per unit. Errors of windows stand at the first row."""
+    """A window or a tier is a filled row; a rate without windows is one per unit. Errors of rows stand at the first."""
 
-    service_fields = {"rate_micros_per_mtok": "tariff_rate", "windows": "start_0", "kind": "start_0"}
+    service_fields = {
+        "rate_micros_per_mtok": "tariff_rate",
+        "windows": "start_0",
+        "tiers": "up_to_0",
+        "package_numerator": "package_size",
+        "package_micros": "package_price",
+    }
     valid_from = MomentField(
         label="Begins (UTC)", help_text="With a delivery period, a whole one ahead at least."
     )
-    tariff_rate = DecimalField(
-        decimals=6, label="Rate per Mtok", help_text="Whenever no other rate is named below."
+    kind = forms.ChoiceField(
+        label="Priced by",
+        required=False,
+        choices=[
+            ("", "the moment: one rate, or by time of day"),
+            (ListTariff.Kind.GRADUATED, "the month: each tier at its own rate"),
+            (ListTariff.Kind.VOLUME, "the month: all of it at the rate of the tier reached"),
+            (ListTariff.Kind.PACKAGE, "the month: in whole packages"),
+        ],
     )
+    tariff_rate = DecimalField(
+        decimals=6, required=False, label="Rate per Mtok", help_text="Whenever no other rate is named below."
+    )
+    # Whole lots of 1,000 standard tokens.
+    package_size = DecimalField(decimals=3, required=False, label="Size")
+    package_price = DecimalField(decimals=6, required=False, label="Price of each begun package")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -51,6 +72,9 @@ class TariffForm(PortalForm):
                 widget = forms.TimeInput(attrs={"type": "time", "step": _STEP_S})
                 self.fields[f"{name}_{number}"] = forms.TimeField(required=False, widget=widget, label=label)
             self.fields[f"rate_{number}"] = DecimalField(decimals=6, required=False, label="Rate")
+        for number in range(TIERS):
+            self.fields[f"up_to_{number}"] = DecimalField(decimals=3, required=False, label="Up to")
+            self.fields[f"tier_rate_{number}"] = DecimalField(decimals=6, required=False, label="Rate")
 
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean() or self.cleaned_data
@@ -59,6 +83,10 @@ class TariffForm(PortalForm):
             missing = [name for name in names if data.get(name) is None and name not in self.errors]
             if missing and len(missing) < len(names):
                 self.add_error(missing[0], "A window has a start, an end and a rate.")
+        for number in range(TIERS):
+            rate = f"tier_rate_{number}"
+            if data.get(f"up_to_{number}") is not None and data.get(rate) is None and rate not in self.errors:
+                self.add_error(rate, "A tier has a rate.")
         return data
 
     @property
@@ -70,12 +98,33 @@ class TariffForm(PortalForm):
             for n in range(WINDOWS)
             if data[f"rate_{n}"] is not None
         ]
+        tiers = [
+            Tier(_numerator(data[f"up_to_{n}"]), data[f"tier_rate_{n}"])
+            for n in range(TIERS)
+            if data[f"tier_rate_{n}"] is not None
+        ]
+        of_the_moment = ListTariff.Kind.TIME_OF_USE if windows else ListTariff.Kind.PER_UNIT
         return {
-            "kind": ListTariff.Kind.TIME_OF_USE if windows else ListTariff.Kind.PER_UNIT,
+            "kind": data["kind"] or of_the_moment,
             "valid_from": data["valid_from"],
             "rate_micros_per_mtok": data["tariff_rate"],
             "windows": windows,
+            "tiers": tiers,
+            "package_numerator": _numerator(data["package_size"]),
+            "package_micros": data["package_price"],
         }
+
+    @property
+    def tier_rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField]]:
+        return [(n + 1, self[f"up_to_{n}"], self[f"tier_rate_{n}"]) for n in range(TIERS)]
+
+    @property
+    def tiers_in_use(self) -> bool:
+        return any(field.value() or field.errors for _, *fields in self.tier_rows for field in fields)
+
+    @property
+    def package_in_use(self) -> bool:
+        return any(self[name].value() or self[name].errors for name in ("package_size", "package_price"))
 
     @property
     def rows(self) -> list[tuple[int, forms.BoundField, forms.BoundField, forms.BoundField]]:
@@ -99,6 +148,10 @@ def tariff_form(now: datetime, data: Any = None) -> TariffForm:
     first = delivery_period(now + notice()).end.astimezone(UTC)
     form = "%Y-%m-%dT%H:%M:%S" if first.second else "%Y-%m-%dT%H:%M"
     return TariffForm(data, initial={"valid_from": first.strftime(form)})
+
+
+def _numerator(lots: int | None) -> int | None:
+    return None if lots is None else lots * NUMERATOR_PER_LOT
 
 
 def _second(at: Any) -> int:

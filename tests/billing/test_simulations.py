@@ -26,8 +26,9 @@ from metering.models import Discrepancy, DisputedUsage
 from pricing.commitments import take_lots
 from pricing.models import Grade, Rate
 from pricing.simulating import Refusal
+from pricing.tariffs import Tier
 from providers.models import Offering
-from providers.services import list_offering
+from providers.services import announce_tariff, list_offering
 from tests.billing.test_month_ends import buy, credit
 from tests.billing.world import DUE_AFTER, FUNDS, HOUR, LOT, PERIOD, accrue, meter, on_demand
 from tests.cast import Party, Plant, fund, make_grade
@@ -167,6 +168,31 @@ def test_overage_at_list_is_simulated_as_the_on_demand_contract_charged_it(
     assert answer.total.sums["overage_micros"] == answer.total.paid["usage"]
     assert answer.total.saving_micros == 0
     assert "list_rate" in {note.code for note in answer.notes}
+
+
+def test_overage_at_list_prices_of_tiers_is_simulated_as_it_was_charged(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, FUNDS, now)
+    contract = buy(acme, grade, now, overage_policy="list", volume_lots=1_000)
+    start = contract.starts_at
+    announce_tariff(
+        organization_id=plant.host.provider.organization_id, offering_id=plant.offering.id, kind="graduated",
+        valid_from=start, tiers=[Tier(10 * LOT, 500_001), Tier(20 * LOT, 300_001), Tier(None, 100_001)], now=now,
+        actor=SYSTEM,
+    )  # fmt: skip
+    tiers = Rate.objects.get(tariff__isnull=False)
+    charge_committed_months(now=start)
+    month = Entitlement.objects.select_related("rate").get()
+    demand = on_demand(acme, grade, now)
+    for hour in range(2):
+        meter(demand, tiers, plant, 13 * LOT + ODD, start + hour * HOUR)
+        accrue(demand, start + hour * HOUR, 10_000, start)
+    use(contract, month.rate, plant, start, [100 * LOT] + [0] * 11 + [100 * LOT])
+    finish(month)
+    answer = ask(acme, month.period_end + timedelta(days=1), **of_contract(contract))
+    assert answer.total.paid["usage"] == charged(demand, start, month.period_end)["usage"] == 8_625
+    assert answer.total.sums["overage_micros"] == 8_625
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from marketplace.ledger.selectors import check_ledger
 from marketplace.periods import delivery_period
 from metering.models import UsageBatch
 from metering.usage import Flag, UsageEvent, decode_event
-from pricing.tariffs import Window
+from pricing.tariffs import Tier, Window
 from pricing.tokenizers import count_o200k
 from pricing.units import decimal_string
 from providers.models import FailedAttempt, Host
@@ -214,6 +214,27 @@ def test_a_list_tariff_prices_models_and_requests_at_their_time(rig: Rig) -> Non
     (event,) = events()
     assert (event.rate_id, numerator_of(event)) == (cheap.id, numerator)
     assert Hold.objects.get().captured_micros == -(-numerator * 300_000 // 10**12)
+
+
+def test_an_answer_says_that_the_month_decides_what_it_costs(rig: Rig) -> None:
+    rig.fund()
+    start = delivery_period(clock.now()).start
+    announce_tariff(
+        organization_id=rig.world.hyperion.id,
+        offering_id=rig.world.plant.offering.id,
+        kind="graduated",
+        valid_from=start - timedelta(hours=1),
+        tiers=[Tier(10**9, 700_000), Tier(None, 300_000)],
+        now=start - timedelta(hours=2),
+        actor=SYSTEM,
+    )
+    time.sleep(CACHE_S)
+    answer = rig.client.chat.completions.create(model="tiny-chat", messages=CHAT, max_tokens=8, temperature=0)
+    ours = answer.usage.tokenyard  # type: ignore[union-attr]
+    assert (ours["settles_by_month"], ours["rate_micros_per_mtok"]) == (True, 700_000)
+    numerator = int(ours["standard_numerator"])
+    assert ours["cost"] == decimal_string(numerator * 700_000, 18)
+    assert Hold.objects.get().captured_micros == numerator * 700_000 // 10**12 + 1
 
 
 def test_refusals_are_clear_and_change_nothing(rig: Rig) -> None:

@@ -11,14 +11,15 @@ from django.test import Client
 
 from marketplace.accounts.models import AuditEntry
 from marketplace.accounts.services import SYSTEM
-from pricing.tariffs import Window
-from providers.list_rates import slots_of
+from pricing.tariffs import Tariff, Tier, Window, graduated, package, volume
+from providers.list_rates import month_tariff_of, slots_of
 from providers.models import ListTariff
 from providers.services import announce_tariff
 from tests.cast import Party, Plant
 from tests.portal.conftest import SignIn
 
 HOUR = timedelta(hours=1)
+MTOK = 10**12
 
 
 @pytest.fixture
@@ -70,6 +71,64 @@ def test_a_tariff_is_announced_shown_and_withdrawn(
     assert "Withdraw the tariff of" not in shown
 
 
+@pytest.mark.parametrize(
+    ("form", "tariff", "lines"),
+    [
+        (
+            {
+                "kind": "graduated",
+                "up_to_0": "2",
+                "tier_rate_0": "0.9",
+                "up_to_1": "5.5",
+                "tier_rate_1": "0.6",
+                "tier_rate_2": "0.3",
+            },
+            graduated([Tier(2 * MTOK, 900_000), Tier(11 * MTOK // 2, 600_000), Tier(None, 300_000)]),
+            ["up to 2 Mtok: 0.90", "up to 5.5 Mtok: 0.60", "beyond 5.5 Mtok: 0.30"],
+        ),
+        (
+            {"kind": "volume", "up_to_0": "2", "tier_rate_0": "0.9", "tier_rate_1": "0.3"},
+            volume([Tier(2 * MTOK, 900_000), Tier(None, 300_000)]),
+            ["up to 2 Mtok: the whole month at 0.90", "beyond 2 Mtok: the whole month at 0.30"],
+        ),
+        (
+            {"kind": "package", "package_size": "10", "package_price": "7.5"},
+            package(10 * MTOK, 7_500_000),
+            ["7.50 USD for each begun 10 Mtok of a month"],
+        ),
+    ],
+)
+def test_a_months_volume_is_priced_and_shown_to_buyers(
+    offer: str,
+    plant: Plant,
+    hyperion: Party,
+    clock_at: datetime,
+    sign_in: SignIn,
+    form: dict[str, str],
+    tariff: Tariff,
+    lines: list[str],
+) -> None:
+    provider, first = sign_in(hyperion), clock_at.replace(minute=10)
+    assert provider.post(f"{offer}/tariffs", {"valid_from": typed(first), **form}).status_code == 302
+    assert month_tariff_of(ListTariff.objects.get()) == tariff
+    api = f"/api/v1/grades/{plant.offering.grade_id}/list-tariffs"
+    for at, when in ((clock_at, ">15:10</time>"), (first, "<td>now</td>")):
+        with time_machine.travel(at, tick=False):
+            plant.host.__class__.objects.update(last_heartbeat_at=at)
+            market = Client().get("/market/tiny-chat").content.decode()
+            assert when in market
+            for line in lines:
+                assert line in market
+                assert line in provider.get(offer).content.decode()
+            [shown] = Client().get(api).json()["items"]
+            assert shown["kind"] == form["kind"]
+            assert len(shown["tiers"]) == len(tariff.tiers)
+    with time_machine.travel(clock_at, tick=False):
+        [version] = ListTariff.objects.all()
+    assert provider.post(f"{offer}/tariffs/{version.id}/withdraw").status_code == 302
+    assert Client().get(api).json()["items"] == []
+
+
 def test_one_rate_needs_no_windows(offer: str, hyperion: Party, clock_at: datetime, sign_in: SignIn) -> None:
     form = {"valid_from": typed(clock_at.replace(minute=30)), "tariff_rate": "0.5"}
     assert sign_in(hyperion).post(f"{offer}/tariffs", form).status_code == 302
@@ -84,6 +143,16 @@ def test_one_rate_needs_no_windows(offer: str, hyperion: Party, clock_at: dateti
         ({"valid_from": "2026-03-10T15:05:00"}, "announced a whole delivery period ahead"),
         ({"tariff_rate": "0"}, "must be from 1 to"),
         ({"tariff_rate": "cheap"}, "tariff_rate_error"),
+        ({"tariff_rate": ""}, "A tariff of kind per_unit needs it."),
+        ({"kind": "free"}, "Select a valid choice."),
+        ({"kind": "graduated"}, "A tariff of kind graduated has none."),
+        ({"kind": "graduated", "tariff_rate": ""}, "A tariff of kind graduated needs it."),
+        ({"up_to_0": "1"}, "A tier has a rate."),
+        ({"up_to_0": "1", "tier_rate_0": "1"}, "A tariff of kind per_unit has none."),
+        ({"kind": "volume", "tariff_rate": "", "up_to_0": "1", "tier_rate_0": "1", "tier_rate_1": "2"},
+         "The rates of a volume price must fall."),
+        ({"kind": "volume", "tariff_rate": "", "up_to_0": "1.0001", "tier_rate_0": "1"}, "up_to_0_error"),
+        ({"kind": "package", "tariff_rate": "", "package_price": "7"}, "A tariff of kind package needs it."),
         ({"start_0": "12:00", "end_0": "13:00"}, "A window has a start, an end and a rate."),
         ({"start_0": "12:00", "end_0": "12:01", "rate_0": "1"}, "A window begins and ends with a delivery period"),
         ({"start_3": "12:00", "end_3": "12:30", "rate_3": "1", "start_0": "11:00", "end_0": "12:05", "rate_0": "2"},

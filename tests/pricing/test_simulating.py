@@ -23,6 +23,7 @@ from pricing.simulating import (
     check_volume,
     simulate,
 )
+from pricing.tariffs import Tier, graduated
 from pricing.units import div_half_even
 
 LOT = 10**9
@@ -75,6 +76,23 @@ def test_what_is_beyond_f_or_beyond_v_goes_the_way_of_the_policy() -> None:
     # 150 lots at 450,001 in one settlement period are one line: 67,500.15.
     assert (at_spot.overage, at_spot.overage_micros) == (150 * LOT, 67_500)
     assert at_spot.refused == {}
+
+
+def test_overage_at_tiers_counts_in_calendar_months_whatever_the_contracts_are() -> None:
+    """From 31 January 6:00: 150 lots beyond f before midnight, 100 in each of two settlement periods after it."""
+    tariff = graduated([Tier(100 * LOT, 600_000), Tier(None, 300_000)])
+    tiers = KnownRate("tiers", 600_000, tariff)
+    midnight = datetime(2026, 2, 1, tzinfo=UTC)
+    usage = [
+        PeriodUsage(at, lots * LOT, tiers)
+        for at, lots in ((START, 250), (midnight, 200), (midnight + timedelta(hours=1), 200))
+    ]
+    month = one(replace(PLAIN, overage=Overage.LIST), usage)
+    assert month.overage == 350 * LOT
+    assert month.overage_micros == (60_000 + 15_000) + (60_000 + 30_000)
+    # The tariff's highest rate is what the buyer's own bounds.
+    refused = one(replace(PLAIN, overage=Overage.LIST, max_rate=599_999), usage)
+    assert refused.refused == {Refusal.MAX_RATE: 350 * LOT}
 
 
 def test_the_highest_rate_and_a_missing_rate_refuse_and_say_which() -> None:

@@ -273,7 +273,7 @@ def test_a_price_of_a_months_volume_is_listed_at_its_highest_rate(
     with pytest.raises(Conflict, match="Another version begins then"):
         announce_month(plant, start, now, "package", package_numerator=LOT, package_micros=1)
     refused = pytest.raises(ProgrammingError, match="permission denied")
-    with transaction.atomic(), refused, connection.cursor() as cursor:
+    with refused, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("UPDATE pricing_ratetariff SET unit_numerator = unit_numerator + 1")
 
 

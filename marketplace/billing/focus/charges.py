@@ -187,7 +187,7 @@ def _bucket_row(charge: Billed, item: Used, good: Good, document: Document, part
     if row["CommitmentDiscountId"] is not None:
         row["CommitmentDiscountQuantity"] = number(part.numerator, 12)
     if not charge.is_priced_per_unit:
-        row |= _without_unit_price(part.billed)
+        row |= _without_rates(part.billed)
     return row
 
 
@@ -201,7 +201,7 @@ def _plain_row(charge: Billed, good: Good, document: Document, effective: int) -
     }
     if charge.kind in CREDITS or not charge.is_priced_per_unit:
         nothing = ("ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit")
-        row |= _without_unit_price(charge.amount_micros) | dict.fromkeys(nothing)
+        row |= _without_rates(charge.amount_micros) | dict.fromkeys(nothing)
     if row["CommitmentDiscountId"] is not None:
         row["CommitmentDiscountQuantity"] = number(charge.numerator, 12)
         if row["CommitmentDiscountStatus"] == "Unused":
@@ -209,7 +209,7 @@ def _plain_row(charge: Billed, good: Good, document: Document, effective: int) -
     return row
 
 
-def _without_unit_price(amount_micros: int) -> FocusRow:
+def _without_rates(amount_micros: int) -> FocusRow:
     return unpriced(amount_micros) | dict.fromkeys(
         (
             "ContractedUnitPrice", "ListUnitPrice", "PricingCurrencyContractedUnitPrice",

@@ -17,6 +17,8 @@ from marketplace.billing.models import Earning
 from marketplace.portal import figures
 from marketplace.portal.charts import Chart
 from pricing.units import decimal_string
+from providers.list_rates import month_tariff_of
+from providers.models import ListTariff
 
 register = template.Library()
 
@@ -39,6 +41,13 @@ for _filter in (
 @register.filter
 def money(amount_micros: int, currency: str = "") -> str:
     return figures.money(amount_micros, currency or settings.MARKET_CURRENCY)
+
+
+@register.filter
+def month_tariff_lines(version: ListTariff) -> list[str]:
+    """What a version's tiers or packages say, a line for each; nothing of one that prices every token by its moment."""
+    tariff = month_tariff_of(version)
+    return figures.month_tariff(tariff, settings.MARKET_CURRENCY) if tariff else []
 
 
 @register.filter

@@ -32,7 +32,7 @@ from pricing.models import Grade
 from pricing.rating import PlainPrice
 from pricing.selectors import by_bucket, grades_in_force, levels_of, prices_per_bucket
 from providers.list_rates import RateSpan
-from providers.selectors import Supply, list_rate_schedules, supply_of
+from providers.selectors import Supply, list_rate_schedules, month_tariffs_of, supply_of
 
 WINDOW = timedelta(hours=24)
 MOST_POINTS = 288
@@ -108,6 +108,7 @@ def grade(request: PortalRequest, slug: str) -> HttpResponse:
         "on_demand_chart": rate_chart(
             board.on_demand, f"List rate of {found.family.title} over the coming day"
         ),
+        "month_tariffs": month_tariffs_of(found.id, now),
         "history": page_of(published_auctions([found.id]), request, by="period_start"),
         "now": now,
         **_market_terms(),
