@@ -279,11 +279,11 @@ class _Month:
 
 
 class RateStep(NamedTuple):
-    """From `since` on, the rate of the seller `source`."""
+    """From `since` on, the rate of the seller `source`; None where it has none that others compare with."""
 
     since: datetime
     source: Hashable
-    rate: KnownRate
+    rate: KnownRate | None
 
 
 class Cheapest:
@@ -299,8 +299,12 @@ class Cheapest:
         """None before the first rate."""
         moved = False
         while self._ahead is not None and self._ahead.since <= moment:
-            self._in_force[self._ahead.source] = self._ahead.rate
+            if self._ahead.rate is None:
+                self._in_force.pop(self._ahead.source, None)
+            else:
+                self._in_force[self._ahead.source] = self._ahead.rate
             self._ahead, moved = next(self._steps, None), True
         if moved:
-            self._lowest = min(self._in_force.values(), key=lambda rate: rate.micros_per_mtok)
+            rates = self._in_force.values()
+            self._lowest = min(rates, key=lambda rate: rate.micros_per_mtok, default=None)
         return self._lowest

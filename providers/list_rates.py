@@ -14,6 +14,7 @@ from uuid import UUID
 from django.db import connection
 from django.db.models import (
     BigIntegerField,
+    Case,
     DateTimeField,
     Exists,
     F,
@@ -25,6 +26,7 @@ from django.db.models import (
     QuerySet,
     UUIDField,
     Value,
+    When,
 )  # fmt: skip
 from django.db.models.expressions import Combinable
 
@@ -36,15 +38,18 @@ from pricing.units import MicrosPerMtok
 from providers.models import ListTariff, ListTariffSlot, Offering
 
 _RATES = """
-SELECT asked.id, listed.rate_id, listed.micros_per_mtok
+SELECT asked.id, listed.rate_id, listed.micros_per_mtok, listed.comparable_micros_per_mtok
   FROM unnest(%s::uuid[], %s::uuid[]) AS asked (id, plain)
  CROSS JOIN LATERAL providers_list_rate(asked.id, asked.plain, %s) AS listed
 """
 
 
 class ListRate(NamedTuple):
+    """`comparable` is the rate, but None of packages: what a few tokens come to has nothing to do with it."""
+
     rate_id: UUID
     micros_per_mtok: MicrosPerMtok
+    comparable: MicrosPerMtok | None
 
 
 class RateSpan(NamedTuple):
@@ -58,7 +63,8 @@ class RateSpan(NamedTuple):
 class _Slot(NamedTuple):
     start_s: int
     end_s: int
-    rate: int
+    # None of packages: as `ListRate.comparable`.
+    rate: int | None
 
 
 def list_rates_at(offerings: Iterable[Offering], at: datetime) -> dict[UUID, ListRate]:
@@ -69,8 +75,8 @@ def list_rates_at(offerings: Iterable[Offering], at: datetime) -> dict[UUID, Lis
             _RATES, ([offering.pk for offering in asked], [offering.list_rate_id for offering in asked], at)
         )
         return {
-            offering_id: ListRate(rate_id, MicrosPerMtok(micros))
-            for offering_id, rate_id, micros in cursor.fetchall()
+            offering_id: ListRate(rate_id, MicrosPerMtok(micros), comparable)
+            for offering_id, rate_id, micros, comparable in cursor.fetchall()
         }
 
 
@@ -83,6 +89,11 @@ class _ListRate(Func):
 def list_rate_micros(at: datetime) -> Combinable:
     """An expression of a query over offerings: micros per Mtok on demand at a moment."""
     return _ListRate(*_arguments(at), column="micros_per_mtok", output_field=BigIntegerField())
+
+
+def comparable_list_rate(at: datetime) -> Combinable:
+    """`list_rate_micros`, but null of packages: what cheapest rates are made of."""
+    return _ListRate(*_arguments(at), column="comparable_micros_per_mtok", output_field=BigIntegerField())
 
 
 def with_list_rate(offerings: QuerySet[Offering], at: datetime) -> QuerySet[Offering]:
@@ -193,7 +204,7 @@ def _plain_moves(
     rows = plain.order_by("valid_from", "pk").values_list("valid_from", "source_id", "pk", "micros_per_mtok")
     for valid_from, offering_id, rate_id, micros in rows.iterator(chunk_size=1_000):
         if offering_id not in tariffs_from or valid_from < tariffs_from[offering_id]:
-            yield valid_from, offering_id, ListRate(rate_id, MicrosPerMtok(micros))
+            yield valid_from, offering_id, ListRate(rate_id, MicrosPerMtok(micros), MicrosPerMtok(micros))
 
 
 def _tariff_moves(
@@ -201,14 +212,19 @@ def _tariff_moves(
 ) -> Iterator[tuple[datetime, UUID, ListRate]]:
     first = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     for version, until in zip(versions, [*(one.valid_from for one in versions[1:]), end], strict=True):
-        slots = [(slot.start_s, slot.end_s, slot.rate) for slot in version.slots.all()]
+        comparable = version.kind != ListTariff.Kind.PACKAGE
+        slots = [
+            (slot.start_s, slot.end_s, ListRate(slot.rate_id, micros, micros if comparable else None))
+            for slot in version.slots.all()
+            for micros in [MicrosPerMtok(slot.rate.micros_per_mtok)]
+        ]
         begin = version.valid_from.astimezone(UTC)
         midnight = max(first, begin.replace(hour=0, minute=0, second=0, microsecond=0))
         while midnight < until:
             for start_s, end_s, rate in slots:
                 since = max(begin, midnight + timedelta(seconds=start_s))
                 if since < min(until, midnight + timedelta(seconds=end_s)):
-                    yield since, version.offering_id, ListRate(rate.pk, MicrosPerMtok(rate.micros_per_mtok))
+                    yield since, version.offering_id, rate
             midnight += timedelta(seconds=DAY_S)
 
 
@@ -232,15 +248,18 @@ def _announced(offerings: QuerySet[Offering], start: datetime, end: datetime) ->
         "standing__valid_from",
         "standing__slots__start_s",
         "standing__slots__end_s",
-        "standing__slots__rate__micros_per_mtok",
+        Case(
+            When(standing__kind=ListTariff.Kind.PACKAGE, then=None),
+            default=F("standing__slots__rate__micros_per_mtok"),
+        ),
     )
 
 
 def _steps(
     plain: int, versions: Mapping[datetime, Sequence[_Slot]], start: datetime, end: datetime
-) -> dict[datetime, int]:
+) -> dict[datetime, int | None]:
     """One offering's rate from each moment on at which it may change, in order: `providers_list_rate` over again."""
-    steps = {start: plain}
+    steps: dict[datetime, int | None] = {start: plain}
     for begin, follows in pairwise([*sorted(versions), end]):
         since, until = max(begin, start), min(follows, end)
         midnight = since.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -253,21 +272,26 @@ def _steps(
     return steps
 
 
-def _cheapest(offerings: Sequence[Mapping[datetime, int]], end: datetime) -> list[RateSpan]:
-    """The least of some offerings' steps, which all begin at one moment."""
-    changes: dict[datetime, list[tuple[int, int]]] = defaultdict(list)
+def _cheapest(offerings: Sequence[Mapping[datetime, int | None]], end: datetime) -> list[RateSpan]:
+    """The least of some offerings' steps, which all begin at one moment; no span where none of them has a rate."""
+    changes: dict[datetime, list[tuple[int, int | None]]] = defaultdict(list)
     for place, steps in enumerate(offerings):
         for at, rate in steps.items():
             changes[at].append((place, rate))
-    rates = [0] * len(offerings)
-    spans: list[RateSpan] = []
+    rates: list[int | None] = [None] * len(offerings)
+    least: list[tuple[datetime, int | None]] = []
     for at in sorted(changes):
         for place, rate in changes[at]:
             rates[place] = rate
-        if not spans or spans[-1].rate != min(rates):
-            spans.append(RateSpan(at, end, min(rates)))
-    starts = [span.start for span in spans]
-    return [span._replace(end=until) for span, until in zip(spans, [*starts[1:], end], strict=True)]
+        lowest = min((rate for rate in rates if rate is not None), default=None)
+        if not least or least[-1][1] != lowest:
+            least.append((at, lowest))
+    ends = [at for at, _ in least[1:]]
+    return [
+        RateSpan(at, until, rate)
+        for (at, rate), until in zip(least, [*ends, end], strict=True)
+        if rate is not None
+    ]
 
 
 def _with_slots(tariffs: QuerySet[ListTariff]) -> QuerySet[ListTariff]:

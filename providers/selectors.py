@@ -14,7 +14,13 @@ from marketplace.periods import delivery_period
 from metering.reconciling import reconciled_shares, reconciliation_ppm
 from pricing.units import NUMERATOR_PER_LOT, PPM, div_ceil
 from providers.capacity import CapacityGone, hour_of, sellable_ppm
-from providers.list_rates import RateSpan, coming_day, list_rate_micros, list_rate_schedule, month_tariffs
+from providers.list_rates import (
+    RateSpan,
+    coming_day,
+    comparable_list_rate,
+    list_rate_schedule,
+    month_tariffs,
+)
 from providers.models import Bench, Host, HostHour, HostPeriod, ListTariff, Offering, Outage, Provider
 
 
@@ -207,9 +213,12 @@ def _listed(now: datetime) -> QuerySet[Offering]:
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """What is on offer of a grade now: the cheapest rates, and what all listed hosts make together."""
+    """What is on offer of a grade now: the cheapest rates, and what all listed hosts make together.
 
-    list_rate_micros_per_mtok: int
+    No list rate where all of it is sold in packages.
+    """
+
+    list_rate_micros_per_mtok: int | None
     firm_rate_micros_per_mtok: int
     offerings: int
     dependable_numerator_per_s: int
@@ -222,7 +231,7 @@ def supply_of(grade_ids: list[UUID], now: datetime) -> dict[UUID, Supply]:
         .filter(grade_id__in=grade_ids)
         .values("grade_id")
         .annotate(
-            cheapest_list=Min(list_rate_micros(now)),
+            cheapest_list=Min(comparable_list_rate(now)),
             cheapest_firm=Min("firm_rate__micros_per_mtok"),
             count=Count("pk"),
             dependable=Sum("dependable_numerator_per_s"),

@@ -88,13 +88,15 @@ def usage_of(
 
 
 def _list_rates(grade: Grade, since: datetime, until: datetime) -> Iterator[RateStep]:
-    """How list rates moved, of the offerings that are not withdrawn today."""
+    """How list rates moved, of the offerings that are not withdrawn today and do not sell in packages."""
     offerings = Offering.objects.filter(grade__family_id=grade.family_id).exclude(
         status=Offering.Status.WITHDRAWN
     )
     tariffs = tariffs_of_sources(offerings.values_list("id", flat=True))
     for moved_at, offering_id, rate in list_rate_moves(offerings, since, until):
-        known = KnownRate(rate.rate_id, rate.micros_per_mtok, tariffs.get(rate.rate_id))
+        known = None
+        if rate.comparable is not None:
+            known = KnownRate(rate.rate_id, rate.comparable, tariffs.get(rate.rate_id))
         yield RateStep(moved_at, offering_id, known)
 
 

@@ -50,7 +50,7 @@ _GRADES_SQL: Final = """
 SELECT f.model, f.slug, f.title, f.context_tokens, f.created_at, g.id, g.version, g.currency, g.max_request_s,
        g.max_output_tokens, g.template_overhead_tokens, g.valid_during @> %(now)s::timestamptz AS in_force,
        (SELECT jsonb_object_agg(b.bucket, b.standard_ppm) FROM pricing_gradebucket b WHERE b.grade_id = g.id),
-       (SELECT min(r.micros_per_mtok) FROM providers_offering o
+       (SELECT min(r.comparable_micros_per_mtok) FROM providers_offering o
           JOIN providers_host h ON h.id = o.host_id
          CROSS JOIN LATERAL providers_list_rate(o.id, o.list_rate_id, %(now)s) r
          WHERE o.grade_id = g.id AND o.status = 'listed' AND h.status = 'enrolled'),

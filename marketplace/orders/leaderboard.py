@@ -18,7 +18,7 @@ from marketplace.orders.models import Ask, Auction
 from marketplace.periods import Period, settlement_period
 from metering.models import MeterKind, UsageRollup
 from pricing.units import NUMERATOR_PER_LOT, PPM
-from providers.list_rates import list_rate_micros
+from providers.list_rates import comparable_list_rate
 from providers.models import Offering, Outage
 from providers.selectors import offerings_on_sale
 
@@ -84,9 +84,14 @@ def window_of(now: datetime) -> Period:
 
 
 def standings(*, now: datetime, grade: str | None = None) -> list[Standing]:
-    """Listed offerings, best throughput for the price first; at most `MOST_OFFERINGS`, in seven queries."""
+    """Listed offerings but those sold in packages, best throughput for the price first; at most `MOST_OFFERINGS`.
+
+    Seven queries.
+    """
     offerings = list(
-        offerings_on_sale(grade).annotate(listed_micros_per_mtok=list_rate_micros(now))[:MOST_OFFERINGS]
+        offerings_on_sale(grade)
+        .annotate(listed_micros_per_mtok=comparable_list_rate(now))
+        .filter(listed_micros_per_mtok__isnull=False)[:MOST_OFFERINGS]
     )
     window = window_of(now)
     ids = [offering.id for offering in offerings]

@@ -1,6 +1,10 @@
 """List prices by tiers, volume and packages of a calendar month."""
 
+from pathlib import Path
+
 from django.db import migrations, models
+
+_SQL = Path(__file__).resolve().parent.parent / "sql" / "month_tariffs.sql"
 
 
 class Migration(migrations.Migration):
@@ -10,6 +14,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.RunSQL(_SQL.read_text(), migrations.RunSQL.noop),
         migrations.AlterField(
             model_name="listtariff",
             name="kind",

@@ -36,6 +36,19 @@ def world(db: None, now: datetime) -> World:
     return made
 
 
+def announce_package(plant: Plant, valid_from: datetime, now: datetime, *, lots: int, micros: int) -> None:
+    announce_tariff(
+        organization_id=plant.host.provider.organization_id,
+        offering_id=plant.offering.id,
+        kind="package",
+        valid_from=valid_from,
+        package_numerator=lots * LOT,
+        package_micros=micros,
+        now=now,
+        actor=SYSTEM,
+    )
+
+
 def announce(
     plant: Plant, valid_from: datetime, now: datetime, *, rate: int, windows: Sequence[Window] = ()
 ) -> None:
@@ -128,3 +141,40 @@ def test_a_contract_above_its_take_compares_with_the_list_rate_of_that_moment(
     for at, kind in ((start - SECOND, "committed"), (start, "on_demand")):
         _, opened = ask(world, LOT, at)
         assert (opened.outcome, opened.kind) == ("ok", kind)
+
+
+def test_a_package_draws_no_request_that_comes_to_less_elsewhere(world: World, now: datetime) -> None:
+    """A million lots for 9 units are 9,000 micros the Mtok; but a lot is 600 micros elsewhere, and here 9 units."""
+    other = make_plant(world.hyperion, world.grade, now, name="h2", list_rate=600_000)
+    Host.objects.update(last_heartbeat_at=now + 48 * HOUR)
+    start = now + HOUR
+    announce_package(world.plant, start, now, lots=1_000_000, micros=9_000_000)
+    _, opened = ask(world, LOT, start)
+    assert (opened.offering_id, opened.amount_micros, opened.unit_numerator) == (other.offering.id, 600, None)
+    # Where it is the only one its whole price is set aside, and a balance that does not cover it says so.
+    _, opened = ask(world, LOT, start, exclude=(other.offering.id,))
+    assert (opened.outcome, opened.offering_id, opened.amount_micros) == (
+        "ok",
+        world.plant.offering.id,
+        9_000_001,
+    )
+    _, opened = ask(world, LOT, start, exclude=(other.offering.id,))
+    assert opened.outcome == "insufficient_funds"
+    # A small package is cheaper than the other's lot, and so it is taken.
+    announce_package(world.plant, start + HOUR, now, lots=1, micros=100)
+    _, opened = ask(world, LOT, start + HOUR)
+    assert (opened.offering_id, opened.amount_micros) == (world.plant.offering.id, 101)
+
+
+def test_a_package_is_above_a_highest_rate_that_its_own_rate_is_below(world: World, now: datetime) -> None:
+    contract = commit(world, now, volume_lots=1, overage_policy="list", max_rate_micros_per_mtok=700_000)
+    start = contract.starts_at
+    announce_package(world.plant, start, now, lots=10, micros=5_000)
+    hold_id, first = ask(world, LOT, start)
+    assert first.contract_id == contract.id
+    over = open_part(hold_id=hold_id, id=uuid7(start), amount_numerator=LOT, now=start)
+    assert (over.outcome, over.rate_micros_per_mtok) == ("overage_above_max_rate", 5_000_000)
+    over = open_part(hold_id=hold_id, id=uuid7(start), amount_numerator=10 * LOT, now=start)
+    assert (over.outcome, over.rate_micros_per_mtok, over.amount_micros) == ("ok", 500_000, 5_001)
+    _, opened = ask(world, LOT, start, contract_id=contract.id)
+    assert (opened.outcome, opened.rate_micros_per_mtok) == ("overage_above_max_rate", 5_000_000)

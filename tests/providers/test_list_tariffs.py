@@ -29,7 +29,7 @@ from providers.list_rates import (
     tariffs_of,
     with_list_rate,
 )
-from providers.models import ListTariff, ListTariffSlot, Offering
+from providers.models import Host, ListTariff, ListTariffSlot, Offering
 from providers.selectors import list_rate_schedules, supply_of
 from providers.services import announce_tariff, withdraw_offering, withdraw_tariff
 from tests.cast import Party, Plant, make_plant
@@ -212,6 +212,27 @@ def test_supply_and_offerings_show_the_rate_in_force(plant: Plant, now: datetime
         shown: Any = with_list_rate(Offering.objects.all(), at).get()
         assert shown.listed_micros_per_mtok == expected
     assert shown.listed_rate_id == tariff.slots.get().rate_id
+
+
+def test_a_package_is_no_cheapest_rate(plant: Plant, hyperion: Party, now: datetime) -> None:
+    """For an hour: whoever lists a rate beside it is the cheapest, and where nobody does there is none."""
+    grade_id, start = plant.offering.grade_id, now + HOUR
+    announce_month(plant, start, now, "package", package_numerator=1_000 * LOT, package_micros=1)
+    announce(plant, start + HOUR, now, rate=500_000)
+    Host.objects.update(last_heartbeat_at=now + 48 * HOUR)
+    offerings = Offering.objects.all()
+    [spans] = list_rate_schedule(offerings, now, now + DAY).values()
+    assert spans == [(now, start, PLAIN), (start + HOUR, now + DAY, 500_000)]
+    assert supply_of([grade_id], start)[grade_id].list_rate_micros_per_mtok is None
+    other = make_plant(hyperion, plant.offering.grade, now, name="h2", list_rate=900_000)
+    assert supply_of([grade_id], start)[grade_id].list_rate_micros_per_mtok == 900_000
+    [spans] = list_rate_schedule(offerings, now, now + DAY).values()
+    assert [span.rate for span in spans] == [PLAIN, 900_000, 500_000]
+    rates = list_rates_at([plant.offering, other.offering], start)
+    assert [rates[one.offering.pk].comparable for one in (plant, other)] == [None, 900_000]
+    comparable = [rate.comparable for _, _, rate in list_rate_moves(offerings, now, now + DAY)]
+    # The last one goes on the day after.
+    assert comparable == [PLAIN, 900_000, None, 500_000, 500_000]
 
 
 def test_saying_the_same_again_is_the_same_version(plant: Plant, now: datetime) -> None:

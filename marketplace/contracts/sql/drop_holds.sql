@@ -36,4 +36,6 @@ DROP FUNCTION contracts_refilled(bigint, timestamptz, bigint, bigint, timestampt
 DROP FUNCTION contracts_gross_up(bigint, bigint);
 -- Since list prices may be tiers of a month (holds.sql).
 DROP FUNCTION IF EXISTS contracts_set_aside(bigint, bigint, bigint);
+DROP FUNCTION IF EXISTS contracts_at_most(bigint, bigint, bigint);
+DROP FUNCTION IF EXISTS contracts_dearest_rate(bigint, bigint, bigint);
 DROP FUNCTION contracts_price_ceil(bigint, bigint);

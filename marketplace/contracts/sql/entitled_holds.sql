@@ -239,6 +239,7 @@ DECLARE
     h record;
     f record;
     c record;
+    v_dearest bigint;
     v_accrual uuid;
     v_spend uuid[];
     v_constraint text;
@@ -256,7 +257,7 @@ BEGIN
         RETURN o;
     END IF;
     -- The list rate that was in force at admission, whatever it was changed to since.
-    SELECT fo.grade_id, fo.status, r.rate_id AS list_rate_id, r.micros_per_mtok, fo.spot_floor_micros_per_mtok AS floor,
+    SELECT fo.grade_id, fo.status, r.rate_id AS list_rate_id, r.micros_per_mtok, r.unit_numerator, fo.spot_floor_micros_per_mtok AS floor,
            fo.host_id, hs.base_url, hs.engine ->> 'kind' AS engine, seller.organization_id AS seller_id,
            div(fo.dependable_numerator_per_s::numeric * GREATEST(0, coalesce(
                hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_sellable_ppm)), 1000000)::bigint AS rate_per_s
@@ -292,6 +293,7 @@ BEGIN
     o.amount_numerator := p_amount;
     o.rate_id := f.list_rate_id;
     o.rate_micros_per_mtok := f.micros_per_mtok;
+    o.unit_numerator := f.unit_numerator;
     IF h.overage_policy = 'spot' THEN
         o.contract_id := h.contract_id;
         o.kind := 'committed';
@@ -304,6 +306,7 @@ BEGIN
             END IF;
             o.rate_id := c.overage_rate_id;
             o.rate_micros_per_mtok := c.micros_per_mtok;
+            o.unit_numerator := NULL;
         END IF;
     ELSE
         SELECT * INTO STRICT c
@@ -315,10 +318,10 @@ BEGIN
             RETURN o;
         END IF;
     END IF;
-    IF o.rate_micros_per_mtok > h.max_rate THEN
-        RETURN contracts_too_dear(o, o.rate_micros_per_mtok, h.max_rate, p_delivery_s, p_now);
+    v_dearest := contracts_dearest_rate(p_amount, o.rate_micros_per_mtok, o.unit_numerator);
+    IF v_dearest > h.max_rate THEN
+        RETURN contracts_too_dear(o, v_dearest, h.max_rate, p_delivery_s, p_now);
     END IF;
-    o.unit_numerator := (SELECT rt.unit_numerator FROM pricing_ratetariff rt WHERE rt.rate_id = o.rate_id);
     o.amount_micros := contracts_gross_up(
         contracts_set_aside(p_amount, o.rate_micros_per_mtok, o.unit_numerator), h.tax_ppm);
     IF p_is_admission AND (f.rate_per_s <= 0 OR f.status <> 'listed') THEN

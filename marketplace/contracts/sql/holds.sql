@@ -12,6 +12,23 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT div(p_numerator::numeric * p_rate + 999999999999, 1000000000000)::bigint
 $$;
 
+-- What a volume comes to at most, rounded up: whole packages (p_unit), and else its price.
+CREATE FUNCTION contracts_at_most(p_numerator bigint, p_rate bigint, p_unit bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT div(
+        div(p_numerator::numeric + coalesce(p_unit, 1) - 1, coalesce(p_unit, 1)) * coalesce(p_unit, 1) * p_rate
+            + 999999999999, 1000000000000)::bigint
+$$;
+
+-- The rate that a volume comes to at most: of packages what a whole one is for it, rounded up.
+CREATE FUNCTION contracts_dearest_rate(p_numerator bigint, p_rate bigint, p_unit bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN coalesce(p_unit, 1) = 1 OR p_numerator = 0 THEN p_rate
+        ELSE div(contracts_at_most(p_numerator, p_rate, p_unit) * 1000000000000::numeric + p_numerator - 1, p_numerator)::bigint
+    END
+$$;
+
 -- What to set aside for a volume: its price rounded up; of a month's tiers or packages (p_unit: what is billed in whole) strictly
 -- more than its price, since a settlement takes the difference of two rounded totals (docs/tariffs.md, 12).
 CREATE FUNCTION contracts_set_aside(p_numerator bigint, p_rate bigint, p_unit bigint) RETURNS bigint
@@ -196,8 +213,8 @@ BEGIN
 END
 $$;
 
--- Opens the hold on unsold capacity: the cheapest list rate whose host serves and has an unsold share, then the least
--- loaded. What is unsold is read now, so a late publication is not missed. It is the organization's implicit on-demand
+-- Opens the hold on unsold capacity: where this request comes to least whose host serves and has an unsold share, by rate, then
+-- the least loaded. A price of packages is a whole one for each that a request could begin, however low its rate. What is unsold is read now, so a late publication is not missed. It is the organization's implicit on-demand
 -- contract that pays; p_payment is the named one's, null for what the organization chose.
 --
 -- p_over is the committed contract whose overage this is (null for none). No rate above its max_rate is paid. Where its policy
@@ -260,8 +277,8 @@ BEGIN
     FOR f IN
         SELECT x.*, div(x.dependable_numerator_per_s::numeric * GREATEST(0, x.unsold_ppm), 1000000)::bigint AS rate_per_s
           FROM (
-            SELECT fo.id, fo.host_id, h.base_url, h.engine ->> 'kind' AS engine, r.rate_id, r.micros_per_mtok,
-                   (SELECT rt.unit_numerator FROM pricing_ratetariff rt WHERE rt.rate_id = r.rate_id) AS unit_numerator,
+            SELECT fo.id, fo.host_id, h.base_url, h.engine ->> 'kind' AS engine, r.rate_id, r.micros_per_mtok, r.unit_numerator,
+                   contracts_at_most(p_asked.numerators[1], r.micros_per_mtok, r.unit_numerator) AS at_most,
                    fo.dependable_numerator_per_s, fo.spot_floor_micros_per_mtok AS floor,
                    coalesce(hp.sellable_ppm - hp.sold_ppm, hh.sellable_ppm - hh.sold_ppm, p_asked.sellable_ppm)
                        AS unsold_ppm,
@@ -279,7 +296,7 @@ BEGIN
                AND p.organization_id <> p_asked.organization_id
                AND NOT fo.id = ANY (p_asked.exclude)
           ) x
-         ORDER BY x.micros_per_mtok, x.load, x.id
+         ORDER BY x.at_most, x.micros_per_mtok, x.load, x.id
     LOOP
         o.rate_id := f.rate_id;
         o.rate_micros_per_mtok := f.micros_per_mtok;
@@ -289,10 +306,11 @@ BEGIN
             o.rate_micros_per_mtok := v_period_micros;
             o.unit_numerator := NULL;
         END IF;
-        IF o.rate_micros_per_mtok > v_max_rate THEN
-            -- The others are no cheaper.
-            v_too_dear := o.rate_micros_per_mtok;
-            EXIT;
+        IF contracts_dearest_rate(o.amount_numerator, o.rate_micros_per_mtok, o.unit_numerator) > v_max_rate THEN
+            -- The others come to no less, but may be of a lower rate.
+            v_too_dear := coalesce(v_too_dear,
+                contracts_dearest_rate(o.amount_numerator, o.rate_micros_per_mtok, o.unit_numerator));
+            CONTINUE;
         END IF;
         v_ready := true;
         CONTINUE WHEN f.rate_per_s <= 0;
@@ -464,7 +482,7 @@ BEGIN
         ORDER BY x.rank, x.ends_at NULLS LAST, x.period_end, x.micros_per_mtok, x.entitlement_id
     LOOP
         IF c.rank = 2 AND c.payment = 'arrears' AND v_list_rate IS NULL THEN
-            SELECT min(r.micros_per_mtok) INTO v_list_rate
+            SELECT min(r.comparable_micros_per_mtok) INTO v_list_rate
               FROM providers_offering f
               JOIN providers_host h ON h.id = f.host_id
               JOIN providers_provider p ON p.id = h.provider_id AND p.organization_id <> p_organization

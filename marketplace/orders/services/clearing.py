@@ -377,7 +377,8 @@ def _set_period_rate(auction: Auction, now: datetime) -> None:
     """
     offerings = listed_offerings(auction.grade_id, now)
     # What they cost in the period, not what they cost while it is cleared.
-    listed = [int(rate.micros_per_mtok) for rate in list_rates_at(offerings, auction.period_start).values()]
+    rates = list_rates_at(offerings, auction.period_start).values()
+    listed = [int(rate.comparable) for rate in rates if rate.comparable is not None]
     administered = (
         administered_rate(auction.grade_id, before=auction.period_start) if auction.halted else None
     )

@@ -44,9 +44,9 @@ def money(amount_micros: int, currency: str = "") -> str:
 
 
 @register.filter
-def month_tariff_lines(version: ListTariff) -> list[str]:
+def month_tariff_lines(version: ListTariff | None) -> list[str]:
     """What a version's tiers or packages say, a line for each; nothing of one that prices every token by its moment."""
-    tariff = month_tariff_of(version)
+    tariff = month_tariff_of(version) if version else None
     return figures.month_tariff(tariff, settings.MARKET_CURRENCY) if tariff else []
 
 
