@@ -31,6 +31,7 @@ from marketplace.portal.paging import page_of
 from pricing.models import Grade
 from pricing.rating import PlainPrice
 from pricing.selectors import by_bucket, grades_in_force, levels_of, prices_per_bucket
+from pricing.tariffs import DAY_S
 from providers.list_rates import RateSpan
 from providers.selectors import Supply, list_rate_schedules, month_tariffs_of, supply_of
 
@@ -63,7 +64,15 @@ class Board:
     @property
     def list_rate_until(self) -> datetime | None:
         """When the list rate of now ends, by time of use or by a version announced; None: not in the coming day."""
-        return self.on_demand[0].end if len(self.on_demand) > 1 else None
+        if self.list_rate is None or not self.on_demand:
+            return None
+        first = self.on_demand[0]
+        return first.end if first.end - first.start < timedelta(seconds=DAY_S) else None
+
+    @property
+    def list_rate(self) -> int | None:
+        """None where nothing is on offer, or in packages alone."""
+        return self.supply.list_rate_micros_per_mtok if self.supply else None
 
     @property
     def last(self) -> Auction | None:
