@@ -55,15 +55,15 @@ def pending_before(at: datetime) -> bool:
     ).exists()
 
 
-def agents_pending_before(contract_id: UUID, at: datetime) -> bool:
-    """Whether usage handed in up to `at` by hosts that may supply the contract still waits in the inbox."""
-    hosts = MeterPoint.objects.filter(contract_id=contract_id).values("host_id")
-    return UsageBatch.objects.filter(
-        status=UsageBatch.Status.PENDING,
-        source__kind=MeterKind.AGENT,
-        source__host_id__in=hosts,
-        received_at__lte=at,
-    ).exists()
+def agents_pending_before(contract_ids: Sequence[UUID], at: datetime) -> set[UUID]:
+    """Of these contracts, those that hosts may supply whose usage, handed in up to `at`, still waits in the inbox."""
+    waiting = UsageBatch.objects.filter(
+        status=UsageBatch.Status.PENDING, source__kind=MeterKind.AGENT, received_at__lte=at
+    )
+    points = MeterPoint.objects.filter(
+        contract_id__in=contract_ids, host_id__in=waiting.values("source__host_id")
+    )
+    return set(points.order_by().values_list("contract_id", flat=True).distinct())
 
 
 def inbox_state() -> InboxState:

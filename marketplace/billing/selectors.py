@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import reduce
@@ -102,7 +102,8 @@ FROM (
 """  # noqa: S608
 
 
-_TO_BILL: Final = to_bill_sql("(%(contract)s::uuid IS NULL OR contract_id = %(contract)s)")
+_TO_BILL_OF: Final = to_bill_sql("contract_id = ANY (%(contracts)s)")
+_TO_BILL: Final = to_bill_sql("true")
 # Nine reasons to settle: usage that no run has seen as it is, an outage recorded after the last run, a failure that is
 # replaced by more or less than was counted, an outage, a failed attempt or a curtailment of who owes firm volume, an
 # accrual whose hold is open, an award not settled yet, a committed month that is not squared up. The last three do not
@@ -207,73 +208,96 @@ def unsettled_contracts(*, since: datetime, until: datetime) -> list[Due]:
         "grace": timedelta(seconds=settings.SETTLEMENT_GRACE_S),
         "since": since,
         "until": until,
-        "contract": None,
     }
     with connection.cursor() as cursor:
         cursor.execute(_UNSETTLED, parameters)
         return [Due(*row) for row in cursor.fetchall()]
 
 
-def waiting_reason(due: Due, *, now: datetime) -> str | None:
-    """Why a period of a contract cannot be settled yet; None when it can."""
-    if now < due.due_at:
-        return "not_due"
-    # A request's event is written at its capture, so what belongs to the period was received before it was due.
-    if pending_before(due.due_at):
-        return "usage_pending"
-    # What a host has handed in may lower what is billed; one that is silent, or a worker that is, stops no money.
-    if now < due.due_at + RECONCILED_WITHIN and agents_pending_before(due.contract_id, due.due_at):
-        return "agents_usage_pending"
-    period_end = due.settlement_start + timedelta(seconds=settings.SETTLEMENT_PERIOD_S)
-    open_holds = Hold.objects.filter(
-        contract_id=due.contract_id,
-        status=Hold.Status.OPEN,
-        period_start__gte=due.settlement_start,
-        period_start__lt=period_end,
-    )
-    return "holds_open" if open_holds.exists() else None
+def waiting_reasons(items: Sequence[Due], *, now: datetime) -> dict[Due, str]:
+    """Of contracts due in one settlement period, those that cannot be settled yet, with the reason.
+
+    A statement or two for each moment at which they are due (their grades' longest requests), however many they are.
+    """
+    reasons = {item: "not_due" for item in items if now < item.due_at}
+    by_due_at: dict[datetime, list[Due]] = defaultdict(list)
+    for item in items:
+        if item not in reasons:
+            by_due_at[item.due_at].append(item)
+    for due_at, due in by_due_at.items():
+        # A request's event is written at its capture, so what belongs to the period was received before it was due.
+        if pending_before(due_at):
+            reasons |= dict.fromkeys(due, "usage_pending")
+        # What a host has handed in may lower what is billed; one that is silent, or a worker that is, stops no money.
+        elif now < due_at + RECONCILED_WITHIN:
+            waiting = agents_pending_before([item.contract_id for item in due], due_at)
+            reasons |= {item: "agents_usage_pending" for item in due if item.contract_id in waiting}
+    left = [item for item in items if item not in reasons]
+    if left:
+        start = left[0].settlement_start
+        open_holds = Hold.objects.filter(
+            contract_id__in=[item.contract_id for item in left],
+            status=Hold.Status.OPEN,
+            period_start__gte=start,
+            period_start__lt=start + timedelta(seconds=settings.SETTLEMENT_PERIOD_S),
+        )
+        held = set(open_holds.values_list("contract_id", flat=True))
+        reasons |= {item: "holds_open" for item in left if item.contract_id in held}
+    return reasons
 
 
-def is_unreconciled(due: Due) -> bool:
-    """Whether a host has supplied the contract in the period whose meters nobody has compared for it."""
+def unreconciled(contract_ids: Sequence[UUID], settlement_start: datetime) -> set[UUID]:
+    """Of these contracts, those that a host has supplied in the period whose meters nobody has compared for it."""
+    if not contract_ids:
+        return set()
     parameters: dict[str, Any] = {
-        "contract": due.contract_id,
-        "start": due.settlement_start,
-        "end": due.settlement_start + timedelta(seconds=settings.SETTLEMENT_PERIOD_S),
+        "contracts": list(contract_ids),
+        "start": settlement_start,
+        "end": settlement_start + timedelta(seconds=settings.SETTLEMENT_PERIOD_S),
     }
     with connection.cursor() as cursor:
         cursor.execute(
-            """SELECT EXISTS (
-                   SELECT FROM metering_usagerollup r JOIN providers_offering o ON o.id = r.offering_id
-                    WHERE r.contract_id = %(contract)s AND r.meter = 'gateway' AND r.period_start >= %(start)s
-                      AND r.period_start < %(end)s
-                      AND NOT EXISTS (SELECT FROM metering_reconciliation c
-                                       WHERE c.host_id = o.host_id AND c.settlement_start = %(start)s))""",
+            """SELECT DISTINCT r.contract_id
+                 FROM metering_usagerollup r JOIN providers_offering o ON o.id = r.offering_id
+                WHERE r.contract_id = ANY (%(contracts)s) AND r.meter = 'gateway' AND r.period_start >= %(start)s
+                  AND r.period_start < %(end)s
+                  AND NOT EXISTS (SELECT FROM metering_reconciliation c
+                                   WHERE c.host_id = o.host_id AND c.settlement_start = %(start)s)""",
             parameters,
         )
-        return bool(cursor.fetchone()[0])
+        return {row[0] for row in cursor.fetchall()}
 
 
 def metered_usage(contract_id: UUID, start: datetime, end: datetime) -> list[Metered]:
     """What is to be billed of a contract in `[start, end)`, by rate and delivery period, in that order."""
+    return metered_usages([contract_id], start, end)[contract_id]
+
+
+def metered_usages(contract_ids: Sequence[UUID], start: datetime, end: datetime) -> dict[UUID, list[Metered]]:
+    """`metered_usage` of each of them, in one statement."""
     with connection.cursor() as cursor:
-        cursor.execute(_TO_BILL, {"contract": contract_id, "since": start, "until": end})
+        cursor.execute(_TO_BILL_OF, {"contracts": list(contract_ids), "since": start, "until": end})
         rows = cursor.fetchall()
-    grouped: dict[tuple[datetime, UUID, UUID], list[tuple[Any, ...]]] = defaultdict(list)
-    for _, rate_id, grade_id, period_start, *rest in rows:
-        grouped[period_start, rate_id, grade_id].append(tuple(rest))
-    return [
-        Metered(
-            rate_id,
-            grade_id,
-            period_start,
-            numerators={offering: numerator for offering, numerator, _, _, _ in parts},
-            estimated=sum(estimated for _, _, estimated, _, _ in parts),
-            waiting={offering: waiting for offering, _, _, waiting, _ in parts if waiting},
-            digest=reduce(xor, (digest for *_, digest in parts)),
-        )
-        for (period_start, rate_id, grade_id), parts in sorted(grouped.items())
-    ]
+    grouped: dict[UUID, dict[tuple[datetime, UUID, UUID], list[tuple[Any, ...]]]] = {
+        contract_id: defaultdict(list) for contract_id in contract_ids
+    }
+    for contract_id, rate_id, grade_id, period_start, *rest in rows:
+        grouped[contract_id][period_start, rate_id, grade_id].append(tuple(rest))
+    return {
+        contract_id: [
+            Metered(
+                rate_id,
+                grade_id,
+                period_start,
+                numerators={offering: numerator for offering, numerator, _, _, _ in parts},
+                estimated=sum(estimated for _, _, estimated, _, _ in parts),
+                waiting={offering: waiting for offering, _, _, waiting, _ in parts if waiting},
+                digest=reduce(xor, (digest for *_, digest in parts)),
+            )
+            for (period_start, rate_id, grade_id), parts in sorted(of_contract.items())
+        ]
+        for contract_id, of_contract in grouped.items()
+    }
 
 
 def digest_of(metered: Iterable[Metered]) -> int:

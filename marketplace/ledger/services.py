@@ -102,6 +102,40 @@ def account_id(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class AccountPlace:
+    """What `account_id` asks for; `reference_id` where an organization has several of the kind."""
+
+    organization_id: UUID
+    kind: AccountKind
+    currency: str
+    reference_id: UUID | None = None
+
+
+def account_ids(places: Iterable[AccountPlace], *, now: datetime) -> dict[AccountPlace, UUID]:
+    """`account_id` for each of them in one round trip. Those that do not exist are made in the order given."""
+    wanted = list(dict.fromkeys(places))
+    if not wanted:
+        return {}
+    statement = (
+        "SELECT array_agg(found.id ORDER BY found.n) FROM ("
+        " SELECT a.n, ledger_account_id(a.organization, a.kind, a.currency, a.reference, %s) AS id"
+        " FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::uuid[]) WITH ORDINALITY"
+        " AS a (organization, kind, currency, reference, n) ORDER BY a.n) AS found"
+    )
+    found = call(
+        statement,
+        (
+            now,
+            uuid_array(place.organization_id for place in wanted),
+            text_array(str(place.kind) for place in wanted),
+            text_array(place.currency for place in wanted),
+            nullable_uuid_array(place.reference_id for place in wanted),
+        ),
+    )
+    return dict(zip(wanted, found, strict=True))
+
+
 def set_overdraft_limit(*, account_id: UUID, limit_micros: int) -> None:
     """How far below zero the account may go (a credit line). Raises InsufficientFunds when it is lower already."""
     check_amount(limit_micros, least=0, field="limit_micros")
@@ -185,6 +219,44 @@ def open_hold(
     call(
         "SELECT ledger_open_hold(%s, %s, %s, %s, %s, %s, %s)",
         (id, account_id, amount_micros, code, reference_id, expires_at, now),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NewHold:
+    """What `open_hold` is asked for, of a hold that does not expire. `id` is the caller's and makes a retry safe."""
+
+    id: UUID
+    account_id: UUID
+    amount_micros: int
+    reference_id: UUID
+
+
+def open_holds(holds: Sequence[NewHold], *, code: str, now: datetime) -> None:
+    """`open_hold` for each of them, in id order, in one round trip: all or none.
+
+    Lock their accounts before (`lock_books`). Raises InsufficientFunds, HoldConflict, NotFound (account).
+    """
+    if not holds:
+        return
+    for hold in holds:
+        check_amount(hold.amount_micros, least=0, field="amount_micros")
+    ordered = sorted(holds, key=lambda hold: hold.id)
+    statement = (
+        "SELECT ledger_open_hold(h.id, h.account, h.amount, %s, h.reference, NULL, %s)"
+        " FROM unnest(%s::uuid[], %s::uuid[], %s::bigint[], %s::uuid[]) AS h (id, account, amount, reference)"
+        " ORDER BY h.id"
+    )
+    call(
+        statement,
+        (
+            code,
+            now,
+            uuid_array(hold.id for hold in ordered),
+            uuid_array(hold.account_id for hold in ordered),
+            bigint_array(hold.amount_micros for hold in ordered),
+            uuid_array(hold.reference_id for hold in ordered),
+        ),
     )
 
 

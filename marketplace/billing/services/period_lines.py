@@ -60,6 +60,11 @@ class Sources:
     resold: ResoldByPeriod = field(default_factory=dict)
     # What is priced by a month's volume; read with the usage (`count_tiers`).
     tiered: Tiered = field(default_factory=Tiered)
+    # Rates that were read for many contracts at once.
+    rates: Mapping[UUID, Rate] | None = None
+
+    def rates_of(self, rate_ids: Sequence[UUID]) -> Mapping[UUID, Rate]:
+        return Rate.objects.in_bulk(rate_ids) if self.rates is None else self.rates
 
     def outcomes(self, metered: Sequence[Metered]) -> list[AwardOutcome]:
         """What the awards came to, were this all that was delivered."""
@@ -227,7 +232,7 @@ def _desired(sources: Sources, metered: Sequence[Metered], fee_ppm: int) -> list
         estimated[item.rate_id, item.grade_id] += item.estimated
         for offering, numerator in item.numerators.items():
             sums[item.rate_id, item.grade_id][offering] += numerator
-    rates = Rate.objects.in_bulk([rate_id for rate_id, _ in sums])
+    rates = sources.rates_of([rate_id for rate_id, _ in sums])
     for (rate_id, grade_id), numerators in sorted(sums.items()):
         terms = Terms(
             rate_id, grade_id, rates[rate_id].micros_per_mtok, sources.period.start, sources.period.end

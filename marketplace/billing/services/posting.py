@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
 from django.db import transaction
 
-from marketplace.accounts.selectors import operator_organization
+from marketplace.accounts.models import Organization
 from marketplace.billing.documents import tax_share
 from marketplace.billing.lines import Line, LineKey, Share
 from marketplace.billing.models import Charge, ChargeKind, Earning, Settlement
-from marketplace.billing.services.taxes import levy_shares
+from marketplace.billing.services.books import Books as Books
+from marketplace.billing.services.books import books_of as books_of
+from marketplace.billing.services.books import buyer_account as buyer_account
+from marketplace.billing.services.books import deferred_account as deferred_account
+from marketplace.billing.services.books import fees_account as fees_account
+from marketplace.billing.services.books import in_order
+from marketplace.billing.services.books import pays_in_arrears as pays_in_arrears
+from marketplace.billing.services.taxes import Levies, levies_of
 from marketplace.billing.services.waterfall import (
     FROM_BOND,
     FROM_OPERATOR,
@@ -28,14 +34,15 @@ from marketplace.billing.services.waterfall import (
     parts_of_refund,
     repaid_first,
 )
-from marketplace.contracts.models import Contract, ContractKind, Payment
+from marketplace.contracts.models import Contract
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, LedgerAccount
 from marketplace.ledger.selectors import balance_of
 from marketplace.ledger.services import (
+    AccountPlace,
     InsufficientFunds,
     NewTransfer,
-    account_id,
+    account_ids,
     lock_books,
     open_hold,
     post_transfers,
@@ -43,113 +50,6 @@ from marketplace.ledger.services import (
 from marketplace.orders.models import Ask
 from pricing.rating import gross_up
 from providers.models import Offering
-
-FEES_ACCOUNTS: Final = 64
-# How the movement of a line's gross is called in the books.
-_CODES: Final = {
-    ChargeKind.USAGE: "usage",
-    ChargeKind.OVERAGE: "usage",
-    ChargeKind.SPOT: "spot",
-    ChargeKind.MINIMUM_TAKE: "minimum_take",
-    ChargeKind.COMMITTED_FEE: "delivery",
-    ChargeKind.TRUE_UP: "true_up",
-    ChargeKind.TERMINATION: "termination",
-    ChargeKind.ADJUSTMENT: "adjustment",
-    ChargeKind.REMEDY: "remedy",
-    ChargeKind.SERVICE_CREDIT: "service_credit",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Books:
-    """The accounts one contract's money moves between: the buyer's (or what he paid ahead) and the market's own."""
-
-    contract_id: UUID
-    source: UUID
-    buyer: UUID
-    fees: UUID
-    operator: UUID
-    currency: str
-    code: str | None = None
-    # Of a prepaid committed contract: the rate of what was paid ahead. Lines at any other are overage, and charged.
-    paid_rate_id: UUID | None = None
-
-    def owed_by_buyer(self, account: UUID) -> Books:
-        """The same, but for an account of what he owes in the place of the one that does not cover it."""
-        return replace(self, source=account, buyer=account)
-
-    def paid_by_market(self) -> Books:
-        """The same, but for the market in the buyer's place."""
-        return replace(self, source=self.operator, buyer=self.operator)
-
-    def source_of(self, line: Line) -> UUID:
-        """What a provider owes him is the buyer's own money, also where what he paid ahead pays the usage."""
-        return self.buyer if line.kind in OWED_BY_PROVIDER or self._is_overage(line) else self.source
-
-    def code_of(self, line: Line) -> str:
-        if line.kind in OWED_BY_PROVIDER:
-            return _CODES[ChargeKind(line.kind)]
-        return (None if self._is_overage(line) else self.code) or _CODES[ChargeKind(line.kind)]
-
-    def _is_overage(self, line: Line) -> bool:
-        return self.paid_rate_id is not None and line.rate_id != self.paid_rate_id
-
-
-def pays_in_arrears(contract: Contract) -> bool:
-    return contract.payment == Payment.ARREARS
-
-
-def buyer_account(contract: Contract, *, now: datetime) -> UUID:
-    """The account a contract's usage is charged to: prepaid, or the receivable bounded by the credit line."""
-    kind = AccountKind.RECEIVABLE if pays_in_arrears(contract) else AccountKind.PREPAID
-    return account_id(
-        organization_id=contract.organization_id, kind=kind, currency=contract.currency, now=now
-    )
-
-
-def deferred_account(contract: Contract, *, now: datetime) -> UUID:
-    """What a buyer has paid ahead on one committed contract and providers have not yet earned."""
-    return account_id(
-        organization_id=contract.organization_id,
-        kind=AccountKind.DEFERRED,
-        currency=contract.currency,
-        reference_id=contract.id,
-        now=now,
-    )
-
-
-def fees_account(contract_id: UUID, *, operator_id: UUID, currency: str, now: datetime) -> UUID:
-    """One of the market's accounts of fees: settlements of different contracts seldom wait for the same one.
-
-    A settlement keeps it until its commit; a balance of the market is the sum over all accounts of a kind. Invoices
-    post tax and rounding in batches instead (docs/locking.md).
-    """
-    shard = derived_id(operator_id, f"fees:{contract_id.int % FEES_ACCOUNTS}")
-    return account_id(
-        organization_id=operator_id, kind=AccountKind.FEES, currency=currency, reference_id=shard, now=now
-    )
-
-
-def books_of(contract: Contract, *, now: datetime, to_balance: bool = False) -> Books:
-    """A prepaid committed contract's volume is paid out of what was paid ahead; all else by the buyer's account.
-
-    With `to_balance` that too: what a committed buyer gets back is his to spend.
-    """
-    operator_id = operator_organization().id
-    ahead = contract.kind == ContractKind.COMMITTED and not pays_in_arrears(contract) and not to_balance
-    buyer = buyer_account(contract, now=now)
-    return Books(
-        contract_id=contract.id,
-        source=deferred_account(contract, now=now) if ahead else buyer,
-        buyer=buyer,
-        fees=fees_account(contract.id, operator_id=operator_id, currency=contract.currency, now=now),
-        operator=account_id(
-            organization_id=operator_id, kind=AccountKind.OPERATOR, currency=contract.currency, now=now
-        ),
-        currency=contract.currency,
-        code="delivery" if ahead else None,
-        paid_rate_id=contract.rate_id if ahead else None,
-    )
 
 
 def charge_id(parent: UUID, line: Line) -> UUID:
@@ -242,7 +142,8 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
                 given_back[payable] -= share.gross_micros
             if share.fee_micros:
                 transfers.append(_fee(earning, payable, share, books))
-                given_back[payable] += share.fee_micros if share.gross_micros < 0 else 0
+                if share.gross_micros < 0:
+                    given_back[payable] += share.fee_micros
     # One call: the bounds of accounts hold for the sum of it, so a fee that comes back pays part of a refund, and what
     # a provider earns in this run pays his remedies first.
     shortfall = {
@@ -260,24 +161,37 @@ def lock_movements(
     movements: Sequence[Movement],
     contract: Contract,
     *,
+    books: Books | None = None,
     offerings: Iterable[UUID] = (),
     holds: Iterable[UUID] = (),
     now: datetime,
 ) -> None:
     """Take all that squaring a contract up moves in several calls: its holds, its buyer's grants, then the accounts.
 
-    `offerings` are those that earn beside the lines' own. Both the balance and what was paid ahead are the contract's.
+    `offerings` are those that earn beside the lines' own, `books` the contract's where the caller has them. Both the
+    balance and what was paid ahead are the contract's.
     """
-    sellers = sellers_of({key for one in movements for key in one.line.shares} | set(offerings))
-    books = [books_of(contract, now=now), *(one.books for one in movements)]
-    accounts = {account for one in books for account in (one.source, one.buyer, one.fees, one.operator)}
+    beside = set(offerings)
+    sellers = sellers_of({key for one in movements for key in one.line.shares} | beside)
+    all_books = [books or books_of(contract, now=now), *(one.books for one in movements)]
+    accounts = {account for one in all_books for account in (one.source, one.buyer, one.fees)}
     accounts.update(seller_accounts(sellers, contract.currency, now=now).values())
-    owners = {seller.organization_id for seller in sellers.values()}
-    bonds = LedgerAccount.objects.filter(
-        organization_id__in=owners, kind=AccountKind.BOND, currency=contract.currency
-    )
-    accounts.update(bonds.values_list("id", flat=True))
+    if beside or any(_may_give_back(one.line) for one in movements):
+        # All settlements have the operator's account in common, so only those take it that may have to.
+        accounts.update(one.operator for one in all_books)
+        owners = {seller.organization_id for seller in sellers.values()}
+        bonds = LedgerAccount.objects.filter(
+            organization_id__in=owners, kind=AccountKind.BOND, currency=contract.currency
+        )
+        accounts.update(bonds.values_list("id", flat=True))
     lock_books(holds=holds, grants_of=[contract.organization_id], accounts=accounts)
+
+
+def _may_give_back(line: Line) -> bool:
+    """Whether bond or market may bear some of it, or have back what they bore."""
+    return line.kind in (*OWED_BY_PROVIDER, ChargeKind.ADJUSTMENT) or any(
+        share.gross_micros < 0 for share in line.shares.values()
+    )
 
 
 def record_lines(
@@ -292,6 +206,33 @@ def record_lines(
 ) -> list[Charge]:
     """Insert the charges and earnings of lines whose money has moved; earned where the line begins, if not said."""
     sellers = sellers_of({key for line in lines for key in line.shares})
+    charges, earnings = rows_of_lines(
+        parent,
+        lines,
+        contract,
+        sellers=sellers,
+        settlement=settlement,
+        tax_held=tax_held,
+        now=now,
+        earned_at=earned_at,
+    )
+    Charge.objects.bulk_create(charges)
+    Earning.objects.bulk_create(earnings)
+    return charges
+
+
+def rows_of_lines(
+    parent: UUID,
+    lines: Sequence[Line],
+    contract: Contract,
+    *,
+    sellers: Mapping[UUID, Seller],
+    settlement: Settlement | None,
+    tax_held: Mapping[UUID, int],
+    now: datetime,
+    earned_at: datetime | None = None,
+) -> tuple[list[Charge], list[Earning]]:
+    """The charges and earnings of lines, unsaved."""
     charges, earnings = [], []
     for line in lines:
         charge = charge_id(parent, line)
@@ -329,9 +270,7 @@ def record_lines(
             )
             for key, share in sorted(line.shares.items())
         ]
-    Charge.objects.bulk_create(charges)
-    Earning.objects.bulk_create(earnings)
-    return charges
+    return charges, earnings
 
 
 def new_earning(
@@ -366,12 +305,8 @@ def hold_tax(
     Returns nothing where the balance has no cover left (only where the hold before was not grossed up): the tax
     then becomes due with the invoice, and the charge itself stands.
     """
-    tax_ppm = contract.organization.tax_ppm
-    shares = {charge_id(parent, line): tax_share(line.amount_micros, tax_ppm) for line in lines}
-    levied = {charge_id(parent, line): line for line in lines if line.amount_micros > 0}
-    for charge, amount in levy_shares(levied, contract.organization, now=now).items():
-        shares[charge] += amount
-    shares = {charge: amount for charge, amount in shares.items() if amount}
+    levies = levies_of([contract.organization], {key for line in lines for key in line.shares})
+    shares = tax_shares(parent, lines, contract.organization, levies)
     if not shares:
         return {}
     try:
@@ -387,6 +322,15 @@ def hold_tax(
     except InsufficientFunds:
         return {}
     return shares
+
+
+def tax_shares(parent: UUID, lines: Iterable[Line], buyer: Organization, levies: Levies) -> dict[UUID, int]:
+    """By charge id the tax that is set aside with each line, where there is any, in micros."""
+    levied = {charge_id(parent, line): line for line in lines if line.amount_micros > 0}
+    shares = {charge: tax_share(line.amount_micros, buyer.tax_ppm) for charge, line in levied.items()}
+    for charge, amount in levies.shares(levied, buyer.id).items():
+        shares[charge] += amount
+    return {charge: amount for charge, amount in shares.items() if amount}
 
 
 def dispute_hold_id(settlement_id: UUID) -> UUID:
@@ -446,16 +390,14 @@ def sellers_of(keys: set[UUID]) -> dict[UUID, Seller]:
 def seller_accounts(sellers: Mapping[UUID, Seller], currency: str, *, now: datetime) -> dict[UUID, UUID]:
     """Where a share's money goes: a provider's payable account, a reselling buyer's prepaid balance."""
     wanted = {
-        key: (
+        key: AccountPlace(
             seller.organization_id,
             AccountKind.PAYABLE if seller.ask_id is None else AccountKind.PREPAID,
+            currency,
         )
         for key, seller in sellers.items()
     }
-    accounts = {
-        place: account_id(organization_id=place[0], kind=place[1], currency=currency, now=now)
-        for place in sorted(set(wanted.values()))
-    }
+    accounts = account_ids(in_order(wanted.values()), now=now)
     return {key: accounts[place] for key, place in wanted.items()}
 
 

@@ -26,10 +26,10 @@ from marketplace.billing.selectors import (
     Due,
     Metered,
     digest_of,
-    is_unreconciled,
     metered_usage,
+    unreconciled,
     unsettled_contracts,
-    waiting_reason,
+    waiting_reasons,
 )
 from marketplace.billing.services.committed_months import (
     charge_committed_months,
@@ -67,6 +67,13 @@ from marketplace.billing.services.service_crediting import (
     measure_service,
     record_service,
 )
+from marketplace.billing.services.settlement_batches import (
+    JOB,
+    SettledContract,
+    batches_of,
+    job_key,
+    settle_together,
+)
 from marketplace.billing.services.tariff_months import record_counted
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.models import Allocation, Contract
@@ -96,15 +103,6 @@ class ChargeExceedsHold(DomainError):
     title = "Charge above its hold"
 
 
-@dataclass(frozen=True, slots=True)
-class SettledContract:
-    contract_id: UUID
-    settlement_start: datetime
-    run: int
-    charges: int
-    amount_micros: int
-
-
 @dataclass(slots=True)
 class SettlementResult:
     """What one call settled, what has to wait and why, and what failed and why (the others went on)."""
@@ -129,22 +127,22 @@ def settle_due_periods(*, now: datetime) -> SettlementResult:
 
 
 def settle_period(*, settlement_start: datetime, now: datetime) -> SettlementResult:
-    """Settle every contract in the one settlement period that begins then; again changes nothing."""
+    """Settle every contract in the one settlement period that begins then; again changes nothing.
+
+    Waits for a contract that another worker is settling.
+    """
     period = settlement_period(settlement_start)
     charge_committed_months(now=now)
     due = unsettled_contracts(since=period.start, until=period.end)
-    return _settle([item for item in due if item.settlement_start == period.start], now=now)
+    return _settle([item for item in due if item.settlement_start == period.start], now=now, waits=True)
 
 
-def _settle(due: list[Due], *, now: datetime) -> SettlementResult:
+def _settle(due: list[Due], *, now: datetime, waits: bool = False) -> SettlementResult:
+    """What is ordinary in batches, the rest one by one; `waits` for what another worker has, or leaves it to him."""
     result = SettlementResult()
     reconciled: set[datetime] = set()
 
     def settle(item: Due) -> None:
-        reason = waiting_reason(item, now=now) or _reconcile_first(item, reconciled, now=now)
-        if reason is not None:
-            result.waiting.append((item, reason))
-            return
         try:
             settled = settle_contract(
                 contract_id=item.contract_id, settlement_start=item.settlement_start, now=now
@@ -157,29 +155,38 @@ def _settle(due: list[Due], *, now: datetime) -> SettlementResult:
         if settled is not None:
             result.settled.append(settled)
 
-    # One contract that cannot be charged must not keep the others from being settled.
-    for_each(
-        "billing.settle",
-        due,
-        settle,
-        key=lambda item: f"{item.contract_id} {item.settlement_start.isoformat()}",
-        now=now,
-    )
+    for batch in batches_of(due) if due else [[]]:
+        reasons = _reasons_to_wait(batch, reconciled, now=now)
+        together = settle_together([item for item in batch if item not in reasons], now=now)
+        result.waiting += [(item, reasons[item]) for item in batch if item in reasons]
+        result.settled += together.settled
+        singly = [*together.singly, *together.taken] if waits else together.singly
+        result.waiting += [(item, "another_settles") for item in together.taken if not waits]
+        # One contract that cannot be charged must not keep the others from being settled.
+        for_each(JOB, singly, settle, key=job_key, now=now)
+    result.settled.sort(key=lambda one: (one.settlement_start, one.contract_id))
     return result
 
 
-def _reconcile_first(item: Due, reconciled: set[datetime], *, now: datetime) -> str | None:
-    """Compare the meters of the period, once for all its contracts. Why the contract must wait for it, if it must.
+def _reasons_to_wait(batch: list[Due], reconciled: set[datetime], *, now: datetime) -> dict[Due, str]:
+    """Why contracts of one period cannot be settled yet; the meters of the period are compared first, once for all.
 
     A comparison that fails stops money for ten minutes, not for good: what it finds later becomes an adjustment.
     """
-    if item.settlement_start not in reconciled:
-        reconciled.add(item.settlement_start)
+    reasons = waiting_reasons(batch, now=now)
+    ready = [item for item in batch if item not in reasons]
+    if not ready:
+        return reasons
+    start = ready[0].settlement_start
+    if start not in reconciled:
+        reconciled.add(start)
         try:
-            reconcile_period(settlement_start=item.settlement_start, now=now)
+            reconcile_period(settlement_start=start, now=now)
         except Exception:
-            logger.exception("meters not compared", extra={"period_start": item.settlement_start.isoformat()})
-    return "unreconciled" if now < item.due_at + RECONCILED_WITHIN and is_unreconciled(item) else None
+            logger.exception("meters not compared", extra={"period_start": start.isoformat()})
+    patient = [item for item in ready if now < item.due_at + RECONCILED_WITHIN]
+    found = unreconciled([item.contract_id for item in patient], start)
+    return reasons | {item: "unreconciled" for item in patient if item.contract_id in found}
 
 
 @transaction.atomic
@@ -257,6 +264,7 @@ def _run(
     lock_movements(
         movements,
         sources.contract,
+        books=books,
         offerings=firm.values_list("offering_id", flat=True),
         holds=[*sources.open_holds, *([disputed] if disputed else [])],
         now=now,

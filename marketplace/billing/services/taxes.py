@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -22,6 +22,7 @@ from marketplace.billing.lines import Line
 from marketplace.billing.models import Earning, TaxRule
 from marketplace.errors import Conflict, InvalidInput, NotFound, constraint_of
 from marketplace.ids import derived_id
+from marketplace.orders.models import Ask
 from pricing.units import NUMERATOR_PER_MTOK, PPM, div_ceil
 from providers.models import Offering
 
@@ -178,33 +179,58 @@ def foreign_volume(applied: Mapping[UUID, Sequence[AppliedTax]]) -> dict[UUID, d
     return volumes
 
 
-def levy_shares(lines: Mapping[UUID, Line], buyer: Organization, *, now: datetime) -> dict[UUID, int]:
-    """What is set aside of a levy with each newly charged line, up; by the key given."""
-    identities = identities_of([buyer])[buyer.id]
-    places = set().union(*map(places_of, identities))
-    if not places:
-        return {}
-    levies = TaxRule.objects.filter(jurisdiction__in=places, kind=TaxRule.Kind.LEVY)
-    rules = list(levies.order_by("id"))
+@dataclass(frozen=True, slots=True)
+class Levies:
+    """What levies are worked out from: the taxations of buyers who live where there are some, hosts' regions."""
+
+    taxations: Mapping[UUID, Taxation]
+    # By the key of a share: an offering, or the ask of a release.
+    regions: Mapping[UUID, str]
+
+    def shares(self, lines: Mapping[UUID, Line], buyer_id: UUID) -> dict[UUID, int]:
+        """What is set aside of levies with each newly charged line, up; by the key given."""
+        taxation = self.taxations.get(buyer_id)
+        shares: dict[UUID, int] = {}
+        if taxation is None:
+            return shares
+        for key, line in lines.items():
+            for levy in taxation.at(line.period_start):
+                if levy.reversed or levy.rule is None:
+                    continue
+                volume = sum(
+                    share.numerator
+                    for key_of_share, share in line.shares.items()
+                    if levy.is_foreign(self.regions[key_of_share])
+                )
+                if volume > 0:
+                    aside = div_ceil(volume * levy.levy_micros_per_mtok, NUMERATOR_PER_MTOK)
+                    shares[key] = shares.get(key, 0) + aside
+        return shares
+
+
+def levies_of(buyers: Sequence[Organization], sellers: Iterable[UUID]) -> Levies:
+    """The levies that lines of these buyers may bear on shares with these keys: offerings, or asks of released lots."""
+    identities = identities_of(buyers)
+    own = {
+        buyer: set().union(*(places_of(each) for each in of_buyer)) for buyer, of_buyer in identities.items()
+    }
+    places = set().union(*own.values())
+    rules: list[TaxRule] = []
+    if places:
+        found = TaxRule.objects.filter(jurisdiction__in=places, kind=TaxRule.Kind.LEVY)
+        rules = list(found.order_by("id"))
     if not rules:
-        return {}
-    taxation = Taxation(buyer, operator_organization(), rules, identities)
-    offerings = {offering for line in lines.values() for offering in line.shares}
-    regions = dict(Offering.objects.filter(id__in=offerings).values_list("id", "host__region"))
-    shares: dict[UUID, int] = {}
-    for key, line in lines.items():
-        for levy in taxation.at(line.period_start):
-            if levy.reversed or levy.rule is None:
-                continue
-            volume = sum(
-                share.numerator
-                for offering, share in line.shares.items()
-                if levy.is_foreign(regions[offering])
-            )
-            if volume > 0:
-                aside = div_ceil(volume * levy.levy_micros_per_mtok, NUMERATOR_PER_MTOK)
-                shares[key] = shares.get(key, 0) + aside
-    return shares
+        return Levies({}, {})
+    issuer = operator_organization()
+    taxations = {
+        buyer.id: Taxation(buyer, issuer, of_places, identities[buyer.id])
+        for buyer in buyers
+        if (of_places := [rule for rule in rules if rule.jurisdiction in own[buyer.id]])
+    }
+    wanted = set(sellers)
+    regions = dict(Offering.objects.filter(id__in=wanted).values_list("id", "host__region"))
+    resold = Ask.objects.filter(id__in=wanted - regions.keys())
+    return Levies(taxations, regions | dict(resold.values_list("id", "offering__host__region")))
 
 
 def refresh_holding_rates(*, now: datetime) -> int:
