@@ -12,13 +12,14 @@ from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.settling import SettlementResult, settle_contract, settle_period
 from marketplace.billing.services.statements import providers_to_state
 from marketplace.contracts.models import Contract, Entitlement
-from marketplace.ledger.models import AccountKind
+from marketplace.ledger.models import AccountKind, Hold
 from marketplace.ledger.services import account_id, set_overdraft_limit
 from marketplace.orders.models import Bid
 from marketplace.orders.services.rounds import advance_auctions
 from marketplace.periods import calendar_month, settlement_period
 from pricing.models import Grade
 from providers.models import Outage
+from tests.billing.test_lifecycle import live_in, rule
 from tests.billing.world import DUE_AFTER, HOUR, LOT, assert_books_balance, meter, money, set_tax
 from tests.cast import Party, Plant, fund, make_grade, make_party
 from tests.orders.test_releases import FUNDS, buy, let_go
@@ -97,6 +98,20 @@ def test_proceeds_of_lots_that_a_bid_of_another_grade_took_are_shared_too(
     assert money(acme, "prepaid") == FUNDS - FEE + 5_700
     assert money(hyperion, "payable") == 2_850
     assert check_charges(since=now - HOUR).differences == []
+    assert_books_balance()
+
+
+def test_a_levy_is_of_resold_lots_too_by_the_region_of_the_host_that_delivers_them(
+    award: Entitlement, borealis: Party, plant: Plant, now: datetime
+) -> None:
+    live_in(borealis, "DE")
+    rule(now, code="levy", title="Levy", kind="levy", rate_ppm=0, levy_micros_per_mtok=25_000)
+    meter(award.contract, award.rate, plant, 45 * LOT, award.period_start)
+    settle(now)
+    assert money(borealis, "prepaid") == FUNDS - 9_000
+    # 45,000 standard tokens from the host in eu, whoever sold them.
+    assert Charge.objects.get(kind="spot").tax_held_micros == 1_125
+    assert Hold.objects.get(code="tax").amount_micros == 1_125
     assert_books_balance()
 
 

@@ -81,6 +81,7 @@ class Facts:
     grades_with_levels: frozenset[UUID]
     holds_with_grants: frozenset[UUID]
     owing: frozenset[UUID]
+    currency: str
     # Buyers whose credit line was lowered below what is used of it.
     lowered: frozenset[UUID]
 
@@ -130,11 +131,11 @@ def settle_together(due: Sequence[Due], *, now: datetime) -> Together:
         # Also where a database has gone: who settles singly finds that out.
         logger.exception("contracts not settled together", extra={"contracts": len(sound)})
         return Together(singly=list(due))
-    # In the order in which they were due.
-    singly = {item.contract_id for item in found.singly} | {item.contract_id for item in due} - {
-        item.contract_id for item in sound
+    left = {item.contract_id for item in found.singly} | {
+        item.contract_id for item in due if job_key(item) in failing
     }
-    return Together(found.settled, [item for item in due if item.contract_id in singly], found.taken)
+    # In the order in which they were due.
+    return Together(found.settled, [item for item in due if item.contract_id in left], found.taken)
 
 
 @transaction.atomic
@@ -147,6 +148,11 @@ def _settle_batch(due: Sequence[Due], now: datetime) -> Together:
     )
     claimed = Contract.objects.filter(id__in=on_demand).select_related("organization").order_by("id")
     contracts = list(claimed.select_for_update(of=("self",), no_key=True, skip_locked=True))
+    if not contracts:
+        return Together(
+            singly=[item for item in due if item.contract_id not in on_demand],
+            taken=[item for item in due if item.contract_id in on_demand],
+        )
     facts = _facts(contracts, period)
     done = {contract.id for contract in contracts if _is_settled(contract, facts)}
     plain = [one for one in contracts if one.id not in done and is_ordinary(one, facts)]
@@ -157,13 +163,11 @@ def _settle_batch(due: Sequence[Due], now: datetime) -> Together:
         SettledContract(one.contract.id, period.start, 1, len(one.lines), one.amount_micros) for one in cases
     ]
     here = {contract.id for contract in contracts}
-    passed = done | {one.contract_id for one in settled}
+    left = here - done - {one.contract_id for one in settled}
     return Together(
         settled=settled,
-        singly=[
-            item for item in due if item.contract_id not in on_demand or item.contract_id in here - passed
-        ],
-        taken=[item for item in due if item.contract_id in on_demand - here],
+        singly=[item for item in due if item.contract_id in left or item.contract_id not in on_demand],
+        taken=[item for item in due if item.contract_id in on_demand and item.contract_id not in here],
     )
 
 
@@ -180,6 +184,7 @@ def is_ordinary(contract: Contract, facts: Facts) -> bool:
         and hold is not None
         and hold.status == Hold.Status.OPEN
         and hold.id not in facts.holds_with_grants
+        and contract.currency == facts.currency
         and contract.id not in facts.owing
         and not (pays_in_arrears(contract) and contract.organization_id in facts.lowered)
         and not any(item.waiting or item.grade_id in facts.grades_with_levels for item in metered)
@@ -241,6 +246,7 @@ def _facts(contracts: Sequence[Contract], period: Period) -> Facts:
             GrantPart.objects.filter(hold_id__in=hold_ids).values_list("hold_id", flat=True)
         ),
         owing=frozenset(found for found in owing if found is not None),
+        currency=contracts[0].currency,
         lowered=frozenset(lowered),
     )
 

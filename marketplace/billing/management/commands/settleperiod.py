@@ -18,8 +18,8 @@ class Command(BaseCommand):
     help = (
         "Charge the buyers, credit the providers and take the market's fee for one settlement period, or, without "
         "an argument, for every period that is due. Prints JSON: settled, waiting (with the reason: not_due, "
-        "usage_pending, holds_open) and failed. Running it again changes nothing. Exit code 0 when everything asked "
-        "for is settled, 1 when something waits or failed, or the time is refused."
+        "usage_pending, holds_open, another_settles) and failed. Running it again changes nothing. Exit code 0 when "
+        "everything asked for is settled, 1 when something waits or failed, or the time is refused."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
