@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from marketplace.accounts.models import Organization
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.models import Charge, Invoice, InvoiceLine, InvoiceLineTax, InvoiceStatusChange
 from marketplace.billing.services import invoice_batches
 from marketplace.billing.services.discounts import give_discount
-from marketplace.billing.services.invoice_batches import issue_many
-from marketplace.billing.services.invoicing import buyers_to_invoice, issue_invoice
+from marketplace.billing.services.invoice_batches import issue_many, issue_many_after_grace
+from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace, issue_invoice
+from marketplace.ids import uuid7
 from marketplace.ledger.models import Hold, Transfer
 from marketplace.periods import calendar_month
 from pricing.models import Grade
@@ -85,6 +87,44 @@ def test_a_batch_writes_what_single_invoices_would(
     assert_books_balance()
     # Again there is nothing to issue.
     assert list(issue_many(organization_ids=buyers, month=MONTH, now=APRIL_2)) == []
+
+
+def test_a_batch_after_the_grace_period_writes_what_single_invoices_would(
+    operator: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime, settings: Any
+) -> None:
+    """One comes to a credit meanwhile, one has late usage, one's grace period is not over, one had none before."""
+    settings.INVOICE_GRACE_S = 3 * 86_400
+    parties = many(grade, plant, now, 5)
+    buyers = sorted(party.id for party in parties)
+    later, over = APRIL_2 + timedelta(days=1), APRIL_2 + timedelta(days=3)
+    for party in parties[:4]:
+        begun_at = later if party is parties[3] else APRIL_2
+        assert issue_after_grace(organization_id=party.id, month=MONTH, now=begun_at) is None
+    use(parties[1], grade, plant, LOT * 77, now + timedelta(hours=3), 70_000_000)
+    of_acme = Charge.objects.filter(organization_id=parties[0].id).latest("id")
+    credit = Charge.objects.get(pk=of_acme.id)
+    credit.pk, credit.kind, credit.amount_micros = uuid7(now), "remedy", -40_000_000
+    credit.numerator = credit.estimated_numerator = credit.tax_held_micros = 0
+    credit.save(force_insert=True)
+    with transaction.atomic():
+        for buyer in buyers:
+            issue_after_grace(organization_id=buyer, month=MONTH, now=over)
+        singly = everything()
+        transaction.set_rollback(True)
+    issued = list(issue_many_after_grace(organization_ids=buyers, month=MONTH, now=over))
+    assert {invoice.organization_id for invoice in issued} == {parties[1].id, parties[2].id}
+    assert everything() == singly
+    statuses = dict(Invoice.objects.values_list("organization_id", "status"))
+    assert [statuses[party.id] for party in parties] == ["draft", "paid", "paid", "grace", "grace"]
+    assert list(issue_many_after_grace(organization_ids=buyers, month=MONTH, now=over)) == []
+    # Later still, the others; the statements of a batch are of the batch, not of each.
+    with CaptureQueriesContext(connection) as asked:
+        issued = list(
+            issue_many_after_grace(organization_ids=buyers, month=MONTH, now=over + timedelta(days=3))
+        )
+    assert {invoice.organization_id for invoice in issued} == {parties[3].id, parties[4].id}
+    updates = [query["sql"] for query in asked if query["sql"].startswith('UPDATE "billing_invoice"')]
+    assert len(updates) == 2, "grace ends and payment from the balance, once for both"
 
 
 def test_a_batch_is_bounded_by_its_charges(

@@ -14,8 +14,8 @@ from marketplace.billing.models import Invoice, Payout, Statement
 from marketplace.billing.selectors import unsettled_contracts
 from marketplace.billing.services.automatic import collect_automatically
 from marketplace.billing.services.dunning import advance_dunning
-from marketplace.billing.services.invoice_batches import JOB, issue_many
-from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace
+from marketplace.billing.services.invoice_batches import issue_many, issue_many_after_grace
+from marketplace.billing.services.invoicing import buyers_to_invoice
 from marketplace.billing.services.paying import take_small_dues
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.statements import issue_statement, providers_to_state
@@ -82,19 +82,8 @@ def _issue(documents: IssuedDocuments, now: datetime, organization_id: UUID | No
             else ()
         )
         ready = [buyer_id for buyer_id in buyers if buyer_id not in blocked]
-        if settings.INVOICE_GRACE_S:
-            for_each(
-                JOB,
-                ready,
-                lambda buyer: _add(
-                    documents.invoices, issue_after_grace(organization_id=buyer, month=month, now=now)
-                ),
-                key=str,
-                now=now,
-                strict=strict,
-            )
-        else:
-            documents.invoices += issue_many(organization_ids=ready, month=month, now=now, strict=strict)
+        issue = issue_many_after_grace if settings.INVOICE_GRACE_S else issue_many
+        documents.invoices += issue(organization_ids=ready, month=month, now=now, strict=strict)
         for_each(
             "billing.statement",
             () if blocked else providers,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 from django.db import DatabaseError, transaction
@@ -28,6 +28,7 @@ from marketplace.billing.services.invoice_money import (
 from marketplace.billing.services.invoicing import (
     SERIES,
     draft_of,
+    issue_after_grace,
     issue_invoice,
     set_digest,
     set_figures,
@@ -55,10 +56,48 @@ _DRAFTED: Final = ("id", "organization", "issuer", "period_start", "period_end",
 Accounts = dict[tuple[UUID, str], UUID]
 
 
-def issue_many(
+class Single(Protocol):
+    """What issues one buyer's invoice of a month, if it is to be issued."""
+
+    def __call__(self, *, organization_id: UUID, month: Period, now: datetime) -> Invoice | None: ...
+
+
+def issue_many_after_grace(
     *, organization_ids: Sequence[UUID], month: Period, now: datetime, strict: bool = False
 ) -> Iterator[Invoice]:
-    """`issue_invoice` for each of them; the invoices that were issued by this call.
+    """`issue_after_grace` for each of them: where the grace period is over as `issue_many` does it.
+
+    The invoices that were issued by this call.
+    """
+    begun = Invoice.objects.filter(organization_id__in=organization_ids, period_start=month.start).exclude(
+        status=Status.VOID
+    )
+    failing = failing_keys(JOB)
+    over: set[UUID] = set()
+    waiting: set[UUID] = set()
+    for buyer, status, until in begun.values_list("organization_id", "status", "grace_until"):
+        if status == Status.GRACE and (until is None or until <= now):
+            over.add(buyer)
+        elif status == Status.GRACE and str(buyer) not in failing:
+            # One who failed before is asked again though he only waits: then he does not fail any more.
+            waiting.add(buyer)
+    beginning = [buyer for buyer in organization_ids if buyer not in over | waiting]
+    yield from _one_by_one(beginning, month, now, strict, issue_after_grace)
+    ready = [buyer for buyer in organization_ids if buyer in over]
+    yield from issue_many(
+        organization_ids=ready, month=month, now=now, strict=strict, single=issue_after_grace
+    )
+
+
+def issue_many(
+    *,
+    organization_ids: Sequence[UUID],
+    month: Period,
+    now: datetime,
+    strict: bool = False,
+    single: Single = issue_invoice,
+) -> Iterator[Invoice]:
+    """`single` (`issue_invoice`) for each of them; the invoices that were issued by this call.
 
     In bounded transactions: what a crash leaves behind is whole, and the next call goes on from there. Several callers
     share the work: a buyer who is another's at the moment is passed over (`SKIP LOCKED` on his organization). Where one
@@ -66,7 +105,8 @@ def issue_many(
     `strict` raises its error.
     """
     failing = failing_keys(JOB)
-    yield from _one_by_one([each for each in organization_ids if str(each) in failing], month, now, strict)
+    failed = [each for each in organization_ids if str(each) in failing]
+    yield from _one_by_one(failed, month, now, strict, single)
     for batch in _batches([each for each in organization_ids if str(each) not in failing], month):
         try:
             issued, others = _issue_batch(batch, month, now)
@@ -74,17 +114,17 @@ def issue_many(
             logger.exception("invoices not issued together", extra={"buyers": len(batch)})
             issued, others = [], batch
         yield from issued
-        yield from _one_by_one(others, month, now, strict)
+        yield from _one_by_one(others, month, now, strict, single)
 
 
 def _one_by_one(
-    organization_ids: Sequence[UUID], month: Period, now: datetime, strict: bool
+    organization_ids: Sequence[UUID], month: Period, now: datetime, strict: bool, single: Single
 ) -> list[Invoice]:
     made: list[Invoice | None] = []
     for_each(
         JOB,
         organization_ids,
-        lambda buyer: made.append(issue_invoice(organization_id=buyer, month=month, now=now)),
+        lambda buyer: made.append(single(organization_id=buyer, month=month, now=now)),
         key=str,
         now=now,
         strict=strict,
@@ -113,26 +153,26 @@ def _batches(organization_ids: Sequence[UUID], month: Period) -> Iterator[list[U
 def _issue_batch(
     organization_ids: Sequence[UUID], month: Period, now: datetime
 ) -> tuple[list[Invoice], list[UUID]]:
-    """What was issued, and who is in his grace period: a batch knows drafts of its own only."""
+    """What was issued, and who is left to be issued singly: a batch knows drafts of its own and grace periods."""
     claimed = Organization.objects.filter(id__in=organization_ids).order_by("id")
     buyers = {buyer.id: buyer for buyer in claimed.select_for_update(skip_locked=True, no_key=True)}
-    begun = Invoice.objects.filter(organization_id__in=buyers, period_start=month.start).exclude(
-        status=Status.VOID
-    )
-    others = []
-    for organization_id, status in begun.values_list("organization_id", "status"):
+    in_grace, issued, others = _begun(buyers, month)
+    for organization_id in [*issued, *others]:
         del buyers[organization_id]
-        if status in (Status.DRAFT, Status.GRACE):
-            others.append(organization_id)
     charges = _charges_by_buyer(list(buyers), month)
+    # What comes to a credit meanwhile is nobody's document again: by itself.
+    others += [buyer for buyer in in_grace if buyer not in charges]
     if not charges:
         return [], others
     issuer = operator_organization()
-    drafts = [draft_of(buyer, month, issuer_id=issuer.id, now=now) for buyer in charges]
+    drafts = [
+        in_grace.get(buyer) or draft_of(buyer, month, issuer_id=issuer.id, now=now) for buyer in charges
+    ]
     for draft in drafts:
         draft.currency = charges[draft.organization_id][0].contract.currency
     # A single issuer of the same month waits here, or has been here before: then the batch is undone.
-    Invoice.objects.bulk_create(drafts)
+    Invoice.objects.bulk_create(draft for draft in drafts if draft.organization_id not in in_grace)
+    _end_grace([draft for draft in drafts if draft.organization_id in in_grace], now)
     drawn = _drawn(drafts, charges, buyers, issuer, month)
     written = write_all(zip(drafts, drawn, strict=True))
     totals = _post(drafts, drawn, charges, now)
@@ -145,6 +185,46 @@ def _issue_batch(
         set_digest(invoice, rows)
     _store(drafts, now)
     return drafts, others
+
+
+def _begun(
+    buyers: Mapping[UUID, Organization], month: Period
+) -> tuple[dict[UUID, Invoice], list[UUID], list[UUID]]:
+    """By buyer the invoices in their grace period, locked; who has an issued one; whose is in another state."""
+    begun = Invoice.objects.filter(organization_id__in=list(buyers), period_start=month.start)
+    issued: list[UUID] = []
+    in_grace: list[UUID] = []
+    others: list[UUID] = []
+    for organization_id, status in begun.exclude(status=Status.VOID).values_list("organization_id", "status"):
+        found = {Status.GRACE: in_grace, Status.DRAFT: others}.get(Status(status), issued)
+        found.append(organization_id)
+    locked = {
+        invoice.organization_id: invoice
+        for invoice in begun.filter(organization_id__in=in_grace, status=Status.GRACE)
+        .select_for_update()
+        .order_by("id")
+    }
+    # One that a single issuer had in his hands has gone on from there.
+    others += [buyer for buyer in in_grace if buyer not in locked]
+    return locked, issued, others
+
+
+def _end_grace(invoices: Sequence[Invoice], now: datetime) -> None:
+    """Drafts again, as every invoice is until it is final; written down."""
+    Invoice.objects.filter(id__in=[invoice.id for invoice in invoices]).update(status=Status.DRAFT)
+    InvoiceStatusChange.objects.bulk_create(
+        InvoiceStatusChange(
+            id=uuid7(),
+            invoice=invoice,
+            from_status=Status.GRACE,
+            to_status=Status.DRAFT,
+            reason="",
+            created_at=now,
+        )
+        for invoice in invoices
+    )
+    for invoice in invoices:
+        invoice.status = Status.DRAFT
 
 
 def _charges_by_buyer(organization_ids: Sequence[UUID], month: Period) -> dict[UUID, list[Charge]]:
