@@ -132,6 +132,7 @@ def account_ids(places: Iterable[AccountPlace], *, now: datetime) -> dict[Accoun
             text_array(place.currency for place in wanted),
             nullable_uuid_array(place.reference_id for place in wanted),
         ),
+        may_be_refused=False,
     )
     return dict(zip(wanted, found, strict=True))
 
@@ -201,6 +202,7 @@ def lock_books(
     call(
         "SELECT ledger_lock(%s::uuid[], %s::uuid[], %s::uuid[])",
         (uuid_array(holds), uuid_array(grants_of), uuid_array(accounts)),
+        may_be_refused=False,
     )
 
 
@@ -337,13 +339,14 @@ def expire_holds(*, now: datetime, limit: int = 1000) -> int:
     return expired
 
 
-def call(statement: str, parameters: tuple[Any, ...]) -> Any:
+def call(statement: str, parameters: tuple[Any, ...], *, may_be_refused: bool = True) -> Any:
     """One statement is one transaction of its own: BEGIN and COMMIT around it would cost two more round trips.
 
-    Inside a caller's transaction it has a savepoint, so that the caller may catch the refusal and go on.
+    Inside a caller's transaction it has a savepoint, so that the caller may catch the refusal and go on; not where
+    there is nothing to refuse.
     """
     together: AbstractContextManager[None] = (
-        transaction.atomic() if connection.in_atomic_block else nullcontext()
+        transaction.atomic() if connection.in_atomic_block and may_be_refused else nullcontext()
     )
     with _facts(), together, connection.cursor() as cursor:
         cursor.execute(statement, parameters)

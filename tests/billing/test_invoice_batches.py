@@ -15,7 +15,8 @@ from marketplace.accounts.services import SYSTEM
 from marketplace.billing.models import Charge, Invoice, InvoiceLine, InvoiceLineTax, InvoiceStatusChange
 from marketplace.billing.services import invoice_batches
 from marketplace.billing.services.discounts import give_discount
-from marketplace.billing.services.invoice_batches import issue_many, issue_many_after_grace
+from marketplace.billing.services.grace_periods import issue_many_after_grace
+from marketplace.billing.services.invoice_batches import issue_many
 from marketplace.billing.services.invoicing import buyers_to_invoice, issue_after_grace, issue_invoice
 from marketplace.ids import uuid7
 from marketplace.ledger.models import Hold, Transfer
@@ -101,11 +102,7 @@ def test_a_batch_after_the_grace_period_writes_what_single_invoices_would(
         begun_at = later if party is parties[3] else APRIL_2
         assert issue_after_grace(organization_id=party.id, month=MONTH, now=begun_at) is None
     use(parties[1], grade, plant, LOT * 77, now + timedelta(hours=3), 70_000_000)
-    of_acme = Charge.objects.filter(organization_id=parties[0].id).latest("id")
-    credit = Charge.objects.get(pk=of_acme.id)
-    credit.pk, credit.kind, credit.amount_micros = uuid7(now), "remedy", -40_000_000
-    credit.numerator = credit.estimated_numerator = credit.tax_held_micros = 0
-    credit.save(force_insert=True)
+    give_back(parties[0], now)
     with transaction.atomic():
         for buyer in buyers:
             issue_after_grace(organization_id=buyer, month=MONTH, now=over)
@@ -125,6 +122,38 @@ def test_a_batch_after_the_grace_period_writes_what_single_invoices_would(
     assert {invoice.organization_id for invoice in issued} == {parties[3].id, parties[4].id}
     updates = [query["sql"] for query in asked if query["sql"].startswith('UPDATE "billing_invoice"')]
     assert len(updates) == 2, "grace ends and payment from the balance, once for both"
+
+
+def test_grace_periods_begun_together_are_those_that_would_have_been_begun_singly(
+    operator: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime, settings: Any
+) -> None:
+    """One comes to a credit, one had begun before, one has nothing to be invoiced."""
+    settings.INVOICE_GRACE_S = 3 * 86_400
+    parties = many(grade, plant, now, 4)
+    parties.append(make_party("Idle", ["buyer"], now))
+    give_back(parties[0], now)
+    buyers = sorted(party.id for party in parties)
+    assert issue_after_grace(organization_id=parties[1].id, month=MONTH, now=APRIL_2) is None
+    later = APRIL_2 + timedelta(days=1)
+    with transaction.atomic():
+        for buyer in buyers:
+            issue_after_grace(organization_id=buyer, month=MONTH, now=later)
+        singly = everything()
+        transaction.set_rollback(True)
+    assert list(issue_many_after_grace(organization_ids=buyers, month=MONTH, now=later)) == []
+    assert everything() == singly
+    statuses = dict(Invoice.objects.values_list("organization_id", "status"))
+    assert [statuses[party.id] for party in parties] == ["draft", "grace", "grace", "grace", "draft"]
+    until = dict(Invoice.objects.values_list("organization_id", "grace_until"))
+    assert [until[party.id] for party in parties[1:3]] == [APRIL_2 + timedelta(days=days) for days in (3, 4)]
+
+
+def give_back(party: Party, now: datetime) -> None:
+    """A charge that makes his month a credit."""
+    credit = Charge.objects.filter(organization_id=party.id).latest("id")
+    credit.pk, credit.kind, credit.amount_micros = uuid7(now), "remedy", -40_000_000
+    credit.numerator = credit.estimated_numerator = credit.tax_held_micros = 0
+    credit.save(force_insert=True)
 
 
 def test_a_batch_is_bounded_by_its_charges(

@@ -14,7 +14,8 @@ from marketplace.billing.models import Invoice, Payout, Statement
 from marketplace.billing.selectors import unsettled_contracts
 from marketplace.billing.services.automatic import collect_automatically
 from marketplace.billing.services.dunning import advance_dunning
-from marketplace.billing.services.invoice_batches import issue_many, issue_many_after_grace
+from marketplace.billing.services.grace_periods import issue_many_after_grace
+from marketplace.billing.services.invoice_batches import issue_many
 from marketplace.billing.services.invoicing import buyers_to_invoice
 from marketplace.billing.services.paying import take_small_dues
 from marketplace.billing.services.payouts import pay_out_statements

@@ -28,7 +28,6 @@ from marketplace.billing.services.invoice_money import (
 from marketplace.billing.services.invoicing import (
     SERIES,
     draft_of,
-    issue_after_grace,
     issue_invoice,
     set_digest,
     set_figures,
@@ -62,33 +61,6 @@ class Single(Protocol):
     def __call__(self, *, organization_id: UUID, month: Period, now: datetime) -> Invoice | None: ...
 
 
-def issue_many_after_grace(
-    *, organization_ids: Sequence[UUID], month: Period, now: datetime, strict: bool = False
-) -> Iterator[Invoice]:
-    """`issue_after_grace` for each of them: where the grace period is over as `issue_many` does it.
-
-    The invoices that were issued by this call.
-    """
-    begun = Invoice.objects.filter(organization_id__in=organization_ids, period_start=month.start).exclude(
-        status=Status.VOID
-    )
-    failing = failing_keys(JOB)
-    over: set[UUID] = set()
-    waiting: set[UUID] = set()
-    for buyer, status, until in begun.values_list("organization_id", "status", "grace_until"):
-        if status == Status.GRACE and (until is None or until <= now):
-            over.add(buyer)
-        elif status == Status.GRACE and str(buyer) not in failing:
-            # One who failed before is asked again though he only waits: then he does not fail any more.
-            waiting.add(buyer)
-    beginning = [buyer for buyer in organization_ids if buyer not in over | waiting]
-    yield from _one_by_one(beginning, month, now, strict, issue_after_grace)
-    ready = [buyer for buyer in organization_ids if buyer in over]
-    yield from issue_many(
-        organization_ids=ready, month=month, now=now, strict=strict, single=issue_after_grace
-    )
-
-
 def issue_many(
     *,
     organization_ids: Sequence[UUID],
@@ -106,7 +78,7 @@ def issue_many(
     """
     failing = failing_keys(JOB)
     failed = [each for each in organization_ids if str(each) in failing]
-    yield from _one_by_one(failed, month, now, strict, single)
+    yield from one_by_one(failed, month, now, strict, single)
     for batch in _batches([each for each in organization_ids if str(each) not in failing], month):
         try:
             issued, others = _issue_batch(batch, month, now)
@@ -114,12 +86,13 @@ def issue_many(
             logger.exception("invoices not issued together", extra={"buyers": len(batch)})
             issued, others = [], batch
         yield from issued
-        yield from _one_by_one(others, month, now, strict, single)
+        yield from one_by_one(others, month, now, strict, single)
 
 
-def _one_by_one(
+def one_by_one(
     organization_ids: Sequence[UUID], month: Period, now: datetime, strict: bool, single: Single
 ) -> list[Invoice]:
+    """Each in a transaction of its own; one that fails is recorded, and the others are issued."""
     made: list[Invoice | None] = []
     for_each(
         JOB,
