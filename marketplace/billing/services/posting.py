@@ -101,6 +101,11 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
     What is given back, and a remedy, comes from the seller's account, then from his bond, then from the operator.
     Raises InsufficientFunds.
     """
+    post_transfers(transfers_of(movements, now=now), now=now)
+
+
+def transfers_of(movements: Sequence[Movement], *, now: datetime) -> list[NewTransfer]:
+    """What `move` posts."""
     sellers = sellers_of({key for one in movements for key in one.line.shares})
     accounts = seller_accounts(sellers, movements[0].books.currency, now=now) if movements else {}
     given_back: dict[UUID, int] = defaultdict(int)
@@ -152,9 +157,7 @@ def move(movements: Sequence[Movement], *, now: datetime) -> None:
     }
     owners = {accounts[key]: one.organization_id for key, one in sellers.items() if one.ask_id is None}
     bonds = bonds_for(shortfall, owners, movements[0].books.currency, now=now) if movements else {}
-    transfers += _refunds(movements, accounts, shortfall, bonds)
-    if transfers:
-        post_transfers(transfers, now=now)
+    return transfers + _refunds(movements, accounts, shortfall, bonds)
 
 
 def lock_movements(

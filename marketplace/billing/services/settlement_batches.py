@@ -25,18 +25,17 @@ from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.period_lines import Sources, lines_of_run
 from marketplace.billing.services.posting import (
     Movement,
-    move,
     rows_of_lines,
-    seller_accounts,
     sellers_of,
     tax_hold_id,
     tax_shares,
+    transfers_of,
 )
 from marketplace.billing.services.taxes import levies_of
 from marketplace.contracts.models import Accrual, Contract, ContractKind
 from marketplace.isolating import failing_keys
 from marketplace.ledger.models import AccountKind, GrantPart, Hold, LedgerAccount
-from marketplace.ledger.services import NewHold, close_holds, lock_books, open_holds
+from marketplace.ledger.services import NewHold, close_holds, lock_books, open_holds, post_transfers
 from marketplace.periods import Period, settlement_period
 from pricing.models import Rate, ServiceLevel
 
@@ -300,7 +299,7 @@ def _sources(contract: Contract, period: Period, facts: Facts) -> Sources:
 
 
 def _write(cases: Sequence[Case], now: datetime) -> None:
-    """Rows first and money last: buyers' and market's accounts are locked from here to the end."""
+    """Rows first and money last: the gateway waits for the buyers' accounts from `lock_books` to the commit."""
     sellers = sellers_of({key for case in cases for line in case.lines for key in line.shares})
     books = books_of_many([case.contract for case in cases], now=now)
     rows = [
@@ -318,22 +317,13 @@ def _write(cases: Sequence[Case], now: datetime) -> None:
     Settlement.objects.bulk_create(case.settlement for case in cases)
     Charge.objects.bulk_create(charge for charges, _ in rows for charge in charges)
     Earning.objects.bulk_create(earning for _, earnings in rows for earning in earnings)
-    currency = cases[0].contract.currency
-    accounts = {account for one in books.values() for account in (one.source, one.fees)}
-    accounts.update(seller_accounts(sellers, currency, now=now).values())
-    lock_books(holds=[case.hold.id for case in cases], accounts=accounts)
     movements = [
         Movement(case.settlement.id, line, books[case.contract.id], case.hold.id)
         for case in cases
         for line in case.lines
     ]
-    move(movements, now=now)
-    ends = {
-        case.hold.id: "posted" if case.hold.captured_micros + case.amount_micros else "voided"
-        for case in cases
-    }
-    close_holds(ends, now=now)
-    # What is left of a hold is free before the tax is set aside: it was grossed up for exactly that.
+    transfers = transfers_of(movements, now=now)
+    # Of what is left of a hold when it has ended: it was grossed up for exactly that.
     set_aside = [
         NewHold(
             id=tax_hold_id(settlement_id=case.settlement.id, charge_id=next(iter(case.tax))),
@@ -344,4 +334,13 @@ def _write(cases: Sequence[Case], now: datetime) -> None:
         for case in cases
         if case.tax
     ]
+    ends = {
+        case.hold.id: "posted" if case.hold.captured_micros + case.amount_micros else "voided"
+        for case in cases
+    }
+    accounts = {one.account_id for one in set_aside} | {case.hold.account_id for case in cases}
+    accounts |= {account for one in transfers for account in (one.debit_id, one.credit_id)}
+    lock_books(holds=ends, accounts=accounts)
+    post_transfers(transfers, now=now)
+    close_holds(ends, now=now)
     open_holds(set_aside, code="tax", now=now)
