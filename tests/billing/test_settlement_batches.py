@@ -31,6 +31,7 @@ from marketplace.billing.services.settlement_batches import Together, settle_tog
 from marketplace.billing.services.settling import settle_contract, settle_due_periods, settle_period
 from marketplace.contracts.models import Accrual, Contract, Entitlement
 from marketplace.contracts.on_demand import choose_on_demand_payment
+from marketplace.contracts.services import open_hold, void_hold
 from marketplace.errors import DomainError
 from marketplace.ids import uuid7
 from marketplace.ledger.grants import GrantTerms, give_grant
@@ -304,6 +305,22 @@ def test_periods_are_settled_in_bounded_batches_oldest_first(
     result = settle_due_periods(now=now + HOUR + DUE_AFTER)
     assert [one.contract_id for one in result.settled] == [*contracts, *contracts[:2]]
     assert (result.waiting, result.failed) == ([], [])
+    assert_books_balance()
+
+
+def test_one_that_waits_is_left_out_of_the_batch(operator: Party, now: datetime) -> None:
+    """Its request is still open; the other is settled, and it is when the request has ended."""
+    market = Market(now)
+    ready, buyer, hold_id = market.use(market.buyer(), 1, 3_900), market.buyer(), uuid7(now)
+    terms: Any = {"organization_id": buyer.id, "grade_ids": [market.grade.id], "numerators": [LOT]}
+    opened = open_hold(id=hold_id, now=now, **terms)
+    result = settle_due_periods(now=now + DUE_AFTER)
+    assert [one.contract_id for one in result.settled] == [ready.id]
+    assert [(item.contract_id, why) for item, why in result.waiting] == [(opened.contract_id, "holds_open")]
+    void_hold(id=hold_id, now=now + DUE_AFTER)
+    assert [one.contract_id for one in settle_due_periods(now=now + DUE_AFTER).settled] == [
+        opened.contract_id
+    ]
     assert_books_balance()
 
 

@@ -10,14 +10,20 @@ from django.db import DatabaseError, connection
 
 from marketplace.errors import InvalidInput, NotFound
 from marketplace.ids import uuid7
-from marketplace.ledger.models import Hold
+from marketplace.ledger.models import AccountKind, Hold, LedgerAccount
 from marketplace.ledger.selectors import check_ledger
 from marketplace.ledger.services import (
+    AccountPlace,
     Carving,
     HoldConflict,
+    InsufficientFunds,
+    NewHold,
+    account_id,
+    account_ids,
     carve_holds,
     close_hold,
     open_hold,
+    open_holds,
     raise_holds,
 )
 from tests.ledger.books import Books
@@ -31,6 +37,48 @@ def opened(account: UUID, amount_micros: int, now: datetime) -> UUID:
 
 def amount_of(hold_id: UUID) -> int:
     return Hold.objects.get(pk=hold_id).amount_micros
+
+
+def test_holds_opened_together_are_all_opened_once_or_none_of_them(books: Books, now: datetime) -> None:
+    books.fund(100)
+    holds = [NewHold(uuid7(), books.prepaid, amount, uuid7()) for amount in (40, 0, 60)]
+    with pytest.raises(InsufficientFunds):
+        open_holds([*holds, NewHold(uuid7(), books.prepaid, 1, uuid7())], code="tax", now=now)
+    assert not Hold.objects.exists()
+    for _ in range(2):
+        open_holds(holds, code="tax", now=now)
+    rows = Hold.objects.order_by("id").values_list("id", "amount_micros", "reference_id", "code", "status")
+    wanted = [(one.id, one.amount_micros, one.reference_id, "tax", "open") for one in holds]
+    assert sorted(rows) == sorted(wanted)
+    assert books.balance(books.prepaid).available_micros == 0
+    with pytest.raises(HoldConflict):
+        open_holds([NewHold(holds[0].id, books.prepaid, 39, holds[0].reference_id)], code="tax", now=now)
+    with pytest.raises(InvalidInput):
+        open_holds([NewHold(uuid7(), books.prepaid, -1, uuid7())], code="tax", now=now)
+    assert check_ledger() == []
+
+
+def test_accounts_asked_for_together_are_those_asked_for_singly(books: Books, now: datetime) -> None:
+    owner = LedgerAccount.objects.get(pk=books.prepaid).organization_id
+    known = AccountPlace(owner, AccountKind.PREPAID, "USD")
+    fresh = [
+        AccountPlace(owner, AccountKind.DEFERRED, "USD", reference) for reference in (uuid7(), uuid7(), None)
+    ]
+    found = account_ids([fresh[0], known, *fresh, known], now=now)
+    assert found[known] == books.prepaid
+    assert len({*found.values()}) == len(found) == 4
+    for place, account in found.items():
+        kept = LedgerAccount.objects.get(pk=account)
+        assert (kept.organization_id, kept.kind, kept.currency, kept.reference_id) == (
+            place.organization_id,
+            place.kind,
+            place.currency,
+            place.reference_id,
+        )
+        assert account == account_id(
+            organization_id=owner, kind=place.kind, currency="USD", reference_id=place.reference_id, now=now
+        )
+    assert account_ids([], now=now) == {}
 
 
 def test_an_account_pays_in_the_order_given_and_passes_over_what_does_not_fit(
