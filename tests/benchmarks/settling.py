@@ -2,7 +2,7 @@
 
 1,000 buyers with tax, each with an on-demand contract that used two hosts in every delivery period of the hour, as the
 gateway and metering would have left it: 24 roll-up rows, and an accrual whose hold covers the charge with its tax. Of
-them `SETTLING_SINGLY` (100) are settled singly first, in an hour of their own, then all together in the next. Then one
+them `SETTLING_SINGLY` (60) are settled singly first, in an hour of their own, then all together in the next. Then one
 hour more by two processes at once, as workers do, in batches of a quarter.
 """
 
@@ -61,7 +61,7 @@ def run() -> Iterator[dict[str, Any]]:
     from marketplace.ledger.selectors import check_ledger
 
     world = _world()
-    few = int(os.environ.get("SETTLING_SINGLY", "100"))
+    few = int(os.environ.get("SETTLING_SINGLY", "60"))
     _fill(world, START, few)
     _fill(world, START + HOUR, CONTRACTS)
     due = unsettled_contracts(since=START, until=START + HOUR)
