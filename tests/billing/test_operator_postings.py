@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from io import StringIO
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.core.management import call_command
@@ -17,10 +17,12 @@ from marketplace.accounts.models import AuditEntry
 from marketplace.accounts.services import SYSTEM
 from marketplace.billing.operator_models import OperatorPosting
 from marketplace.billing.services.operator_postings import post_operator_movement
+from marketplace.billing.services.posting import fees_account
 from marketplace.billing.services.processor_reconciling import compare_balances
 from marketplace.errors import Conflict, InvalidInput
 from marketplace.ids import uuid7
-from marketplace.ledger.models import AccountKind
+from marketplace.ledger.models import AccountKind, LedgerAccount
+from marketplace.ledger.selectors import balance_of
 from marketplace.ledger.services import InsufficientFunds, NewTransfer, account_id, post_transfers
 from tests.billing.stripe_market import UNIT, StripeMarket, make_stripe_market, pay_by
 from tests.conftest import TestDatabase
@@ -84,6 +86,32 @@ def test_no_more_is_taken_out_than_an_account_has(market: StripeMarket) -> None:
         post(market, "withdrawal", 1, account_kind="tax")
     post(market, "withdrawal", 20, account_kind="fees")
     assert at_processor(market) == before - 20 * UNIT
+
+
+def test_fees_are_taken_out_of_all_the_accounts_that_settlements_put_them_on(market: StripeMarket) -> None:
+    acme = account_id(
+        organization_id=market.acme.id, kind=AccountKind.PREPAID, currency="USD", now=market.now
+    )
+    shards = [
+        fees_account(UUID(int=number), operator_id=market.operator.id, currency="USD", now=market.now)
+        for number in range(3)
+    ]
+    earned = [
+        NewTransfer(id=uuid7(), debit_id=acme, credit_id=shard, amount_micros=7 * UNIT, code="usage")
+        for shard in shards
+    ]
+    post_transfers(earned, now=market.now)
+    before, key = at_processor(market), uuid7()
+    with pytest.raises(InsufficientFunds) as refused:
+        post(market, "withdrawal", 42, account_kind="fees")
+    assert refused.value.field == "amount_micros"
+    for _ in range(2):
+        post(market, "withdrawal", 40, account_kind="fees", operation_id=key, reference="po_1")
+    assert at_processor(market) == before - 40 * UNIT
+    assert market.balance(market.operator, AccountKind.FEES).posted_micros == 1 * UNIT
+    kept = LedgerAccount.objects.filter(organization_id=market.operator.id, kind=AccountKind.FEES)
+    assert sorted(balance_of(account).posted_micros for account in kept) == [0, 0, 0, 1 * UNIT]
+    market.assert_books_balance()
 
 
 def test_the_same_operation_or_the_same_movement_is_posted_once(market: StripeMarket) -> None:

@@ -23,7 +23,7 @@ from marketplace.errors import Conflict, InvalidInput, constraint_of
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, LedgerAccount
 from marketplace.ledger.selectors import balance_of
-from marketplace.ledger.services import InsufficientFunds, NewTransfer, post_transfers
+from marketplace.ledger.services import InsufficientFunds, NewTransfer, lock_books, post_transfers
 from pricing.units import format_micros, micros_per_minor_unit
 
 Kind = OperatorPosting.Kind
@@ -76,11 +76,9 @@ def post_operator_movement(
         if _terms(kept) != _terms(made):
             raise Conflict("this operation was begun with other terms")
         return kept
+    parts = {own: amount_micros}
     if kind == Kind.WITHDRAWAL:
-        left = balance_of(LedgerAccount.objects.get(pk=own)).posted_micros
-        if amount_micros > left:
-            shown = format_micros(max(0, left), currency)
-            raise InsufficientFunds(f"{account_kind} has {shown} {currency}", field="amount_micros")
+        parts = _taken_from(operator.id, account_kind, currency, amount_micros)
     try:
         with transaction.atomic():
             made.save(force_insert=True)
@@ -88,16 +86,18 @@ def post_operator_movement(
         if constraint_of(error) != "billing_operatorposting_reference_once":
             raise
         raise Conflict("this movement of the processor's is posted already", field="reference") from error
-    debit, credit = (at_processor, own) if kind == Kind.CAPITAL else (own, at_processor)
-    transfer = NewTransfer(
-        id=derived_id(made.id, "transfer"),
-        debit_id=debit,
-        credit_id=credit,
-        amount_micros=amount_micros,
-        code=kind,
-        reference_id=made.id,
-    )
-    post_transfers([transfer], now=now)
+    transfers = [
+        NewTransfer(
+            id=derived_id(made.id, "transfer" if account == own else f"transfer:{account}"),
+            debit_id=at_processor if kind == Kind.CAPITAL else account,
+            credit_id=account if kind == Kind.CAPITAL else at_processor,
+            amount_micros=part,
+            code=kind,
+            reference_id=made.id,
+        )
+        for account, part in parts.items()
+    ]
+    post_transfers(transfers, now=now)
     record_audit(
         organization_id=operator.id,
         actor=actor,
@@ -113,6 +113,26 @@ def post_operator_movement(
         now=now,
     )
     return made
+
+
+def _taken_from(operator_id: UUID, account_kind: str, currency: str, amount_micros: int) -> dict[UUID, int]:
+    """How much of which account: what settles at once lies on several (`fees_account`), and is one sum to the operator.
+
+    The fullest first, so that few are touched. Raises InsufficientFunds (amount_micros).
+    """
+    accounts = LedgerAccount.objects.filter(organization_id=operator_id, kind=account_kind, currency=currency)
+    lock_books(accounts=accounts.values_list("id", flat=True))
+    found = [(balance_of(account).posted_micros, account.id) for account in accounts.all()]
+    left = sum(micros for micros, _ in found)
+    if amount_micros > left:
+        shown = format_micros(max(0, left), currency)
+        raise InsufficientFunds(f"{account_kind} has {shown} {currency}", field="amount_micros")
+    parts: dict[UUID, int] = {}
+    for micros, account in sorted(found, reverse=True):
+        missing = amount_micros - sum(parts.values())
+        if min(micros, missing) > 0:
+            parts[account] = min(micros, missing)
+    return parts
 
 
 def _check(kind: str, account_kind: str, reason: str, reference: str) -> None:
