@@ -19,7 +19,7 @@ from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.ids import derived_id, uuid7
 from marketplace.webhooks.catalogue import EVENT_TYPES
 from marketplace.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
-from marketplace.webhooks.notices import mailed_organizations, queue_notices
+from marketplace.webhooks.notices import mail_now, mailed_organizations, queue_notices
 from marketplace.webhooks.schedule import GIVE_UP_AFTER
 from marketplace.webhooks.signing import signing_secret
 
@@ -250,8 +250,9 @@ def replay_event(*, organization_id: UUID, event_id: UUID, now: datetime) -> int
 def deliver_now(*, organization_id: UUID, now: datetime) -> int:
     """Send what is dated ahead of `now`, which is real, now: an organization's test clock dates facts, not deliveries.
 
-    How many deliveries. The body keeps the fact's time; retries, signatures and the log have real time.
+    How many deliveries; mails go too. The body keeps the fact's time; retries, signatures and the log have real time.
     """
+    mail_now(organization_id=organization_id, now=now)
     # What has been touched once lies before its event's date: a retry, or the lease of whoever is trying.
     ahead = WebhookDelivery.objects.filter(
         event__organization_id=organization_id,

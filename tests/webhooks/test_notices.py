@@ -23,7 +23,7 @@ from marketplace.webhooks.catalogue import EVENT_TYPES
 from marketplace.webhooks.models import Notice, WebhookEvent
 from marketplace.webhooks.notice_texts import KINDS, OPTIONAL, mail_of
 from marketplace.webhooks.notices import forget_old_notices, set_notices
-from marketplace.webhooks.services import Fact, record_event, record_events
+from marketplace.webhooks.services import Fact, deliver_now, record_event, record_events
 from pricing.models import Grade
 from tests.billing.test_lifecycle import in_arrears
 from tests.cast import PASSWORD, Party, Plant
@@ -218,6 +218,27 @@ def test_old_mails_are_forgotten_and_waiting_ones_never(acme: Party, now: dateti
     assert forget_old_notices(now=now + timedelta(days=90)) == 0
     assert forget_old_notices(now=now + timedelta(days=91)) == 1
     assert Notice.objects.count() == 1
+
+
+def test_what_a_test_clock_dates_ahead_is_mailed_now(acme: Party, mallory: Party, now: datetime) -> None:
+    ahead = now + timedelta(days=200)
+    for party in (acme, mallory):
+        tell(party, ahead)
+    # Nobody waits half a year for the mail of a fact that has happened to him.
+    deliver_now(organization_id=acme.id, now=now)
+    due = Notice.objects.get(next_attempt_at__lte=now)
+    assert (due.organization_id, due.created_at) == (acme.id, ahead)
+    assert now < due.give_up_at < now + timedelta(days=7)
+    assert Notice.objects.get(organization_id=mallory.id).next_attempt_at == ahead
+
+
+def test_a_mail_of_a_test_clock_that_was_not_taken_keeps_its_pause(acme: Party, now: datetime) -> None:
+    tell(acme, now + timedelta(days=200))
+    deliver_now(organization_id=acme.id, now=now)
+    later = now + timedelta(minutes=5)
+    assert Notice.objects.update(next_attempt_at=later, attempts=1) == 1
+    deliver_now(organization_id=acme.id, now=now)
+    assert Notice.objects.get().next_attempt_at == later
 
 
 def test_the_page_sets_and_shows_them_and_viewers_only_read(
