@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -56,10 +57,12 @@ def accept_quote(
     now: datetime,
     actor: Actor,
     amending: bool = False,
+    lock_money: Callable[[], None] | None = None,
 ) -> Contract:
     """Turn a quote into a contract: take its capacity in every hour of the term and hold the first month's price.
 
-    A quote for an amendment is accepted by `amend_contract` alone (`amending`).
+    A quote for an amendment is accepted by `amend_contract` alone (`amending`). Who moves money beside that price in
+    the same transaction takes the books with `lock_money`, which is called behind all other locks.
 
     Nothing is changed when it raises: NotFound, QuoteExpired, Conflict (accepted already), CapacityGone,
     BondNotCovered, InsufficientFunds or SpendCapReached (made with a key). The same operation again gives the same
@@ -130,7 +133,8 @@ def accept_quote(
         actor=actor,
         detail={"quote_id": str(quote.id)},
     )
-    _make_month(contract, contract_month(quote.starts_at, 0), now, hold=True, actor=actor)
+    first = contract_month(quote.starts_at, 0)
+    _make_month(contract, first, now, hold=True, actor=actor, lock_money=lock_money)
     Quote.objects.filter(pk=quote.pk).update(status=Quote.Status.ACCEPTED)
     record_audit(
         organization_id=organization_id,
@@ -258,7 +262,13 @@ def _make_due_months(contract: Contract, horizon: datetime, now: datetime) -> in
 
 
 def _make_month(
-    contract: Contract, month: Period, now: datetime, *, hold: bool, actor: Actor = SYSTEM
+    contract: Contract,
+    month: Period,
+    now: datetime,
+    *,
+    hold: bool,
+    actor: Actor = SYSTEM,
+    lock_money: Callable[[], None] | None = None,
 ) -> Entitlement:
     """One contract month. A prepaid one holds its price where the balance covers it; `hold` says that it must.
 
@@ -274,7 +284,7 @@ def _make_month(
     if contract.payment == Payment.PREPAID and month.end > now and contract.freed_at is None:
         try:
             with transaction.atomic():
-                hold_id = _hold_price(contract, entitlement_id, lots, now, actor=actor)
+                hold_id = _hold_price(contract, entitlement_id, lots, now, actor=actor, lock_money=lock_money)
         except InsufficientFunds:
             if hold:
                 raise
@@ -294,7 +304,13 @@ def _make_month(
 
 
 def _hold_price(
-    contract: Contract, entitlement_id: UUID, volume_lots: int, now: datetime, *, actor: Actor
+    contract: Contract,
+    entitlement_id: UUID,
+    volume_lots: int,
+    now: datetime,
+    *,
+    actor: Actor,
+    lock_money: Callable[[], None] | None,
 ) -> UUID:
     assert contract.rate is not None
     organization = Organization.objects.get(pk=contract.organization_id)
@@ -304,6 +320,8 @@ def _hold_price(
     count_purchase(
         organization_id=organization.id, ledger_hold_id=hold_id, amount_micros=amount, now=now, actor=actor
     )
+    if lock_money is not None:
+        lock_money()
     open_hold(
         id=hold_id,
         account_id=account_id(

@@ -5,6 +5,7 @@ What it costs is billing's (`billing.services.terminating`); this moves the term
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -139,11 +140,13 @@ def amend_contract(
     operation_id: UUID,
     now: datetime,
     actor: Actor,
+    lock_money: Callable[[Contract], None],
 ) -> tuple[Cut, Contract]:
     """End the contract where the quote begins, and let the quote's contract take its place: all of it or nothing.
 
-    Capacity of the one is given back and of the other taken behind the locks of both. Raises NotFound, Conflict,
-    InvalidInput, and what `accept_quote` raises.
+    Capacity of the one is given back and of the other taken behind the locks of both. `lock_money` takes the books that
+    squaring this contract up will touch: before the price of the new one is held, behind all locks but theirs. Raises
+    NotFound, Conflict, InvalidInput, and what `accept_quote` raises.
     """
     contract = _running(organization_id, contract_id)
     quote = Quote.objects.filter(pk=quote_id, organization_id=organization_id, amends=contract).first()
@@ -172,6 +175,7 @@ def amend_contract(
         now=now,
         actor=actor,
         amending=True,
+        lock_money=lambda: lock_money(contract),
     )
     return cut, successor
 

@@ -152,7 +152,7 @@ def test_an_amendment_needs_the_bond_of_one_contract(
     )  # fmt: skip
     _, successor = amend_contract(
         organization_id=acme.id, contract_id=contract.id, quote_id=quote.id, operation_id=uuid7(),
-        now=start - timedelta(days=9), actor=SYSTEM,
+        now=start - timedelta(days=9), actor=SYSTEM, lock_money=lambda _: None,
     )  # fmt: skip
     assert (successor.starts_at, successor.amends_id) == (start, contract.id)
     assert bond_of(hyperion.id, now=now).required_micros == BOND

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -19,15 +19,19 @@ import pytest
 from django.db import connection, connections
 
 from marketplace.billing.models import Invoice, Settlement
+from marketplace.billing.services.committed_months import charge_committed_months
 from marketplace.billing.services.invoicing import issue_invoices
 from marketplace.billing.services.posting import dispute_hold_id
 from marketplace.billing.services.settling import settle_period
+from marketplace.contracts.models import Contract, Entitlement
 from marketplace.ids import uuid7
 from marketplace.ledger.grants import GrantTerms, give_grant, revoke_grant
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import account_id, open_hold
 from marketplace.periods import calendar_month
+from tests.billing.test_ending import accept, amendment
 from tests.billing.test_grants import accrue
+from tests.billing.test_month_ends import buy
 from tests.billing.world import (
     DUE_AFTER,
     FUNDS,
@@ -164,3 +168,22 @@ def test_a_batch_of_invoices_takes_the_accounts_of_taxes_that_are_given_back_wit
     meets(lambda: issue_invoices(month_start=month.start, now=due), lower=prepaid, higher=rounding)
     assert Invoice.objects.count() == 2
     assert "not issued together" not in caplog.text
+
+
+def test_an_amendment_takes_the_balance_with_the_accounts_of_the_fee(
+    committed_db: TestDatabase, now: datetime
+) -> None:
+    """The new contract's price is held on the balance before the old one's fee goes to who supplied it."""
+    make_party("Operator", ["operator"], now)
+    hyperion, acme = make_party("Hyperion", ["provider"], now), make_party("Acme", ["buyer"], now)
+    payable = account_id(organization_id=hyperion.id, kind=AccountKind.PAYABLE, currency="USD", now=now)
+    prepaid = account_id(organization_id=acme.id, kind=AccountKind.PREPAID, currency="USD", now=now)
+    grade = make_grade(now)
+    make_plant(hyperion, grade, now)
+    fund(acme, 100_000_000, now)
+    contract = buy(acme, grade, now, months=3)
+    charge_committed_months(now=contract.starts_at)
+    boundary, later = Entitlement.objects.get().period_end, contract.starts_at + timedelta(days=1)
+    quote = amendment(contract, later, boundary, firm_lots=50, volume_lots=4_000)
+    meets(lambda: accept(contract, quote, later), lower=payable, higher=prepaid)
+    assert Contract.objects.filter(amends=contract).count() == 1

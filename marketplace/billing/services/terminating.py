@@ -95,6 +95,7 @@ def amend(
     known = _same_again(organization_id, contract_id, operation_id)
     if known is not None:
         return known
+    own_now = billing_now(organization_id, now)
     cut, successor = amend_contract(
         organization_id=organization_id,
         contract_id=contract_id,
@@ -102,9 +103,9 @@ def amend(
         operation_id=operation_id,
         now=now,
         actor=actor,
+        lock_money=lambda contract: _lock_books(contract, own_now),
     )
     less = max(0, cut.lots_left - lots_of(successor))
-    own_now = billing_now(organization_id, now)
     return replace(_square_up(cut, less, operation_id, own_now), successor=successor)
 
 
@@ -130,8 +131,7 @@ def _same_again(organization_id: UUID, contract_id: UUID, operation_id: UUID) ->
 
 def _square_up(cut: Cut, lots: int, operation_id: UUID, now: datetime) -> EndedEarly:
     parent = derived_id(operation_id, "early_end")
-    offerings = firm_allocations(cut.contract).values_list("offering_id", flat=True)
-    lock_movements([], cut.contract, offerings=offerings, now=now)
+    _lock_books(cut.contract, now)
     refund = _give_back(cut, parent, now)
     contract = cut.contract
     assert contract.rate is not None
@@ -145,6 +145,11 @@ def _square_up(cut: Cut, lots: int, operation_id: UUID, now: datetime) -> EndedE
     if fee:
         _charge_fee(cut, fee, parent, now)
     return EndedEarly(contract, fee, refund)
+
+
+def _lock_books(contract: Contract, now: datetime) -> None:
+    offerings = firm_allocations(contract).values_list("offering_id", flat=True)
+    lock_movements([], contract, offerings=offerings, now=now)
 
 
 def _give_back(cut: Cut, parent: UUID, now: datetime) -> int:
