@@ -26,6 +26,7 @@ from marketplace.billing.services.bonds import deposit_bond
 from marketplace.billing.services.crediting import issue_credit_note
 from marketplace.billing.services.discounts import give_discount
 from marketplace.billing.services.payout_destinations import request_destination
+from marketplace.billing.services.payout_stops import release_payouts, stop_payouts
 from marketplace.billing.services.taxes import add_tax_rule
 from marketplace.contracts.services import derate_host, open_hold
 from marketplace.ids import uuid7
@@ -319,7 +320,21 @@ def _documents(acme: Party, day: Day) -> dict[str, UUID]:
         now=NOW,
         actor=SYSTEM,
     )
-    return {"change_id": change.id, "note_id": note.id, "rule_id": rule.id, "discount_id": discount.id}
+    stop = stop_payouts(
+        organization_id=change.organization_id,
+        reason="looked at",
+        operation_id=uuid7(NOW),
+        now=NOW,
+        actor=SYSTEM,
+    )
+    release_payouts(stop_id=stop.id, now=NOW, actor=SYSTEM)
+    return {
+        "change_id": change.id,
+        "note_id": note.id,
+        "rule_id": rule.id,
+        "discount_id": discount.id,
+        "stop_id": stop.id,
+    }
 
 
 @pytest.fixture(scope="module")

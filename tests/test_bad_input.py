@@ -74,6 +74,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "reference": "tu_1",
         "reason": "to pay out what is not available yet",
     },
+    "post /api/v1/payout-stops": {"organization_id": "{organization_id}", "reason": "looked at"},
     "put /api/v1/spend-caps": {
         "scope": "project",
         "api_key_id": None,
@@ -315,6 +316,7 @@ ELSEWHERE = {
     "post /api/v1/test-clock",
     "post /api/v1/card",
     "post /api/v1/payments/{payment_id}/cancel",
+    "post /api/v1/payout-stops/{stop_id}/release",
     "post /api/v1/payout-account/link",
     "post /api/v1/usage",
     "post /api/v1/usage/batches/{batch_id}/revive",
@@ -344,6 +346,8 @@ OPERATORS = {
     "post /api/v1/tax-rules/{rule_id}/end",
     "post /api/v1/processor-operations/{operation_id}/give-up",
     "post /api/v1/operator-postings",
+    "post /api/v1/payout-stops",
+    "post /api/v1/payout-stops/{stop_id}/release",
     "post /api/v1/discounts",
 }
 SELLERS = (

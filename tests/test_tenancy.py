@@ -48,6 +48,7 @@ DOORS = {
     "api/v1/monitoring/concentration": OPERATOR,
     "api/v1/monitoring/wash-trades": OPERATOR,
     "api/v1/monitoring/spoofing": OPERATOR,
+    "api/v1/monitoring/grant-earnings": OPERATOR,
     # Any buyer may ask, about his own orders; tests/orders/test_what_if.py shows whose he may not.
     "api/v1/auctions/<uuid:auction_id>/what-if": EACH,
     # Any buyer may ask, about his own usage: tests/billing/test_simulations.py.
@@ -135,6 +136,8 @@ DOORS = {
     "api/v1/payout-account/link": HYPERION,
     "api/v1/processor-operations": OPERATOR,
     "api/v1/operator-postings": OPERATOR,
+    "api/v1/payout-stops": OPERATOR,
+    "api/v1/payout-stops/<uuid:stop_id>/release": OPERATOR,
     "api/v1/processor-operations/<uuid:operation_id>/give-up": OPERATOR,
     "api/v1/processor-reports": OPERATOR,
     "api/v1/failing-items": OPERATOR,

@@ -30,6 +30,7 @@ from marketplace.billing.disputes_api import (
 from marketplace.billing.documents_api import urlpatterns as document_urls
 from marketplace.billing.evidence_api import urlpatterns as evidence_urls
 from marketplace.billing.focus_api import FocusView
+from marketplace.billing.grant_earnings_api import urlpatterns as grant_earning_urls
 from marketplace.billing.models import Charge, Earning, Invoice, InvoiceLine, Payout, Statement, TopUp
 from marketplace.billing.operator_postings_api import urlpatterns as operator_posting_urls
 from marketplace.billing.outcomes_api import DeliveryOutcomesView
@@ -299,4 +300,5 @@ urlpatterns = [
     *simulations_api.urlpatterns,
     *clock_urls,
     *operator_posting_urls,
+    *grant_earning_urls,
 ]

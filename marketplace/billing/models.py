@@ -27,6 +27,7 @@ from marketplace.billing.payout_models import (
     DestinationNotice,
     PayoutDestinationChange,
 )
+from marketplace.billing.payout_stop_models import PayoutStop as PayoutStop
 from marketplace.billing.processor_models import (
     DisputeShare,
     PaymentDispute,

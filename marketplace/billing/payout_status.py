@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from django.conf import settings
-from django.db.models import F, Q, QuerySet, Sum
+from django.db.models import Exists, F, Q, QuerySet, Sum
 
 from marketplace.accounts.models import Organization
-from marketplace.billing.models import Earning, PayoutDestinationChange, Statement
+from marketplace.billing.models import Earning, PayoutDestinationChange, PayoutStop, Statement
 from marketplace.billing.processor_selectors import account_block, dispute_block
 from marketplace.billing.processors.registry import payment_processor
 from marketplace.ledger.models import AccountKind
@@ -87,7 +87,9 @@ def payout_status(organization_id: UUID, *, now: datetime) -> PayoutStatus:
 
 def standing_reasons(organization_id: UUID) -> list[Reason]:
     """What keeps any payout here until somebody does something about it; empty where nothing does."""
-    provider = Provider.objects.filter(organization_id=organization_id).select_related("organization").first()
+    stops = PayoutStop.objects.filter(organization_id=organization_id, ended_at__isnull=True)
+    profiles = Provider.objects.filter(organization_id=organization_id).select_related("organization")
+    provider = profiles.annotate(is_stopped=Exists(stops)).first()
     if provider is None:
         return [Reason("no_profile", "the organization has no provider profile")]
     reasons = []
@@ -95,6 +97,8 @@ def standing_reasons(organization_id: UUID) -> list[Reason]:
         reasons.append(Reason("consent_missing", "the provider has not consented to self-billing"))
     if provider.organization.status == Organization.Status.SUSPENDED:
         reasons.append(Reason("suspended", "the organization is suspended"))
+    if provider.is_stopped:
+        reasons.append(Reason("stopped", "the operator has stopped payouts while he looks into something"))
     if not provider.payout_destination and settings.PAYMENT_PROCESSOR == "sandbox":
         waits = PayoutDestinationChange.objects.filter(organization_id=organization_id, status="pending")
         text = "the provider's payout destination is not in force yet" if waits.exists() else ""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
+from marketplace.accounts.models import Membership
+from marketplace.billing.services.settling import settle_period
 from marketplace.orders.models import PriceIndex
 from marketplace.orders.services.indexing import publish_index
-from tests.cast import Party
+from marketplace.periods import settlement_period
+from pricing.models import Grade
+from tests.billing.test_grant_earnings import give, stop, use
+from tests.cast import Party, Plant
 from tests.portal.conftest import SignIn
 from tests.portal.world import HOUR, Day
 
@@ -46,10 +53,34 @@ def test_monitoring_shows_the_operator_names_and_powers(
     django_assert_max_num_queries: DjangoAssertNumQueries,
 ) -> None:
     client = sign_in(operator)
-    with django_assert_max_num_queries(DOOR + 16):
+    with django_assert_max_num_queries(DOOR + 17):
         shown = client.get("/operator/monitoring").content.decode()
     # One buyer and one seller: a monopoly on both sides.
     assert "10\u202f000" in shown
     assert "Hyperion" in shown
     assert "pivotal" in shown
     assert sign_in(acme).get("/operator/monitoring").status_code == 404
+
+
+def test_monitoring_shows_the_operator_whom_grants_pay(
+    operator: Party,
+    acme: Party,
+    hyperion: Party,
+    grade: Grade,
+    plant: Plant,
+    clock_at: datetime,
+    sign_in: SignIn,
+) -> None:
+    hour = settlement_period(clock_at).start - 2 * HOUR
+    give(acme, 5_000, hour)
+    use(acme, grade, plant, 5, hour)
+    settle_period(settlement_start=hour, now=clock_at)
+    Membership.objects.create(
+        organization_id=hyperion.id, user=acme.user, role=Membership.Role.VIEWER, created_at=hour
+    )
+    shown = sign_in(operator).get("/operator/monitoring").content.decode()
+    assert "Whom grants pay" in shown
+    assert "people in common" in shown
+    assert "payouts stopped" not in shown
+    stop(hyperion, now=clock_at)
+    assert "payouts stopped" in sign_in(operator).get("/operator/monitoring").content.decode()

@@ -21,6 +21,7 @@ from marketplace.billing.processor_models import OperationKind
 from marketplace.billing.processors.base import Instruction, Outcome, OutcomeStatus, ProcessorBusy
 from marketplace.billing.processors.registry import payment_processor, processor_named
 from marketplace.billing.services.bank_accounts import is_held
+from marketplace.billing.services.payout_stops import is_stopped
 from marketplace.billing.services.processor_effects import apply_outcome, tell_payout_failed
 from marketplace.billing.services.processor_gate import through_gate
 from marketplace.billing.services.processor_terms import NotReady, terms_of
@@ -54,6 +55,7 @@ _REMEMBERED: Final = "remembered "
 STALE: Final = "its key is too old to be used again: to be settled by hand"
 # What the processor refuses today it may do tomorrow (requirements due, money not yet available): asked again hourly.
 _ASKED_AGAIN: Final = (OperationKind.TRANSFER, OperationKind.PAYOUT)
+_TO_PROVIDERS: Final = _ASKED_AGAIN
 # A bank may send money back days after it was said to be there: a refund (its posting is undone), a payout (none is).
 _SENT_BACK: Final = (OperationKind.REFUND, OperationKind.PAYOUT)
 
@@ -220,6 +222,8 @@ def _let_go(operation: ProcessorOperation, *, delay: timedelta) -> None:
 
 def _send(operation: ProcessorOperation, *, now: datetime) -> ProcessorOperation:
     processor = processor_named(operation.processor)
+    if operation.kind in _TO_PROVIDERS and is_stopped(operation.organization_id):
+        raise NotReady("the operator has stopped payouts")
     if operation.kind == OperationKind.PAYOUT and is_held(operation.organization_id, now=now):
         raise NotReady("the bank account was changed: payouts wait")
     if operation.sent_at is None:
