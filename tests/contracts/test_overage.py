@@ -13,7 +13,7 @@ from django.db.models import F, Sum
 
 from marketplace.accounts.services import SYSTEM
 from marketplace.contracts.holds import Opened, open_part, sweep_holds, take_rest
-from marketplace.contracts.models import Accrual, Contract, Entitlement, Hold, Payment
+from marketplace.contracts.models import Accrual, Contract, Entitlement, Hold, OnDemandBucket, Payment
 from marketplace.contracts.services import capture_hold, extend_hold, open_hold, request_quote, void_hold
 from marketplace.contracts.spending import set_spend_cap
 from marketplace.contracts.spot import set_period_rate
@@ -342,6 +342,8 @@ def test_part_1_is_refused_where_its_host_has_nothing_unsold(world: World, now: 
     # A stream that runs already is not cut for its pace.
     running = open_part(hold_id=hold_id, id=uuid7(now), amount_numerator=LOT, now=contract.starts_at)
     assert running.outcome == "ok"
+    # What it takes is a debt of what the host will have unsold: who comes after waits for it.
+    assert OnDemandBucket.objects.get().level_numerator == -LOT
 
 
 def test_no_stranger_pays_for_a_part(world: World, now: datetime) -> None:
