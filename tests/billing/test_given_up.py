@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 
 from marketplace.accounts.services import SYSTEM
-from marketplace.billing.models import Payout, ProcessorEvent, ProcessorOperation, TopUp
+from marketplace.billing.models import (
+    DisputeShare,
+    PaymentDispute,
+    Payout,
+    ProcessorEvent,
+    ProcessorOperation,
+    TopUp,
+)
 from marketplace.billing.processors.base import Outcome, OutcomeStatus
 from marketplace.billing.services.operations import record_outcome
+from marketplace.billing.services.payment_disputes import recover_owed
 from marketplace.billing.services.payouts import pay_out_statements
 from marketplace.billing.services.processor_reconciling import compare_balances
 from marketplace.billing.services.refunds import refund_payment
@@ -15,7 +23,7 @@ from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind, Transfer
 from marketplace.ledger.services import account_id, open_hold
 from tests.billing.stripe_market import UNIT, StripeMarket
-from tests.billing.test_stripe_payouts import Selling
+from tests.billing.test_stripe_payouts import Selling, paid_out_to_account
 from tests.billing.test_stripe_payouts import market as selling_market
 
 market = selling_market
@@ -97,3 +105,39 @@ def test_a_transfer_that_was_given_up_and_made_is_found_before_it_is_asked_for_a
     assert market.payable() == 0
     assert_all_is_applied(market)
     assert len(market.objects("transfer")) == 1
+
+
+def hear_of_disputes(market: StripeMarket) -> None:
+    """Of nothing else: that a transfer was reversed is found out later."""
+    market.sim.deliver(market.receive, lose=lambda event: not event["type"].startswith("charge.dispute"))
+    market.apply()
+
+
+@pytest.mark.parametrize(
+    ("repaid", "is_won"), [(0, None), (25, None), (60, None), (0, True), (60, True), (60, False)]
+)
+def test_a_reversal_that_was_given_up_and_made_costs_the_provider_once(
+    market: Selling, repaid: int, is_won: bool | None
+) -> None:
+    """He owed it while it counted as failed; whatever of that he has paid meanwhile is his again."""
+    made, _ = paid_out_to_account(market)
+    market.sim.fail("drop", "POST /v1/transfers/{id}/reversals")
+    market.sim.world.dispute(market.charge_of(made))
+    hear_of_disputes(market)
+    reversal = ProcessorOperation.objects.get(kind="reversal")
+    assert give_up(market, reversal).status == ProcessorOperation.Status.FAILED
+    share = DisputeShare.objects.get()
+    assert share.status == DisputeShare.Status.OWED
+    if repaid:
+        market.earn_without_balance(repaid)
+        assert recover_owed(organization_id=market.hyperion.id, now=market.now) == repaid * UNIT
+    if is_won is not None:
+        market.sim.world.close_dispute(PaymentDispute.objects.get().object_id, won=is_won)
+        hear_of_disputes(market)
+    seen = Outcome(OutcomeStatus.SUCCEEDED, market.objects("transfer_reversal")[0]["id"])
+    record_outcome(operation_id=reversal.id, outcome=seen, now=market.now)
+    assert market.balance(market.hyperion, AccountKind.RECEIVABLE).posted_micros == 0
+    # The dispute took 60 of him once: what was reversed. Where it was won, it took nothing.
+    assert market.payable() == (repaid + 60 if is_won else repaid) * UNIT
+    assert compare_balances(now=market.now).difference_micros == 0
+    market.assert_books_balance()

@@ -376,7 +376,9 @@ def _reversal(operation: ProcessorOperation, outcome: Outcome, now: datetime) ->
     if operation.status not in (Status.SUCCEEDED, Status.FAILED):
         return
     share = DisputeShare.objects.select_for_update().select_related("dispute").get(pk=operation.fact_id)
-    if operation.status == Status.SUCCEEDED and share.status == DisputeShare.Status.OWED:
+    # Settled are those, too, who have paid what they owed, or owe nothing as the dispute was won.
+    given_up = (DisputeShare.Status.OWED, DisputeShare.Status.SETTLED)
+    if operation.status == Status.SUCCEEDED and share.status in given_up:
         _reversed_after_all(share, operation.currency, now)
         return
     if share.status != DisputeShare.Status.REQUESTED:
@@ -437,8 +439,9 @@ def _reversed_after_all(share: DisputeShare, currency: str, now: datetime) -> No
         if amount
     ]
     post_transfers(transfers, now=now)
-    share.status = DisputeShare.Status.REVERSED
-    share.save(update_fields=["status"])
+    if share.dispute.status != PaymentDispute.Status.WON:
+        share.status = DisputeShare.Status.REVERSED
+        share.save(update_fields=["status"])
 
 
 _Effect = Callable[[ProcessorOperation, Outcome, datetime], None]
