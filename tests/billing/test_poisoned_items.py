@@ -10,11 +10,16 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from django.db import transaction
 
 from marketplace.billing.models import Charge, Invoice, Payout, Settlement, Statement
 from marketplace.billing.services.documents_due import issue_due_documents
+from marketplace.billing.services.owing import let_owe
 from marketplace.billing.services.settling import settle_due_periods
+from marketplace.ids import uuid7
 from marketplace.isolating import TRIES
+from marketplace.ledger.models import AccountKind
+from marketplace.ledger.services import NewTransfer, account_id, post_transfers
 from marketplace.models import FailingItem
 from providers.models import Provider
 from tests.billing.test_invoicing import APRIL_2, MARCH, use
@@ -26,6 +31,7 @@ from tests.billing.world import (
     assert_books_balance,
     identify,
     meter,
+    money,
     on_demand,
 )
 from tests.cast import Party, fund, make_grade, make_party, make_plant
@@ -129,4 +135,30 @@ def test_a_contract_that_cannot_be_settled_keeps_no_other_and_is_shown_to_the_op
     settle_due_periods(now=due + 2 * MINUTE)
     assert Charge.objects.filter(contract_id=bad).count() == 1
     assert operator.api.get("/api/v1/failing-items").json()["items"] == []
+    assert_books_balance()
+
+
+def test_a_debt_that_cannot_be_collected_keeps_nobody_elses_from_it(committed_db: TestDatabase) -> None:
+    operator, grade = make_party("Operator", ["operator"], MARCH), make_grade(MARCH)
+    market = account_id(organization_id=operator.id, kind=AccountKind.OPERATOR, currency="USD", now=MARCH)
+    owing, accounts = [], []
+    for number in range(3):
+        buyer = make_party(f"Buyer{number}", ["buyer"], MARCH)
+        with transaction.atomic():
+            account = let_owe(on_demand(buyer, grade, MARCH), 500, now=MARCH)
+            debt = NewTransfer(
+                id=uuid7(), debit_id=account, credit_id=market, amount_micros=500, code="remedy"
+            )
+            post_transfers([debt], now=MARCH)
+        fund(buyer, 10_000, MARCH)
+        owing.append(buyer)
+        accounts.append(account)
+    with poisoned(committed_db, "ledger_transfer", "credit_account_id", accounts[0]):
+        settle_due_periods(now=MARCH)
+    assert [money(buyer, "receivable") for buyer in owing] == [-500, 0, 0]
+    (failing,) = FailingItem.objects.filter(job="billing.collect_owed")
+    assert "poisoned" in failing.error
+    settle_due_periods(now=MARCH + timedelta(hours=1))
+    assert [money(buyer, "receivable") for buyer in owing] == [0, 0, 0]
+    assert not FailingItem.objects.filter(job="billing.collect_owed").exists()
     assert_books_balance()

@@ -312,19 +312,25 @@ def _move(movements: Sequence[Movement], contract: Contract, *, now: datetime) -
 
 
 def collect_what_is_owed(*, now: datetime) -> int:
-    """`collect_owed` for every contract on which something is owed, each in a transaction of its own, in micros."""
+    """`collect_owed` for every contract on which something is owed, each in a transaction of its own, in micros.
+
+    One that fails is recorded, and the others are collected.
+    """
     owing = LedgerAccount.objects.filter(
         kind=AccountKind.RECEIVABLE,
         reference_id__isnull=False,
         debits_posted_micros__gt=F("credits_posted_micros"),
     ).values("reference_id")
-    collected = 0
-    for contract_id in list(
-        Contract.objects.filter(pk__in=owing).order_by("id").values_list("id", flat=True)
-    ):
+    collected: list[int] = []
+
+    def collect(contract_id: UUID) -> None:
         with transaction.atomic():
-            collected += collect_owed(locked_contract(contract_id), now=now)
-    return collected
+            amount = collect_owed(locked_contract(contract_id), now=now)
+        collected.append(amount)
+
+    contracts = Contract.objects.filter(pk__in=owing).order_by("id").values_list("id", flat=True)
+    for_each("billing.collect_owed", list(contracts), collect, key=str, now=now)
+    return sum(collected)
 
 
 def _draw_grants(
