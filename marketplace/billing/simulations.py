@@ -175,7 +175,9 @@ def simulate_contract(
     terms = _terms(tried, rate_micros_per_mtok or 0, term)
     count_question(f"simulation:{organization_id}", most=MOST_PER_WINDOW, what="simulations")
     if rate_micros_per_mtok is None:
-        terms = _terms(tried, _price_today(grade, firm_lots, len(term), now))
+        # As a quote would be: in arrears, which grants may pay, nobody supplies himself.
+        never_of = organization_id if payment == Payment.ARREARS else None
+        terms = _terms(tried, _price_today(grade, firm_lots, len(term), now, never_of=never_of))
     seen = Seen()
     with transaction.atomic():
         usage = usage_of(organization_id, grade, terms, term, seen)
@@ -263,13 +265,20 @@ def _check_start(starts_at: datetime, begins: datetime, now: datetime) -> None:
         )
 
 
-def _price_today(grade: Grade, firm_lots: int, months: int, now: datetime) -> int:
+def _price_today(grade: Grade, firm_lots: int, months: int, now: datetime, *, never_of: UUID | None) -> int:
     """What a quote would say now, without writing one."""
     start = first_open_start(now)
     ends_at = contract_month(start, months - 1).end
-    return average_rate(
-        fill_firm(grade_id=grade.id, firm_lots=firm_lots, starts_at=start, ends_at=ends_at, now=now, own={})
+    shares = fill_firm(
+        grade_id=grade.id,
+        firm_lots=firm_lots,
+        starts_at=start,
+        ends_at=ends_at,
+        now=now,
+        own={},
+        never_of=never_of,
     )
+    return average_rate(shares)
 
 
 def _compared(months: Sequence[SimulatedMonth], paid: Mapping[str, int]) -> Comparison:

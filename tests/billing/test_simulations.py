@@ -31,7 +31,7 @@ from providers.models import Offering
 from providers.services import announce_tariff, list_offering
 from tests.billing.test_month_ends import buy, credit
 from tests.billing.world import DUE_AFTER, FUNDS, HOUR, LOT, PERIOD, accrue, meter, on_demand
-from tests.cast import Party, Plant, fund, make_grade
+from tests.cast import Party, Plant, fund, make_grade, make_plant
 from tests.house import row_counts
 
 ODD = 123_456_789
@@ -288,6 +288,17 @@ def test_without_a_rate_it_is_todays_price_and_no_quote_is_written(
     assert refused.value.field == "firm_lots"
     assert row_counts() == before
     assert Quote.objects.count() == 0
+
+
+def test_todays_price_in_arrears_is_not_that_of_ones_own_host(
+    acme: Party, used: datetime, plant: Plant
+) -> None:
+    """As of a quote: no grant may pay who it was given to (docs/spending.md)."""
+    acme.organization.roles = ["buyer", "provider"]
+    acme.organization.save()
+    make_plant(acme, plant.offering.grade, used, name="own", firm_rate=100_000)
+    assert ask(acme, used + HOUR).terms.rate == 100_000
+    assert ask(acme, used + HOUR, payment="arrears").terms.rate == 500_000
 
 
 def test_the_default_window_is_the_last_whole_months_that_are_settled(
