@@ -47,7 +47,11 @@ class OperatorPostingIn(StrictSerializer):
     )
     amount_micros = MicrosField(min_value=1, help_text="whole minor units of the market's currency")
     reference = TextField(
-        max_length=100, required=False, default="", help_text="the processor's own name of the movement"
+        max_length=100,
+        required=False,
+        allow_blank=True,
+        default="",
+        help_text="the processor's own name of the movement; empty: it has none",
     )
     reason = TextField(max_length=200)
 

@@ -151,7 +151,13 @@ def test_nonsense_is_refused_and_named(market: StripeMarket, more: dict[str, Any
 
 
 def test_over_rest_only_the_operator_posts(market: StripeMarket) -> None:
-    body = {"kind": "withdrawal", "account_kind": "fees", "amount_micros": 3 * UNIT, "reason": "March"}
+    body = {
+        "kind": "withdrawal",
+        "account_kind": "fees",
+        "amount_micros": 3 * UNIT,
+        "reason": "March",
+        "reference": "",  # As it is shown where the movement has no name.
+    }
     path, key = "/api/v1/operator-postings", str(uuid4())
     for _ in range(2):
         answer = market.operator.api.post(path, body, format="json", HTTP_IDEMPOTENCY_KEY=key)
