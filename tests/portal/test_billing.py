@@ -11,7 +11,7 @@ import pytest
 from django.test import Client
 
 from marketplace.accounts.models import AuditEntry
-from marketplace.billing.models import CreditNote, Discount, DocumentNumber, Invoice, TaxRule
+from marketplace.billing.models import CreditNote, Discount, DocumentNumber, Invoice, InvoicePayment, TaxRule
 from marketplace.ids import uuid7
 from marketplace.ledger.checking import check_ledger
 from marketplace.ledger.models import AccountKind, Grant, GrantRefund
@@ -181,6 +181,22 @@ def test_an_invoice_is_voided_and_reissued_under_the_rules_of_now(
         in seat.get(f"{BILLING}/invoices/{old.id}").content.decode()
     )
     assert check_ledger() == []
+
+
+def test_an_invoice_whose_payment_failed_may_be_reissued(day: Day, seat: Client, acme: Party) -> None:
+    path = f"{BILLING}/invoices/{day.invoice.id}"
+    for status, may_be in ((InvoicePayment.Status.FAILED, True), (InvoicePayment.Status.PENDING, False)):
+        InvoicePayment.objects.create(
+            id=uuid7(),
+            invoice=day.invoice,
+            organization=acme.organization,
+            source=InvoicePayment.Source.PROCESSOR,
+            amount_micros=1,
+            status=status,
+            failure="card_declined" if may_be else "",
+            created_at=day.now,
+        )
+        assert (f'href="{path}/reissue"' in seat.get(path).content.decode()) is may_be
 
 
 def test_an_invoice_with_a_credit_note_is_not_reissued(day: Day, seat: Client) -> None:

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 from marketplace import clock
 from marketplace.accounts.models import OrganizationRole
 from marketplace.accounts.selectors import trail_of
-from marketplace.billing.models import CreditNote, Invoice
+from marketplace.billing.models import CreditNote, Invoice, InvoicePayment
 from marketplace.billing.operator_selectors import issued_invoice, issued_invoices
 from marketplace.billing.services.crediting import (
     issue_credit_note,
@@ -170,7 +170,9 @@ def whole_trail(request: SeatedRequest) -> HttpResponse:
 
 def _may_reissue(found: Invoice, notes: list[CreditNote]) -> bool:
     """Whether it is worth trying; the service decides."""
-    return found.status in _REISSUABLE and not notes and not found.payments.exists()
+    # One that failed moved nothing.
+    paid = found.payments.exclude(status=InvoicePayment.Status.FAILED)
+    return found.status in _REISSUABLE and not notes and not paid.exists()
 
 
 def _figures(note: CreditNote) -> str:
