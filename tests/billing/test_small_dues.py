@@ -21,6 +21,7 @@ from marketplace.billing.services.small_dues import TooSmallForCard, chased_from
 from marketplace.ids import uuid7
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.services import NewTransfer, account_id, post_transfers, set_overdraft_limit
+from marketplace.webhooks.models import Notice
 from tests.billing.stripe_invoices import Owing, owing_market
 from tests.conftest import TestDatabase
 
@@ -142,6 +143,9 @@ def test_once_enough_dunning_counts_from_the_invoice_that_made_it_so(market: Owi
     assert not {step for invoice_id, step in taken if invoice_id == third.id}
     organization = Organization.objects.get(pk=market.acme.id)
     assert organization.status == Organization.Status.PAST_DUE
+    # The first was due a month before it was chased: the mail counts as the suspension that it speaks of does.
+    bodies = Notice.objects.filter(type="invoice.reminder").values_list("body", flat=True)
+    assert [("was due 21 days ago" in body) for body in bodies] == [True, True]
 
 
 def test_who_paid_all_but_a_small_due_may_buy_again(market: Owing) -> None:

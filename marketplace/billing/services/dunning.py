@@ -103,7 +103,7 @@ def _chase(invoice_id: UUID, now: datetime) -> list[DunningStep]:
     ]
     if done:
         # Where nobody has looked for days, they are recorded together and told as one.
-        tell_of_reminder(invoice, done[-1], now=now)
+        tell_of_reminder(invoice, done[-1], due_at=due_at, now=now)
     if late >= timedelta(days=settings.DUNNING_SUSPEND_DAYS):
         if step := _record(invoice, SUSPENSION, now):
             done.append(step)

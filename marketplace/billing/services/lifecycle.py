@@ -81,12 +81,13 @@ def tell_of_batch(steps: Iterable[tuple[Invoice, UUID, str]], *, now: datetime) 
         record_events(facts, event_type=event_type, now=now)
 
 
-def tell_of_reminder(invoice: Invoice, step: DunningStep, *, now: datetime) -> None:
-    """Once for each step: the step is the fact."""
-    assert invoice.due_at is not None
+def tell_of_reminder(invoice: Invoice, step: DunningStep, *, due_at: datetime, now: datetime) -> None:
+    """Once for each step: the step is the fact. `due_at` is when the days of dunning began to count: what was carried
+    for months is not overdue for months, and is not said to be.
+    """
     fact = _fact(invoice, step.id, step.amount_micros)
     more = {
-        "days": (now - invoice.due_at).days,
+        "days": (now - due_at).days,
         "suspended_after_days": settings.DUNNING_SUSPEND_DAYS,
     }
     record_events([fact._replace(data={**fact.data, **more})], event_type="invoice.reminder", now=now)
