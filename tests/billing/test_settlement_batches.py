@@ -40,6 +40,8 @@ from marketplace.ledger.services import NewTransfer, account_id, change_hold, po
 from marketplace.models import FailingItem
 from metering.models import UsageRollup
 from pricing.models import Grade
+from pricing.services import publish_tariff_rate
+from pricing.tariffs import Tier, graduated
 from providers.reconciling import reconcile_period
 from tests.billing.served import FIRST_TOKEN, promise
 from tests.billing.test_disputes import disputed_hour
@@ -177,6 +179,14 @@ class Market:
         plant = make_plant(make_party("Vega", ["provider"], now), doubted, now, name="v1")
         contracts.append(disputed_hour(self.buyer(190_000), doubted, plant, now))
         reconcile_period(settlement_start=now, now=now + DUE_AFTER)
+        tiers = publish_tariff_rate(
+            graduated([Tier(2 * LOT, 900_000), Tier(None, 300_000)]), grade_id=self.grade.id,
+            source_id=self.plants[0].offering.id, valid_from=now, now=now,
+        )  # fmt: skip
+        tiered = on_demand(self.buyer(190_000), self.grade, now)
+        meter(tiered, tiers, self.plants[0], 5 * LOT, now)
+        accrue(tiered, 6_000, 4_501, now)
+        contracts.append(tiered)
         contracts.append(award(self.buyer(), self.grade, [(self.plants[0], 10)], 300_000, now, now).contract)
         self.others |= {contract.id for contract in contracts}
 

@@ -37,7 +37,7 @@ from marketplace.isolating import failing_keys
 from marketplace.ledger.models import AccountKind, GrantPart, Hold, LedgerAccount
 from marketplace.ledger.services import NewHold, close_holds, lock_books, open_holds, post_transfers
 from marketplace.periods import Period, settlement_period
-from pricing.models import Rate, ServiceLevel
+from pricing.models import Rate, RateTariff, ServiceLevel
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class Facts:
     rates: Mapping[UUID, Rate]
     # By contract, the digest of the usage that the last run of the period saw.
     settled_digests: Mapping[UUID, int]
+    # Rates that are priced by a calendar month's volume.
+    tiered: frozenset[UUID]
     grades_with_levels: frozenset[UUID]
     holds_with_grants: frozenset[UUID]
     owing: frozenset[UUID]
@@ -173,7 +175,7 @@ def _settle_batch(due: Sequence[Due], now: datetime) -> Together:
 def is_ordinary(contract: Contract, facts: Facts) -> bool:
     """Whether a locked on-demand contract has nothing to square up but a first run of usage that its accrual holds.
 
-    No dispute is waiting, no grants are drawn, no service was measured, nothing is owed.
+    No dispute is waiting, no grants are drawn, no service was measured, nothing is owed, and no month of tiers counts it.
     """
     accrual = facts.accruals.get(contract.id)
     hold = facts.holds.get(accrual.ledger_hold_id) if accrual else None
@@ -186,7 +188,10 @@ def is_ordinary(contract: Contract, facts: Facts) -> bool:
         and contract.currency == facts.currency
         and contract.id not in facts.owing
         and not (pays_in_arrears(contract) and contract.organization_id in facts.lowered)
-        and not any(item.waiting or item.grade_id in facts.grades_with_levels for item in metered)
+        and not any(
+            item.waiting or item.grade_id in facts.grades_with_levels or item.rate_id in facts.tiered
+            for item in metered
+        )
     )
 
 
@@ -226,6 +231,7 @@ def _facts(contracts: Sequence[Contract], period: Period) -> Facts:
     latest = Settlement.objects.filter(contract_id__in=ids, settlement_start=period.start)
     digests = latest.order_by("contract_id", "-run").distinct("contract_id")
     levels = ServiceLevel.objects.filter(grade_id__in={item.grade_id for item in used})
+    tiered = RateTariff.objects.filter(pk__in={item.rate_id for item in used})
     receivable = LedgerAccount.objects.filter(kind=AccountKind.RECEIVABLE)
     owing = receivable.filter(
         reference_id__in=ids, debits_posted_micros__gt=F("credits_posted_micros")
@@ -240,6 +246,7 @@ def _facts(contracts: Sequence[Contract], period: Period) -> Facts:
         metered=metered,
         rates=Rate.objects.in_bulk({item.rate_id for item in used}),
         settled_digests=dict(digests.values_list("contract_id", "usage_digest")),
+        tiered=frozenset(tiered.values_list("pk", flat=True)),
         grades_with_levels=frozenset(levels.values_list("grade_id", flat=True)),
         holds_with_grants=frozenset(
             GrantPart.objects.filter(hold_id__in=hold_ids).values_list("hold_id", flat=True)

@@ -9,7 +9,7 @@ from marketplace.accounts.append_only import take_from_app
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0007_test_clocks"),
-        ("billing", "0015_stripe_units"),
+        ("billing", "0016_tariff_months"),
     ]
 
     operations = [
