@@ -359,6 +359,8 @@ if SETTLEMENT_PERIOD_S % DELIVERY_PERIOD_S or 86_400 % SETTLEMENT_PERIOD_S:
 MARKET_FEE_PPM = _integer("MARKET_FEE_PPM", 50_000, least=0, most=1_000_000)
 SPOT_MINIMUM_TAKE_PPM = _integer("SPOT_MINIMUM_TAKE_PPM", 500_000, least=0, most=1_000_000)
 # Terms of new committed contracts: ending one early.
+# Not fewer than one: its capacity is the contract's for a day.
+SUSPENDED_CONTRACT_ENDS_AFTER_DAYS = _integer("SUSPENDED_CONTRACT_ENDS_AFTER_DAYS", 14, least=1, most=365)
 COMMITTED_NOTICE_DAYS = _integer("COMMITTED_NOTICE_DAYS", 30, least=0, most=365)
 TERMINATION_FEE_PPM = _integer("TERMINATION_FEE_PPM", 250_000, least=0, most=1_000_000)
 # Back-pressure: hosts keep their usage while this much waits to be ingested.

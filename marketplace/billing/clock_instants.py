@@ -15,6 +15,7 @@ from marketplace.billing.services.documents_due import PATIENCE
 from marketplace.contracts.committed import month_of
 from marketplace.contracts.models import Contract, ContractKind, Entitlement, Payment
 from marketplace.contracts.suspending import FREED_AFTER, RUNNING
+from marketplace.contracts.unpaid import instants_of
 from marketplace.ledger.grants import grants_of
 from marketplace.periods import calendar_month, settlement_period
 from pricing.months import contract_month_at
@@ -81,6 +82,7 @@ def _of_contracts(organization_id: UUID, after: datetime) -> Iterator[datetime |
         yield following.start if following else None
         yield contract.ends_at
         yield contract.suspended_at + FREED_AFTER if contract.suspended_at else None
+        yield from instants_of(contract)
 
 
 def _of_documents(organization_id: UUID, after: datetime) -> Iterator[datetime | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -19,9 +19,15 @@ _TYPES: Final = {
 
 
 def tell_of_contracts(
-    contract_ids: Sequence[UUID], *, status: Contract.Status, reason: str, now: datetime
+    contract_ids: Sequence[UUID],
+    *,
+    status: Contract.Status,
+    reason: str,
+    now: datetime,
+    more: Mapping[str, str] | None = None,
 ) -> None:
-    """Contracts that have just come to `status`, by a step that whoever comes second does not take.
+    """Contracts that have just come to `status`, by a step that whoever comes second does not take; `more` goes into
+    the data.
 
     Spot contracts are left out: they begin and end with their bid, which the buyer places and ends himself.
     """
@@ -29,7 +35,7 @@ def tell_of_contracts(
         Fact(
             contract.organization_id,
             derived_id(contract.id, f"{status}:{now.isoformat()}"),
-            {"contract_id": str(contract.id), "kind": contract.kind, "reason": reason},
+            {"contract_id": str(contract.id), "kind": contract.kind, "reason": reason, **(more or {})},
         )
         for contract in Contract.objects.filter(pk__in=contract_ids).order_by("id")
     ]

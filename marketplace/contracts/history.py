@@ -28,11 +28,12 @@ def move_contract(
     now: datetime,
     actor: Actor = SYSTEM,
     detail: Mapping[str, Any] | None = None,
+    more: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> bool:
     """Move a committed contract to `to`, with these further `changes`; False, and nothing done, from another status.
 
-    Its owner is told, with the code `told` for the reason.
+    Its owner is told, with the code `told` for the reason, and with `more` in the data.
     """
     found = (
         Contract.objects.select_for_update(no_key=True)
@@ -43,7 +44,7 @@ def move_contract(
         return False
     Contract.objects.filter(pk=contract_id).update(status=to, **changes)
     record_event(contract_id, kind, found.status, to, reason=reason, now=now, actor=actor, detail=detail)
-    tell_of_contracts([contract_id], status=to, reason=told, now=now)
+    tell_of_contracts([contract_id], status=to, reason=told, now=now, more=more)
     return True
 
 

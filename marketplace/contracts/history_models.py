@@ -16,6 +16,7 @@ class ContractEvent(models.Model):
         SUSPENDED = "suspended"
         RESUMED = "resumed"
         FREED = "freed"
+        WARNED = "warned"
         TERMINATED = "terminated"
         AMENDED = "amended"
         ENDED = "ended"

@@ -43,6 +43,7 @@ from marketplace.contracts.spot import (
     set_spot_max_rate,
 )
 from marketplace.contracts.suspending import reclaim_capacity, resume_contract, suspend_contract
+from marketplace.contracts.unpaid import warn_or_end_unpaid
 
 __all__ = [
     "Award",
@@ -83,4 +84,5 @@ __all__ = [
     "suspend_contract",
     "sweep_holds",
     "void_hold",
+    "warn_or_end_unpaid",
 ]

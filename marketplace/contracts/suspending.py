@@ -12,6 +12,7 @@ from django.db.models import F, Q
 from marketplace.contracts import firm_capacity
 from marketplace.contracts.history import move_contract, record_event
 from marketplace.contracts.models import Contract, ContractEvent, Entitlement, Payment
+from marketplace.contracts.unpaid import ends_unpaid_at, in_utc
 from marketplace.periods import delivery_period
 from pricing.commitments import prorated_lots
 from pricing.rating import lots_numerator, whole_lots
@@ -29,6 +30,7 @@ def suspend_contract(
     told: str = "month_unpaid",
 ) -> None:
     """Nothing is delivered on it until it is paid. Doing it again changes nothing."""
+    term = Contract.objects.filter(pk=contract_id, payment=Payment.PREPAID, ends_at__gt=ends_unpaid_at(now))
     move_contract(
         contract_id,
         sources=[Contract.Status.ACTIVE],
@@ -37,6 +39,7 @@ def suspend_contract(
         reason=reason,
         told=told,
         now=now,
+        more={"ends_unpaid_at": in_utc(ends_unpaid_at(now))} if term.exists() else None,
         suspended_at=now,
     )
 

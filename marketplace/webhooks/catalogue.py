@@ -13,6 +13,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "contract.activated": "a committed contract was made, or a suspended contract is delivered on again",
     "contract.ended": "the term of a committed contract is over",
     "contract.suspended": "a contract was suspended; the reason is in the data",
+    "contract.unpaid": "a suspended contract is about to end, or has ended, for want of payment: the status says",
     "credit_note.issued": "a credit note is final and has its number",
     "dispute.closed": "a dispute was decided; won or lost is in the data",
     "dispute.opened": "a bank has taken a payment back",

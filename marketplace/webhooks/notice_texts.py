@@ -129,10 +129,30 @@ def _suspended(data: Data) -> tuple[str, Sequence[str], str]:
     reason = _REASONS.get(data["reason"], str(data["reason"]).replace("_", " "))
     count = data.get("contracts", 1)
     what = "A contract is" if count == 1 else f"{count} contracts are"
+    sentences = [f"{what} suspended: {reason}.", "It is delivered on again when the cause is gone."]
+    if data.get("ends_unpaid_at") and count == 1:
+        sentences.append(f"If it stays unpaid, it ends on {data['ends_unpaid_at']} (UTC).")
+    return "Delivery is suspended", sentences, "/buyer"
+
+
+def _unpaid(data: Data) -> tuple[str, Sequence[str], str]:
+    page = f"/buyer/contracts/{data['contract_id']}"
+    if data["status"] == "ending":
+        return (
+            "A contract ends soon if it is not paid",
+            [
+                f"A suspended contract ends on {data['ends_at']} (UTC) if its month is not paid before.",
+                "Add funds, and it is delivered on again, if its capacity is still there.",
+            ],
+            page,
+        )
     return (
-        "Delivery is suspended",
-        [f"{what} suspended: {reason}.", "It is delivered on again when the cause is gone."],
-        "/buyer",
+        "A contract has ended unpaid",
+        [
+            "A suspended contract has ended: its month was not paid, or its capacity was sold when it was.",
+            "Nothing is owed for the months that were not delivered, and no fee for the end.",
+        ],
+        page,
     )
 
 
@@ -144,6 +164,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Another destination for payouts", _destination, is_legal=True, to_owners=True
     ),
     "contract.suspended": Kind("Delivery is suspended", _suspended, is_legal=True),
+    "contract.unpaid": Kind("A contract ends for want of payment", _unpaid, is_legal=True),
     "balance.low": Kind("The balance is low", _low),
     "auto_top_up.failed": Kind("An automatic top-up failed", _top_up_failed),
     "spend_cap.near": Kind("A spend cap is nearly reached", _cap),

@@ -33,6 +33,7 @@ from marketplace.contracts.services import (
     mark_month_paid,
     reclaim_capacity,
     suspend_contract,
+    warn_or_end_unpaid,
 )
 from marketplace.ids import derived_id
 from marketplace.isolating import for_each
@@ -62,8 +63,9 @@ def charge_committed_months(*, now: datetime, organization_id: UUID | None = Non
     """Charge every month of a prepaid committed contract that has begun; each in a transaction of its own.
 
     Of all organizations that keep real time, or of one, at its own time.
-    A month without funds suspends its contract and is tried again at the next call, until it is over. One that passed
-    while nobody charged it is charged if its price was held: it could be delivered all the time.
+    A month without funds suspends its contract and is tried again at the next call, until it is over or its contract is
+    ended for it (`contracts.unpaid`). One that passed while nobody charged it is charged if its price was held: it
+    could be delivered all the time.
     """
     running = Q(period_end__gt=now, contract__status__in=[Contract.Status.ACTIVE, Contract.Status.SUSPENDED])
     due = (
@@ -86,7 +88,7 @@ def charge_committed_months(*, now: datetime, organization_id: UUID | None = Non
             if charge_month(entitlement_id=entitlement_id, now=now):
                 result.charged.append(entitlement_id)
         except (InsufficientFunds, CapacityGone):
-            suspend_contract(contract_id=contract_id, now=now)
+            _leave_unpaid(entitlement_id, contract_id, now)
             result.unpaid.append(entitlement_id)
             logger.warning("committed month unpaid", extra={"contract_id": str(contract_id)})
 
@@ -96,15 +98,28 @@ def charge_committed_months(*, now: datetime, organization_id: UUID | None = Non
 
 
 @transaction.atomic
+def _leave_unpaid(entitlement_id: UUID, contract_id: UUID, now: datetime) -> None:
+    locked_contract(contract_id)
+    # Another worker may have charged it since: what is paid is neither suspended nor ended.
+    if Entitlement.objects.filter(pk=entitlement_id, paid_at__isnull=True).exists():
+        suspend_contract(contract_id=contract_id, now=now)
+        warn_or_end_unpaid(contract_id=contract_id, now=now)
+
+
+@transaction.atomic
 def charge_month(*, entitlement_id: UUID, now: datetime) -> bool:
     """Move one month's price from prepaid to deferred, against the hold taken at acceptance if there is one.
 
-    False when it was charged before. A contract whose capacity was freed takes it again first, and its month is cut to
-    what is left of it. Raises InsufficientFunds, CapacityGone.
+    False when it was charged before, or its contract was ended before anybody paid. A contract whose capacity was freed
+    takes it again first, and its month is cut to what is left of it. Raises InsufficientFunds, CapacityGone.
     """
     contract_id = Entitlement.objects.values_list("contract_id", flat=True).get(pk=entitlement_id)
     contract = locked_contract(contract_id)
-    if not Entitlement.objects.filter(pk=entitlement_id, paid_at__isnull=True).exists():
+    unpaid = Entitlement.objects.filter(pk=entitlement_id, paid_at__isnull=True)
+    if contract.status == Contract.Status.ENDED:
+        # It was ended first. What was held all the time could be delivered, and is owed.
+        unpaid = unpaid.filter(ledger_hold__status=Hold.Status.OPEN)
+    if not unpaid.exists():
         return False
     reclaim_capacity(contract_id=contract_id, now=now)
     month = Entitlement.objects.select_for_update(of=("self",)).select_related("rate").get(pk=entitlement_id)
