@@ -265,6 +265,7 @@ _HINTS_S: dict[str, int] = {
     "marketplace.orders.tasks.publish_index": 60,
     "marketplace.contracts.tasks.sweep_holds": 10,
     "marketplace.contracts.tasks.advance_contracts": 5,
+    "marketplace.contracts.tasks.renew_contracts": 30,
     "marketplace.contracts.tasks.curtail_derated": 5,
     "marketplace.contracts.tasks.return_carry_over": 10,
     "marketplace.billing.tasks.settle_due_periods": 2,

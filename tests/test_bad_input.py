@@ -117,6 +117,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "overage_policy": "spot",
         "max_rate_micros_per_mtok": 500_000,
     },
+    "put /api/v1/contracts/{contract_id}/renewal": {"renews": True, "max_rate_micros_per_mtok": 500_000},
     "post /api/v1/contracts/{contract_id}/terminate": {
         "ends_at": "2026-04-09T15:10:00Z",
         "reason": "no longer needed",

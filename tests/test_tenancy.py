@@ -118,6 +118,7 @@ DOORS = {
     "api/v1/contracts/<uuid:contract_id>/releases": ACME,
     "api/v1/contracts/<uuid:contract_id>/events": ACME,
     "api/v1/contracts/<uuid:contract_id>/months": ACME,
+    "api/v1/contracts/<uuid:contract_id>/renewal": ACME,
     "api/v1/contracts/<uuid:contract_id>/terminate": ACME,
     "api/v1/contracts/<uuid:contract_id>/amendment-quotes": ACME,
     "api/v1/contracts/<uuid:contract_id>/amend": ACME,
@@ -205,6 +206,7 @@ DOORS = {
     "buyer/top-up": ACME,
     "buyer/contracts/<uuid:contract_id>": ACME,
     "buyer/contracts/<uuid:contract_id>/releases": ACME,
+    "buyer/contracts/<uuid:contract_id>/renewal": ACME,
     "buyer/contracts/<uuid:contract_id>/terms": ACME,
     "buyer/buy": ACME,
     "buyer/simulator": ACME,
@@ -308,6 +310,7 @@ BODIES = {
         "lots": 1,
         "floor_micros_per_mtok": 0,
     },
+    "api/v1/contracts/<uuid:contract_id>/renewal": {"renews": False},
     "api/v1/contracts/<uuid:contract_id>/terminate": {"ends_at": None},
     "api/v1/contracts/<uuid:contract_id>/amendment-quotes": {
         "starts_at": "2026-04-10T12:00:00Z",

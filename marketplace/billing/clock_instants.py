@@ -13,7 +13,7 @@ from django.db.models import Q
 from marketplace.billing.models import AutoTopUp, Invoice, PayoutDestinationChange, Statement
 from marketplace.billing.services.documents_due import PATIENCE
 from marketplace.contracts.committed import month_of
-from marketplace.contracts.models import Contract, ContractKind, Entitlement, Payment
+from marketplace.contracts.models import Contract, ContractKind, Entitlement, Payment, Renewal
 from marketplace.contracts.suspending import FREED_AFTER, RUNNING
 from marketplace.contracts.unpaid import instants_of
 from marketplace.ledger.grants import grants_of
@@ -83,6 +83,9 @@ def _of_contracts(organization_id: UUID, after: datetime) -> Iterator[datetime |
         yield contract.ends_at
         yield contract.suspended_at + FREED_AFTER if contract.suspended_at else None
         yield from instants_of(contract)
+    yield from Renewal.objects.filter(
+        contract__organization_id=organization_id, status=Renewal.Status.ON
+    ).values_list("next_attempt_at", flat=True)
 
 
 def _of_documents(organization_id: UUID, after: datetime) -> Iterator[datetime | None]:

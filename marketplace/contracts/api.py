@@ -26,7 +26,7 @@ from marketplace.api.serializers import (
     TimestampField,
 )
 from marketplace.api.views import ApiView
-from marketplace.contracts import selectors, services, supply_api
+from marketplace.contracts import renewal_api, selectors, services, supply_api
 from marketplace.contracts.kappa_api import OwnKappaView
 from marketplace.contracts.models import Contract, Entitlement, Hold, OveragePolicy, Payment, Quote
 from marketplace.contracts.quoting import MAX_LOTS, MAX_MONTHS
@@ -126,7 +126,7 @@ class ContractOut(serializers.ModelSerializer[Contract]):
         fields = (
             "id", "grade", "grade_id", "model", "kind", "status", "currency", "payment", "overage_policy",
             "max_rate_micros_per_mtok", "rate_micros_per_mtok", "firm_lots", "volume_lots", "take_share_ppm",
-            "rollover_share_ppm", "rollover_cap_lots", "notice_days", "termination_fee_ppm", "amends_id",
+            "rollover_share_ppm", "rollover_cap_lots", "notice_days", "termination_fee_ppm", "amends_id", "renews_id",
             "suspended_at", "freed_at", "starts_at", "ends_at", "created_at",
         )  # fmt: skip
 
@@ -299,6 +299,7 @@ def _gone(entitlement: Entitlement) -> int:
 
 urlpatterns = [
     *supply_api.urlpatterns,
+    *renewal_api.urlpatterns,
     path("quotes", QuotesView.as_view()),
     path("quotes/<uuid:quote_id>", QuoteView.as_view()),
     path("quotes/<uuid:quote_id>/accept", QuoteAcceptView.as_view()),

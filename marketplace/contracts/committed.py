@@ -11,9 +11,9 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
-from marketplace.accounts.models import Organization
+from marketplace.accounts.models import ApiKey, Organization
 from marketplace.accounts.organization_clocks import billing_now, keeping
-from marketplace.accounts.services import SYSTEM, Actor, check_may_buy, record_audit
+from marketplace.accounts.services import Actor, check_may_buy, record_audit
 from marketplace.contracts import firm_capacity
 from marketplace.contracts.bonds import require_bonds
 from marketplace.contracts.events import tell_of_contracts
@@ -27,7 +27,7 @@ from marketplace.contracts.models import (
     Payment,
     Quote,
 )
-from marketplace.contracts.purchases import count_purchase
+from marketplace.contracts.purchases import buyer_of, count_purchase
 from marketplace.contracts.quoting import QuoteExpired
 from marketplace.contracts.suspending import RUNNING, free_suspended, resume_contract
 from marketplace.errors import Conflict, NotFound
@@ -57,12 +57,14 @@ def accept_quote(
     now: datetime,
     actor: Actor,
     amending: bool = False,
+    renews: Contract | None = None,
     lock_money: Callable[[], None] | None = None,
 ) -> Contract:
     """Turn a quote into a contract: take its capacity in every hour of the term and hold the first month's price.
 
-    A quote for an amendment is accepted by `amend_contract` alone (`amending`). Who moves money beside that price in
-    the same transaction takes the books with `lock_money`, which is called behind all other locks.
+    A quote for an amendment is accepted by `amend_contract` alone (`amending`). What `renews` a contract, which is
+    locked, begins where that one ends. Who moves money beside the price in the same transaction takes the books with
+    `lock_money`, which is called behind all other locks.
 
     Nothing is changed when it raises: NotFound, QuoteExpired, Conflict (accepted already), CapacityGone,
     BondNotCovered, InsufficientFunds or SpendCapReached (made with a key). The same operation again gives the same
@@ -90,7 +92,13 @@ def accept_quote(
         raise QuoteExpired("The quote has expired; ask for a new one.")
     ends_at = contract_month(quote.starts_at, quote.months - 1).end
     shares = firm_capacity.quoted_shares(quote)
-    firm_capacity.take(firm_capacity.by_host(shares), quote.starts_at, ends_at, now=now)
+    hosts = firm_capacity.by_host(shares)
+    if renews is None:
+        firm_capacity.take(hosts, quote.starts_at, ends_at, now=now)
+    else:
+        assert renews.ends_at == quote.starts_at, "no gap and no overlap"
+        before = firm_capacity.taken_by_host(renews.id)
+        firm_capacity.take_following(hosts, quote.starts_at, ends_at, before=before, now=now)
     rate = publish_rate(
         grade_id=quote.grade_id,
         kind=Rate.Kind.CONTRACTED,
@@ -117,6 +125,7 @@ def accept_quote(
         notice_days=quote.notice_days,
         termination_fee_ppm=quote.termination_fee_ppm,
         amends_id=quote.amends_id,
+        renews=renews,
         starts_at=quote.starts_at,
         ends_at=ends_at,
         created_at=now,
@@ -128,10 +137,10 @@ def accept_quote(
         ContractEvent.Kind.CREATED,
         "",
         Contract.Status.ACTIVE,
-        reason="quote accepted",
+        reason="quote accepted" if renews is None else "renewal",
         now=now,
         actor=actor,
-        detail={"quote_id": str(quote.id)},
+        detail={"quote_id": str(quote.id)} | ({} if renews is None else {"renews_id": str(renews.id)}),
     )
     first = contract_month(quote.starts_at, 0)
     _make_month(contract, first, now, hold=True, actor=actor, lock_money=lock_money)
@@ -145,8 +154,27 @@ def accept_quote(
         detail={"quote_id": str(quote.id), "firm_lots": quote.firm_lots, "volume_lots": quote.volume_lots},
         now=now,
     )
-    tell_of_contracts([contract.id], status=Contract.Status.ACTIVE, reason="accepted", now=now)
+    told = "accepted" if renews is None else "renewed"
+    tell_of_contracts([contract.id], status=Contract.Status.ACTIVE, reason=told, now=now)
     return contract
+
+
+def count_month(contract: Contract, month: Entitlement, price_micros: int, *, now: datetime) -> None:
+    """Count a month that is charged now under the spend caps of who bought the contract; `now` is real.
+
+    The first one was counted, and could be refused, when it was bought; the others were promised then: they take room
+    from what is new. In the transaction that charges, before the ledger.
+    """
+    if month.period_start == contract.starts_at:
+        return
+    count_purchase(
+        organization_id=contract.organization_id,
+        ledger_hold_id=derived_id(month.id, "hold"),
+        amount_micros=gross_up(price_micros, contract.organization.tax_ppm),
+        now=now,
+        actor=buyer_of(contract.id),
+        binding=False,
+    )
 
 
 def mark_month_paid(*, entitlement_id: UUID, now: datetime) -> None:
@@ -179,19 +207,29 @@ def advance_contracts(*, now: datetime, organization_id: UUID | None = None) -> 
     for contract in running.order_by("pk"):
         assert contract.ends_at is not None
         if contract.ends_at <= now:
-            done += move_contract(
-                contract.pk,
-                sources=RUNNING,
-                to=Contract.Status.ENDED,
-                kind=ContractEvent.Kind.ENDED,
-                reason="its term is over",
-                told=_why_over(contract.pk),
-                now=now,
-            )
+            done += _end_term(contract.pk, now)
             continue
         done += free_suspended(contract_id=contract.pk, now=now)
         done += _make_due_months(contract, horizon, now)
     return done
+
+
+@transaction.atomic
+def _end_term(contract_id: UUID, now: datetime) -> bool:
+    ended = move_contract(
+        contract_id,
+        sources=RUNNING,
+        to=Contract.Status.ENDED,
+        kind=ContractEvent.Kind.ENDED,
+        reason="its term is over",
+        told=_why_over(contract_id),
+        now=now,
+    )
+    successor_id = Contract.objects.filter(renews_id=contract_id).values_list("id", flat=True).first()
+    if ended and successor_id is not None:
+        # Keys that paid with the one pay with the other.
+        ApiKey.objects.filter(default_contract_id=contract_id).update(default_contract_id=successor_id)
+    return ended
 
 
 def _why_over(contract_id: UUID) -> str:
@@ -267,10 +305,12 @@ def _make_month(
     now: datetime,
     *,
     hold: bool,
-    actor: Actor = SYSTEM,
+    actor: Actor | None = None,
     lock_money: Callable[[], None] | None = None,
 ) -> Entitlement:
     """One contract month. A prepaid one holds its price where the balance covers it; `hold` says that it must.
+
+    Spend caps may refuse the first one, which an `actor` buys; the others count when they are charged.
 
     A month that passed before it could be made was never delivered: nothing is held for it, and so nothing charged.
     """
@@ -309,7 +349,7 @@ def _hold_price(
     volume_lots: int,
     now: datetime,
     *,
-    actor: Actor,
+    actor: Actor | None,
     lock_money: Callable[[], None] | None,
 ) -> UUID:
     assert contract.rate is not None
@@ -317,9 +357,14 @@ def _hold_price(
     price = month_price_micros(volume_lots, contract.rate.micros_per_mtok)
     hold_id = derived_id(entitlement_id, "hold")
     amount = gross_up(price, organization.tax_ppm)
-    count_purchase(
-        organization_id=organization.id, ledger_hold_id=hold_id, amount_micros=amount, now=now, actor=actor
-    )
+    if actor is not None:
+        count_purchase(
+            organization_id=organization.id,
+            ledger_hold_id=hold_id,
+            amount_micros=amount,
+            now=now,
+            actor=actor,
+        )
     if lock_money is not None:
         lock_money()
     open_hold(

@@ -25,6 +25,7 @@ from marketplace.contracts.models import (
     Entitlement,
     Nomination,
     Quote,
+    Renewal,
 )
 from marketplace.contracts.quoting import request_quote
 from marketplace.contracts.suspending import RUNNING
@@ -209,6 +210,10 @@ def _end_at(
     month = _cut_month(contract, end)
     lots_left = before - lots_of(contract)
     Contract.objects.filter(pk=contract.pk).update(ends_at=end)
+    # Who ends it does not want it renewed at the term that it had.
+    Renewal.objects.filter(pk=contract.pk, status=Renewal.Status.ON).update(
+        status=Renewal.Status.OFF, next_attempt_at=None
+    )
     if contract.freed_at is None:
         firm_capacity.give_back(contract, end, term_was, now=now)
     detail = {"ends_at": end.isoformat(), "term_was": term_was.isoformat(), "lots_left": lots_left}

@@ -64,6 +64,33 @@ def take(shares: dict[UUID, int], starts_at: datetime, ends_at: datetime, *, now
         )
 
 
+def take_following(
+    shares: dict[UUID, int],
+    starts_at: datetime,
+    ends_at: datetime,
+    *,
+    before: dict[UUID, int],
+    now: datetime,
+) -> None:
+    """As `take`, for a contract that begins where another one, with these shares, ends.
+
+    An hour is sold as a whole, so where that is inside an hour both have it: each in its own time. Of that hour only
+    what the second one takes more of a host is taken. Raises CapacityGone.
+    """
+    whole = first_whole_hour(starts_at)
+    if whole == starts_at:
+        take(shares, starts_at, ends_at, now=now)
+        return
+    shared = [whole - _HOUR]
+    rest = hours_of(whole, ends_at)
+    for host_id in sorted(shares):
+        more = max(0, shares[host_id] - before.get(host_id, 0))
+        if more:
+            take_firm_share(host_id=host_id, hours=shared, share_ppm=more, now=now, starts_at=starts_at)
+        if rest:
+            take_firm_share(host_id=host_id, hours=rest, share_ppm=shares[host_id], now=now)
+
+
 def give_back(contract: Contract, since: datetime, ends_at: datetime, *, now: datetime) -> Sequence[datetime]:
     """What the contract took of the whole hours from `since` to the end of its term: on sale again.
 

@@ -19,11 +19,13 @@ class ContractEvent(models.Model):
         WARNED = "warned"
         TERMINATED = "terminated"
         AMENDED = "amended"
+        RENEWED = "renewed"
+        NOT_RENEWED = "not_renewed"
         ENDED = "ended"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     contract = models.ForeignKey("contracts.Contract", on_delete=models.PROTECT, related_name="events")
-    kind = models.CharField(max_length=10, choices=Kind.choices)
+    kind = models.CharField(max_length=11, choices=Kind.choices)
     # Empty where there was no contract before.
     from_status = models.CharField(max_length=10, blank=True)
     to_status = models.CharField(max_length=10)

@@ -126,6 +126,10 @@ class Contract(models.Model):
     amends = models.OneToOneField(
         "contracts.Contract", on_delete=models.PROTECT, null=True, related_name="amended_by"
     )
+    # The contract that this one follows: where that one ends it begins.
+    renews = models.OneToOneField(
+        "contracts.Contract", on_delete=models.PROTECT, null=True, related_name="renewed_by"
+    )
     # Suspended only: since when, and when its capacity went back on sale.
     suspended_at = models.DateTimeField(null=True)
     freed_at = models.DateTimeField(null=True)
@@ -141,6 +145,10 @@ class Contract(models.Model):
                 condition=Q(delivers_until__isnull=True)
                 | Q(kind="committed", status="ended", delivers_until__lte=F("ends_at")),
                 name="contracts_contract_delivers_until_its_end",
+            ),
+            models.CheckConstraint(
+                condition=Q(renews__isnull=True) | Q(kind="committed", amends__isnull=True),
+                name="contracts_contract_renews_or_amends",
             ),
             models.UniqueConstraint(
                 fields=["organization", "grade", "payment"],
@@ -426,6 +434,7 @@ class PeriodRate(models.Model):
 from marketplace.contracts.history_models import ContractEvent as ContractEvent  # noqa: E402
 from marketplace.contracts.nomination_models import Nomination as Nomination  # noqa: E402
 from marketplace.contracts.nomination_models import NominationShare as NominationShare  # noqa: E402
+from marketplace.contracts.renewal_models import Renewal as Renewal  # noqa: E402
 from marketplace.contracts.spend_models import PurchaseSpend as PurchaseSpend  # noqa: E402
 from marketplace.contracts.spend_models import SpendCap as SpendCap  # noqa: E402
 from marketplace.contracts.spend_models import SpendCounter as SpendCounter  # noqa: E402

@@ -1,4 +1,4 @@
-"""Purchases made with an API key, under the spend caps of the key, its project and its organization.
+"""Purchases under spend caps: of the organization, wherever they are made, and of the key that buys, and its project.
 
 The counters are taken before the money is held and given back before it is released, as the hold functions do it.
 """
@@ -6,6 +6,7 @@ The counters are taken before the money is held and given back before it is rele
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -14,7 +15,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Sum
 
 from marketplace.accounts.services import Actor
-from marketplace.contracts.models import PurchaseSpend, SpendCounter
+from marketplace.contracts.models import ContractEvent, PurchaseSpend, SpendCap, SpendCounter
 from marketplace.contracts.spending import spend_window
 from marketplace.errors import DomainError, constraint_of
 
@@ -45,25 +46,70 @@ def cap_message(spend_cap: str, *, of_what: str) -> str:
 
 
 def count_purchase(
-    *, organization_id: UUID, ledger_hold_id: UUID, amount_micros: int, now: datetime, actor: Actor
-) -> None:
-    """Count what this hold may come to, tax included, in the windows of `now`: once what was counted for it before, the
-    rest. Only where a key buys: what people decide counts under no key. Before the hold, in its transaction.
+    *,
+    organization_id: UUID,
+    ledger_hold_id: UUID,
+    amount_micros: int,
+    now: datetime,
+    actor: Actor,
+    binding: bool = True,
+) -> UUID | None:
+    """Count what this hold may come to, tax included, in the windows of `now`, which is real: once what was counted for
+    it before, the rest. Before the hold, in its transaction; what was counted now, None where there was nothing.
 
-    Raises SpendCapReached, which names the cap.
+    Under the caps of the organization whoever buys, and under those of the key that buys, and its project. What was
+    promised before is not `binding`: it counts and is never refused. Else raises SpendCapReached, which names the cap.
     """
     assert connection.in_atomic_block, "counted with the hold, or not at all"
-    if actor.kind != "api_key":
-        return
-    before = PurchaseSpend.objects.filter(ledger_hold_id=ledger_hold_id).aggregate(sum=Sum("amount_micros"))
-    missing = amount_micros - (before["sum"] or 0)
+    sums = PurchaseSpend.objects.filter(ledger_hold_id=ledger_hold_id).aggregate(sum=Sum("amount_micros"))
+    missing = amount_micros - (sums["sum"] or 0)
     if missing <= 0:
-        return
-    counters = _take(organization_id, actor.id, missing, now)
-    if counters:
-        PurchaseSpend.objects.create(
-            ledger_hold_id=ledger_hold_id, counter_ids=counters, amount_micros=missing, created_at=now
-        )
+        return None
+    api_key_id = actor.id if actor.kind == "api_key" else None
+    counters = _take(organization_id, api_key_id, missing, now, binding=binding)
+    if not counters:
+        return None
+    row = PurchaseSpend.objects.create(
+        ledger_hold_id=ledger_hold_id, counter_ids=counters, amount_micros=missing, created_at=now
+    )
+    return row.id
+
+
+def uncount_purchase(purchase_id: UUID) -> None:
+    """What `count_purchase` has just counted in this transaction is not bought after all: as if it had not been."""
+    assert connection.in_atomic_block
+    row = PurchaseSpend.objects.get(pk=purchase_id)
+    # They are locked already, by the counting.
+    SpendCounter.objects.filter(pk__in=row.counter_ids).update(
+        spent_micros=F("spent_micros") - row.amount_micros
+    )
+    row.delete()
+
+
+def counted_since(ledger_hold_id: UUID) -> datetime | None:
+    """When what a hold is for was first counted: before, no cap bound it."""
+    rows = PurchaseSpend.objects.filter(ledger_hold_id=ledger_hold_id).order_by("created_at")
+    return rows.values_list("created_at", flat=True).first()
+
+
+def capped_organizations(organization_ids: Iterable[UUID], *, now: datetime) -> set[UUID]:
+    """Those of them that a cap binds. Their counters of `now` are locked until the transaction ends, all in one order:
+    for who counts several purchases in it.
+    """
+    bound = SpendCap.objects.filter(
+        organization_id__in=set(organization_ids), limit_micros__isnull=False
+    ).values_list("organization_id", flat=True)
+    capped = set(bound.order_by())
+    if capped:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT contracts_lock_spend(%s::uuid[], %s)", [list(capped), now])
+    return capped
+
+
+def buyer_of(contract_id: UUID) -> Actor:
+    """Who bought a committed contract: its later months count under the caps of that key."""
+    bought = ContractEvent.objects.get(contract_id=contract_id, kind=ContractEvent.Kind.CREATED)
+    return Actor(bought.actor_kind, bought.actor_id)
 
 
 def return_purchase(*, ledger_hold_id: UUID, used_micros: int) -> None:
@@ -84,12 +130,13 @@ def return_purchase(*, ledger_hold_id: UUID, used_micros: int) -> None:
         SpendCounter.objects.filter(pk=counter_id).update(spent_micros=F("spent_micros") - back[counter_id])
 
 
-def _take(organization_id: UUID, api_key_id: UUID | None, micros: int, now: datetime) -> list[UUID]:
+def _take(
+    organization_id: UUID, api_key_id: UUID | None, micros: int, now: datetime, *, binding: bool
+) -> list[UUID]:
+    function = "contracts_take_spend" if binding else "contracts_count_spend"
     try:
         with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT contracts_take_spend(%s, %s, %s, %s)", [organization_id, api_key_id, micros, now]
-            )
+            cursor.execute(f"SELECT {function}(%s, %s, %s, %s)", [organization_id, api_key_id, micros, now])
             return cursor.fetchone()[0] or []
     except IntegrityError as error:
         if constraint_of(error) != "contracts_spendcounter_within_cap":

@@ -83,13 +83,16 @@ def request_quote(
     max_rate_micros_per_mtok: int | None = None,
     amends_id: UUID | None = None,
     own: Mapping[UUID, int] | None = None,
+    own_until: datetime | None = None,
+    own_now: datetime | None = None,
 ) -> Quote:
     """The price of `firm_lots` per delivery period and `volume_lots` a month: the cheapest firm rates that fill it.
 
     The rate is the volume-weighted average of those rates, rounded half-even to a whole micro per Mtok; it is good
     for 15 minutes. `max_rate_micros_per_mtok` is the most that overage may cost. With `amends_id` it is the price of
-    taking that contract's place (see `amending`), whose `own` shares, by host, count as free. Raises InvalidInput
-    naming the field, NotFound (grade), Forbidden or NotOffered.
+    taking that contract's place (see `amending`), whose `own` shares, by host, count as free (until `own_until`, where
+    that is given). `own_now` is the buyer's time where his clock is on its way there. Raises InvalidInput naming the
+    field, NotFound (grade), Forbidden or NotOffered.
     """
     organization = Organization.objects.filter(pk=organization_id).first()
     if organization is None:
@@ -121,7 +124,7 @@ def request_quote(
     if rollover_share_ppm and not rollover_cap_lots:
         raise InvalidInput("A share that rolls over needs a cap above zero.", field="rollover_cap_lots")
     # A term begins by the buyer's own time: what began before his test clock would be over before it was delivered.
-    own_now = billing_now(organization_id, now)
+    own_now = own_now or billing_now(organization_id, now)
     start = first_open_start(own_now) if starts_at is None else starts_at
     _check_start(start, own_now)
     month_ends = [contract_month(start, number).end for number in range(months)]
@@ -133,6 +136,7 @@ def request_quote(
         ends_at=month_ends[-1],
         now=now,
         own=own or {},
+        own_until=own_until,
         amends_id=amends_id,
         # Grants pay what is used in arrears: on the buyer's own hosts they would become money that is paid out.
         never_of=organization_id if payment == Payment.ARREARS else None,
@@ -175,14 +179,16 @@ def fill_firm(
     ends_at: datetime,
     now: datetime,
     own: Mapping[UUID, int],
+    own_until: datetime | None = None,
     amends_id: UUID | None = None,
     never_of: UUID | None = None,
 ) -> list[Share]:
     """Who would supply `firm_lots` per delivery period over the whole term, cheapest firm rate first.
 
     A host that lists several grades sells its share once: what the hours of the term have sold already is taken off,
-    but for the shares by host that are the buyer's `own`. Nobody supplies more than his bond covers,
-    and the organization `never_of` supplies nothing. Raises NotOffered, telling how much there is.
+    but for the shares by host that are the buyer's `own` in its hours before `own_until` (None: in all). Nobody
+    supplies more than his bond covers, and the organization `never_of` supplies nothing. Raises NotOffered, telling
+    how much there is.
     """
     offerings = sorted(
         (
@@ -192,15 +198,19 @@ def fill_firm(
         ),
         key=lambda offering: (offering.firm_rate.micros_per_mtok, offering.id),
     )
-    sold = _firm_sold_ppm([offering.host_id for offering in offerings], starts_at, ends_at)
+    sold = _sold_to_others(
+        [offering.host_id for offering in offerings],
+        starts_at,
+        ends_at,
+        own=own,
+        own_until=ends_at if own_until is None else own_until,
+    )
     sellable = PPM - settings.OPERATING_MARGIN_PPM
     room = room_for_firm(offerings, term=(starts_at, ends_at), amends_id=amends_id, now=now)
     shares: list[Share] = []
     left = firm_lots
     for offering in offerings:
-        free_lots = _free_lots(
-            offering, sellable - sold.get(offering.host_id, 0) + own.get(offering.host_id, 0)
-        )
+        free_lots = _free_lots(offering, sellable - sold[offering.host_id])
         lots = min(left, free_lots)
         rate, seller = offering.firm_rate.micros_per_mtok, offering.host.provider.organization_id
         if room is not None:
@@ -236,6 +246,24 @@ def hours_of(starts_at: datetime, ends_at: datetime) -> list[datetime]:
 
 def _free_lots(offering: Offering, free_ppm: int) -> int:
     return max(0, free_ppm) * dependable_lots(offering, settings.DELIVERY_PERIOD_S) // PPM
+
+
+def _sold_to_others(
+    host_ids: Sequence[UUID],
+    starts_at: datetime,
+    ends_at: datetime,
+    *,
+    own: Mapping[UUID, int],
+    own_until: datetime,
+) -> dict[UUID, int]:
+    """By host, the most in any hour of the term that is not the buyer's own, whose shares end at `own_until`."""
+    until = min(own_until, ends_at)
+    with_own = _firm_sold_ppm(host_ids, starts_at, until) if starts_at < until else {}
+    without = _firm_sold_ppm(host_ids, until, ends_at) if until < ends_at else {}
+    return {
+        host_id: max(with_own.get(host_id, 0) - own.get(host_id, 0), without.get(host_id, 0))
+        for host_id in host_ids
+    }
 
 
 def _firm_sold_ppm(host_ids: Sequence[UUID], starts_at: datetime, ends_at: datetime) -> dict[UUID, int]:

@@ -5,6 +5,7 @@ from marketplace.contracts.carrying_over import keep_carry_over, return_carry_ov
 from marketplace.contracts.committed import (
     accept_quote,
     advance_contracts,
+    count_month,
     grant_rollover,
     mark_entitlement_settled,
     mark_month_paid,
@@ -56,6 +57,7 @@ __all__ = [
     "advance_contracts",
     "capture_hold",
     "close_spot_contract",
+    "count_month",
     "curtail_derated",
     "curtail_host",
     "curtailed_parts",

@@ -81,7 +81,7 @@ class SpendCounter(models.Model):
 
 
 class PurchaseSpend(models.Model):
-    """What a purchase made with an API key counts under its caps: a bid's worst case, the price of a first month.
+    """What a purchase counts under its caps: a bid's worst case and what tops it up, the price of a committed month.
 
     `returned_micros` went back to the counters when its hold was voided, in the window of the purchase.
     """

@@ -5,6 +5,7 @@ from celery import shared_task
 from marketplace import clock
 from marketplace.contracts import services
 from marketplace.contracts.cap_notices import tell_of_near_caps
+from marketplace.contracts.renewing import renew_due
 
 
 @shared_task
@@ -30,3 +31,8 @@ def tell_of_spend_caps() -> None:
 @shared_task
 def return_carry_over() -> None:
     services.return_carry_over(now=clock.now())
+
+
+@shared_task
+def renew_contracts() -> None:
+    renew_due(now=clock.now())

@@ -17,7 +17,7 @@ from django.db.models import F
 
 from marketplace.contracts import firm_capacity
 from marketplace.contracts.history import move_contract, record_event
-from marketplace.contracts.models import Contract, ContractEvent, Entitlement, Payment
+from marketplace.contracts.models import Contract, ContractEvent, Entitlement, Payment, Renewal
 from marketplace.ids import derived_id
 from marketplace.ledger.models import Hold
 from marketplace.periods import delivery_period
@@ -127,6 +127,9 @@ def _end(contract: Contract, now: datetime) -> None:
     # V of 0: what was not paid was not delivered, and is not owed.
     never_paid.update(entitled_numerator=F("rollover_numerator"))
     never_paid.filter(period_start__lt=end).update(period_end=end)
+    Renewal.objects.filter(pk=contract.id, status=Renewal.Status.ON).update(
+        status=Renewal.Status.OFF, next_attempt_at=None
+    )
     moved = move_contract(
         contract.id,
         sources=[Contract.Status.SUSPENDED],

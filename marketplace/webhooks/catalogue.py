@@ -12,6 +12,8 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "bid.awarded": "a bid won capacity in a delivery period",
     "contract.activated": "a committed contract was made, or a suspended contract is delivered on again",
     "contract.ended": "the term of a committed contract is over",
+    "contract.renewal_failed": "a contract could not renew itself; why, and whether it is tried again, is in the data",
+    "contract.renewed": "a contract renewed itself: another one begins where it ends",
     "contract.suspended": "a contract was suspended; the reason is in the data",
     "contract.unpaid": "a suspended contract is about to end, or has ended, for want of payment: the status says",
     "credit_note.issued": "a credit note is final and has its number",

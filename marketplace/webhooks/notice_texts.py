@@ -156,6 +156,32 @@ def _unpaid(data: Data) -> tuple[str, Sequence[str], str]:
     )
 
 
+def _renewed(data: Data) -> tuple[str, Sequence[str], str]:
+    rate, highest = _money(data, "rate_micros_per_mtok"), _money(data, "max_rate_micros_per_mtok")
+    return (
+        "A contract renewed itself",
+        [
+            f"A contract renewed itself at {rate} per Mtok, from {data['starts_at']} until {data['ends_at']} (UTC).",
+            f"It renews again at its end, at {highest} per Mtok at most, unless you turn that off.",
+        ],
+        f"/buyer/contracts/{data['successor_id']}",
+    )
+
+
+def _not_renewed(data: Data) -> tuple[str, Sequence[str], str]:
+    retrying = data["status"] == "retrying"
+    return (
+        "A contract has not renewed itself yet" if retrying else "A contract does not renew itself",
+        [
+            f"A contract that you set to renew itself could not: {data['detail']}",
+            f"It is tried every hour until {data['decided_until']} (UTC)."
+            if retrying
+            else "It ends with its term. You can ask for a new quote.",
+        ],
+        f"/buyer/contracts/{data['contract_id']}",
+    )
+
+
 KINDS: Final[Mapping[str, Kind]] = {
     "invoice.issued": Kind("An invoice is issued", _issued, is_legal=True),
     "invoice.reminder": Kind("An overdue invoice is reminded of", _reminder, is_legal=True),
@@ -165,6 +191,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "contract.suspended": Kind("Delivery is suspended", _suspended, is_legal=True),
     "contract.unpaid": Kind("A contract ends for want of payment", _unpaid, is_legal=True),
+    "contract.renewed": Kind("A contract renewed itself", _renewed, is_legal=True),
+    "contract.renewal_failed": Kind("A contract could not renew itself", _not_renewed, is_legal=True),
     "balance.low": Kind("The balance is low", _low),
     "auto_top_up.failed": Kind("An automatic top-up failed", _top_up_failed),
     "spend_cap.near": Kind("A spend cap is nearly reached", _cap),

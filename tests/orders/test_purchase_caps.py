@@ -1,22 +1,24 @@
-"""What a key buys is under its caps: bids with their worst case, acceptance with the first month's price."""
+"""What is bought is under the caps of the organization and of the key that buys: bids, their top-ups, months."""
 
 from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 import time_machine
 from django.db import connection
+from django.test import Client
 
 from marketplace.accounts.models import ApiKey
 from marketplace.accounts.services import SYSTEM, Actor
+from marketplace.billing.services.committed_months import charge_committed_months
 from marketplace.contracts.models import Contract, PurchaseSpend, SpendCap, SpendCounter
 from marketplace.contracts.purchases import SpendCapReached
-from marketplace.contracts.services import accept_quote, request_quote
+from marketplace.contracts.services import accept_quote, advance_contracts, request_quote
 from marketplace.contracts.spending import set_spend_cap, spend_window, spent_of
 from marketplace.ids import uuid7
 from marketplace.ledger.models import Hold
@@ -25,9 +27,10 @@ from marketplace.orders.models import Bid
 from marketplace.orders.services.bids import cancel_bid, place_bid
 from marketplace.orders.services.revising import revise_bid
 from marketplace.orders.services.rounds import advance_auctions
+from marketplace.orders.services.topping_up import NO_CAP, NO_FUNDS
 from marketplace.orders.terms import BidTerms
 from pricing.models import Grade
-from tests.cast import Party, Plant, fund
+from tests.cast import PASSWORD, Party, Plant, fund
 from tests.conftest import TestDatabase
 from tests.contracts.world import commit, give_money, make_world
 from tests.orders.world import PERIOD, held, run_round
@@ -139,7 +142,8 @@ def test_what_an_award_took_stays_counted(acme: Party, grade: Grade, plant: Plan
     assert 0 < bought[single.id] < 4 * LOT_MICROS
     single.refresh_from_db()
     assert single.status == Bid.Status.EXPIRED
-    assert spent(capped, now) == bought[single.id] + 4 * LOT_MICROS
+    # The standing one bids with all of it again.
+    assert spent(capped, now) == bought[single.id] + bought[standing.id] + 4 * LOT_MICROS
     cancel(acme, standing, at)
     assert spent(capped, now) == bought[single.id] + bought[standing.id]
 
@@ -174,6 +178,112 @@ def test_a_quote_that_a_key_accepts_counts_its_months_price(
     assert Contract.objects.count() == 1
     assert (spent(capped, now), spent(whole, now)) == (50_000, 50_000)
     assert held(acme) == 50_000
+
+
+def test_what_people_buy_in_the_portal_is_under_the_organizations_caps(
+    acme: Party, operator: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10**9, now)
+    person = Actor("user", acme.user.pk)
+    whole = cap(acme, 4 * LOT_MICROS, now, scope="organization", api_key_id=None)
+    cap(acme, 0, now)
+    bid(acme, now, 3, actor=person)
+    with pytest.raises(SpendCapReached, match="your organization per UTC day"):
+        bid(acme, now, 2, actor=person)
+    client = Client()
+    assert client.login(username=acme.user.email, password=PASSWORD)
+    quote = request_quote(
+        organization_id=acme.id, grade_slug="tiny-chat", firm_lots=10, volume_lots=100, months=1,
+        starts_at=None, take_share_ppm=0, overage_policy="stop", payment="prepaid", now=now,
+    )  # fmt: skip
+    with time_machine.travel(now, tick=False):
+        page = client.post(f"/buyer/quotes/{quote.id}", {"operation": str(uuid7())})
+        assert (page.status_code, b"spend cap of your organization" in page.content) == (422, True)
+        assert spent(whole, now) == 3 * LOT_MICROS
+        cap(acme, 60_000, now, scope="organization", api_key_id=None)
+        assert client.post(f"/buyer/quotes/{quote.id}", {"operation": str(uuid7())}).status_code == 302
+    assert spent(whole, now) == 3 * LOT_MICROS + 50_000
+
+
+def test_the_later_months_of_what_a_key_bought_count_and_are_never_refused(
+    acme: Party, operator: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """They were promised when it was bought: they take room from what is new, above the limit if need be."""
+    fund(acme, 10**9, now)
+    quote = request_quote(
+        organization_id=acme.id, grade_slug="tiny-chat", firm_lots=10, volume_lots=100, months=3,
+        starts_at=None, take_share_ppm=0, overage_policy="stop", payment="prepaid", now=now,
+    )  # fmt: skip
+    contract = accept_quote(
+        organization_id=acme.id, quote_id=quote.id, operation_id=uuid7(), now=now, actor=key_of(acme)
+    )
+    by_key = cap(acme, 30_000, now)
+    by_month = cap(acme, 120_000, now, scope="organization", period="month", api_key_id=None)
+    charge_committed_months(now=contract.starts_at)
+    # What was bought before the caps were set counts under none.
+    assert (spent(by_key, contract.starts_at), spent(by_month, contract.starts_at)) == (0, 0)
+    second = contract.starts_at + timedelta(days=31)
+    for _ in range(2):
+        advance_contracts(now=second)
+        charge_committed_months(now=second)
+    assert (spent(by_key, second), spent(by_month, second)) == (50_000, 50_000)
+    contract.refresh_from_db()
+    assert contract.status == "active"
+    with pytest.raises(SpendCapReached, match="this API key per UTC day"):
+        bid(acme, second, 1)
+    bid(acme, second, 1, actor=Actor("user", acme.user.pk))
+    # The next calendar month has all of its room.
+    third = second + timedelta(days=30)
+    assert spent(by_month, third) == 0
+    assert check_ledger() == []
+
+
+def test_a_standing_bid_is_topped_up_under_the_caps_of_its_key_or_sits_out(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10**9, now)
+    capped = cap(acme, 4 * LOT_MICROS, now)
+    standing = bid(acme, now, 4)
+    auction = run_round(plant, now)
+    [trade] = auction.trades.all()
+    bought = -(-trade.lots * trade.rate_micros_per_mtok // 1_000)
+    at = now + PERIOD
+    advance_auctions(now=at)
+    standing.refresh_from_db()
+    assert standing.skip_reason == NO_CAP
+    assert (spent(capped, at), held(acme)) == (4 * LOT_MICROS, 4 * LOT_MICROS)
+    # Raised, it is in the next book again, and what was bought counts.
+    cap(acme, 10 * LOT_MICROS, at)
+    later = at + PERIOD
+    advance_auctions(now=later)
+    standing.refresh_from_db()
+    assert standing.skip_reason == ""
+    assert spent(capped, later) == bought + 4 * LOT_MICROS
+    cancel(acme, standing, later)
+    assert spent(capped, later) == bought
+    assert check_ledger() == []
+
+
+def test_what_the_balance_does_not_top_up_is_not_counted(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10_000, now)
+    capped = cap(acme, 10**9, now)
+    standing = bid(acme, now, 40)
+    run_round(plant, now)
+    at = now + PERIOD
+    before = spent(capped, at)
+    advance_auctions(now=at)
+    standing.refresh_from_db()
+    assert standing.skip_reason == NO_FUNDS
+    assert (before, spent(capped, at)) == (10_000, 10_000)
+    assert PurchaseSpend.objects.count() == 1
+    fund(acme, 10**8, at)
+    later = at + PERIOD
+    advance_auctions(now=later)
+    assert spent(capped, later) > 10_000
+    assert PurchaseSpend.objects.count() == 2
+    assert check_ledger() == []
 
 
 def test_a_project_is_held_to_its_cap_by_all_of_its_keys(

@@ -30,6 +30,7 @@ from marketplace.billing.services.committed_months import charge_committed_month
 from marketplace.billing.services.documents_due import issue_due_documents
 from marketplace.billing.services.month_ends import square_month
 from marketplace.contracts.clock_ends import give_back_undelivered
+from marketplace.contracts.renewing import renew_due
 from marketplace.contracts.services import advance_contracts
 from marketplace.errors import DomainError
 from marketplace.ids import derived_id, uuid7
@@ -102,9 +103,10 @@ def do_what_is_due(*, organization_id: UUID, at: datetime, now: datetime) -> Non
     advance_contracts(now=at, organization_id=organization_id)
     give_back_undelivered(organization_id=organization_id, now=now, own_now=at)
     top_up_low_balances(now=at, organization_id=organization_id)
-    charge_committed_months(now=at, organization_id=organization_id)
+    charge_committed_months(now=at, organization_id=organization_id, real_now=now)
     if top_up_low_balances(now=at, organization_id=organization_id):
-        charge_committed_months(now=at, organization_id=organization_id)
+        charge_committed_months(now=at, organization_id=organization_id, real_now=now)
+    renew_due(now=at, organization_id=organization_id, real_now=now)
     while expire_grants(now=at, limit=_GRANTS_AT_ONCE, organization_id=organization_id) == _GRANTS_AT_ONCE:
         pass
     _square_up(organization_id, at, now)

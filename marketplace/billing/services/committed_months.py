@@ -29,6 +29,7 @@ from marketplace.billing.services.posting import (
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment
 from marketplace.contracts.services import (
+    count_month,
     mark_entitlement_settled,
     mark_month_paid,
     reclaim_capacity,
@@ -59,10 +60,12 @@ class ChargedMonths:
     unpaid: list[UUID] = field(default_factory=list)
 
 
-def charge_committed_months(*, now: datetime, organization_id: UUID | None = None) -> ChargedMonths:
+def charge_committed_months(
+    *, now: datetime, organization_id: UUID | None = None, real_now: datetime | None = None
+) -> ChargedMonths:
     """Charge every month of a prepaid committed contract that has begun; each in a transaction of its own.
 
-    Of all organizations that keep real time, or of one, at its own time.
+    Of all organizations that keep real time, or of one, at its own time; `real_now` is then the market's.
     A month without funds suspends its contract and is tried again at the next call, until it is over or its contract is
     ended for it (`contracts.unpaid`). One that passed while nobody charged it is charged if its price was held: it
     could be delivered all the time.
@@ -85,7 +88,7 @@ def charge_committed_months(*, now: datetime, organization_id: UUID | None = Non
     def charge(month: tuple[UUID, UUID]) -> None:
         entitlement_id, contract_id = month
         try:
-            if charge_month(entitlement_id=entitlement_id, now=now):
+            if charge_month(entitlement_id=entitlement_id, now=now, real_now=real_now):
                 result.charged.append(entitlement_id)
         except (InsufficientFunds, CapacityGone):
             _leave_unpaid(entitlement_id, contract_id, now)
@@ -107,11 +110,12 @@ def _leave_unpaid(entitlement_id: UUID, contract_id: UUID, now: datetime) -> Non
 
 
 @transaction.atomic
-def charge_month(*, entitlement_id: UUID, now: datetime) -> bool:
+def charge_month(*, entitlement_id: UUID, now: datetime, real_now: datetime | None = None) -> bool:
     """Move one month's price from prepaid to deferred, against the hold taken at acceptance if there is one.
 
     False when it was charged before, or its contract was ended before anybody paid. A contract whose capacity was freed
-    takes it again first, and its month is cut to what is left of it. Raises InsufficientFunds, CapacityGone.
+    takes it again first, and its month is cut to what is left of it. It counts under spend caps in the windows of
+    `real_now`, where that is not `now`. Raises InsufficientFunds, CapacityGone.
     """
     contract_id = Entitlement.objects.values_list("contract_id", flat=True).get(pk=entitlement_id)
     contract = locked_contract(contract_id)
@@ -126,6 +130,7 @@ def charge_month(*, entitlement_id: UUID, now: datetime) -> bool:
     if month.paid_at is not None:
         return False
     line = fee_line(month)
+    count_month(contract, month, line.amount_micros, now=real_now or now)
     parent = month.id
     charge = charge_id(parent, line)
     hold_id = open_hold_id(month.ledger_hold_id)

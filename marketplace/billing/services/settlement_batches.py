@@ -175,7 +175,7 @@ def _settle_batch(due: Sequence[Due], now: datetime) -> Together:
 def is_ordinary(contract: Contract, facts: Facts) -> bool:
     """Whether a locked on-demand contract has nothing to square up but a first run of usage that its accrual holds.
 
-    No dispute is waiting, no grants are drawn, no service was measured, nothing is owed, and no month of tiers counts it.
+    No dispute is waiting, no grants are drawn, no service was measured, nothing is owed, no month of tiers counts it.
     """
     accrual = facts.accruals.get(contract.id)
     hold = facts.holds.get(accrual.ledger_hold_id) if accrual else None

@@ -46,6 +46,36 @@ BEGIN
 END
 $$;
 
+-- Counts p_amount likewise, whether it fits or not: what was promised before the cap refuses it is owed all the same, and
+-- takes room from what is new. The counters, null where there is no cap.
+CREATE OR REPLACE FUNCTION contracts_count_spend(
+    p_organization uuid, p_api_key uuid, p_amount bigint, p_now timestamptz
+) RETURNS uuid[] LANGUAGE sql AS $$
+    WITH counted AS (
+        INSERT INTO contracts_spendcounter AS s (id, cap_id, window_start, spent_micros)
+        SELECT uuidv7(), c.id, date_trunc(c.period, p_now, 'UTC'), p_amount FROM contracts_spendcap c
+         WHERE c.organization_id = p_organization AND c.limit_micros IS NOT NULL
+           AND (c.scope = 'organization' OR (c.scope = 'api_key' AND c.api_key_id = p_api_key)
+                OR (c.scope = 'project'
+                    AND c.project = (SELECT k.project FROM accounts_apikey k WHERE k.id = p_api_key)))
+         ORDER BY c.id
+        ON CONFLICT (cap_id, window_start) DO UPDATE SET spent_micros = s.spent_micros + excluded.spent_micros
+        RETURNING id
+    )
+    SELECT array_agg(id) FROM counted
+$$;
+
+-- Locks every counter of now of these organizations in the order of the caps' ids, for who counts several purchases in one
+-- transaction; those that are not there yet are made. Who binds nobody has none.
+CREATE OR REPLACE FUNCTION contracts_lock_spend(p_organizations uuid[], p_now timestamptz) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO contracts_spendcounter AS s (id, cap_id, window_start, spent_micros)
+    SELECT uuidv7(), c.id, date_trunc(c.period, p_now, 'UTC'), 0 FROM contracts_spendcap c
+     WHERE c.organization_id = ANY (p_organizations) AND c.limit_micros IS NOT NULL
+     ORDER BY c.id
+    ON CONFLICT (cap_id, window_start) DO UPDATE SET spent_micros = s.spent_micros
+$$;
+
 -- More or less of what was counted. What is given back always fits; what is added is asked of the caps as they are now.
 CREATE OR REPLACE FUNCTION contracts_change_spend(p_counters uuid[], p_delta bigint) RETURNS void
 LANGUAGE plpgsql AS $$

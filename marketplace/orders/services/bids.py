@@ -13,7 +13,7 @@ from django.db.models import Sum
 from marketplace.accounts.models import Organization, OrganizationRole
 from marketplace.accounts.services import Actor, check_may_buy, record_audit
 from marketplace.contracts.models import Entitlement
-from marketplace.contracts.purchases import count_purchase, return_purchase
+from marketplace.contracts.purchases import count_purchase, counted_since, return_purchase
 from marketplace.contracts.services import close_spot_contract, open_spot_contract
 from marketplace.errors import Conflict, Forbidden, InvalidInput, NotFound
 from marketplace.ids import derived_id
@@ -188,19 +188,25 @@ def end_bid(bid: Bid, *, status: Bid.Status, now: datetime) -> None:
     bid.ended_at = now
     bid.save(update_fields=["status", "ended_at"])
     if bid.ledger_hold_id is not None:
-        return_purchase(ledger_hold_id=bid.ledger_hold_id, used_micros=_awarded_micros(bid))
+        return_purchase(ledger_hold_id=bid.ledger_hold_id, used_micros=counted_awards_micros(bid))
         close_hold(id=bid.ledger_hold_id, status="voided", now=now)
     close_spot_contract(contract_id=bid.contract_id, now=now)
     close_substitute_contracts(bid, now=now)
 
 
-def _awarded_micros(bid: Bid) -> int:
-    """What was carved out of the bid's hold for its awards, in its own grade and in substitutes; tax included."""
+def counted_awards_micros(bid: Bid) -> int:
+    """What was carved out of the bid's hold for its awards since spend caps first counted it, in its own grade and in
+    substitutes; tax included. 0 where none did.
+    """
+    assert bid.ledger_hold_id is not None
+    since = counted_since(bid.ledger_hold_id)
+    if since is None:
+        return 0
     contracts = [
         bid.contract_id,
         *bid.substitutes.filter(contract__isnull=False).values_list("contract_id", flat=True),
     ]
-    awards = Entitlement.objects.filter(contract_id__in=contracts, ledger_hold__isnull=False)
+    awards = Entitlement.objects.filter(contract_id__in=contracts, ledger_hold__created_at__gt=since)
     return int(awards.aggregate(sum=Sum("ledger_hold__amount_micros"))["sum"] or 0)
 
 

@@ -16,7 +16,13 @@ from marketplace.errors import Conflict
 from marketplace.ledger.services import change_hold
 from marketplace.orders.controls_selectors import cap_of
 from marketplace.orders.models import Auction, Bid, BidRevision
-from marketplace.orders.services.bids import lock_bid, steps_at_fault, terms_of, write_steps
+from marketplace.orders.services.bids import (
+    counted_awards_micros,
+    lock_bid,
+    steps_at_fault,
+    terms_of,
+    write_steps,
+)
 from marketplace.orders.services.budgets import budget_reason
 from marketplace.orders.services.phases import MarketClosed, Phase, phase_of
 from marketplace.orders.services.recording import record_revision
@@ -164,7 +170,7 @@ def _write(
     count_purchase(
         organization_id=bid.organization_id,
         ledger_hold_id=bid.ledger_hold.id,
-        amount_micros=worst_case_micros,
+        amount_micros=counted_awards_micros(bid) + worst_case_micros,
         now=now,
         actor=actor,
     )

@@ -20,7 +20,8 @@ from marketplace.billing.service_periods import service_periods_of, with_figures
 from marketplace.billing.services.cancelling import cancellable_of
 from marketplace.billing.services.top_ups import top_up
 from marketplace.contracts.history import events_of
-from marketplace.contracts.models import Contract
+from marketplace.contracts.models import Contract, ContractKind
+from marketplace.contracts.renewal_selectors import renewal_of
 from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of, own_kappas
 from marketplace.errors import DomainError
 from marketplace.ledger.models import AccountKind
@@ -121,6 +122,9 @@ def contract(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
         "months": month_outcomes_of(found.id)[:RECENT_PERIODS],
         "events": events_of(found.id).reverse()[:RECENT_PERIODS],
         "changeable": is_changeable(found),
+        "renewal": renewal_of(organization_id=organization_id, contract_id=found.id)
+        if found.kind == ContractKind.COMMITTED
+        else None,
         "now": now,
     }
     return render(request, "portal/contract.html", context)
