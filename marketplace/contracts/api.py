@@ -30,6 +30,7 @@ from marketplace.contracts import renewal_api, selectors, services, supply_api
 from marketplace.contracts.kappa_api import OwnKappaView
 from marketplace.contracts.models import Contract, Entitlement, Hold, OveragePolicy, Payment, Quote
 from marketplace.contracts.quoting import MAX_LOTS, MAX_MONTHS
+from marketplace.contracts.unpaid import in_utc, unpaid_end_of
 from marketplace.contracts.usage_api import UsageView
 from marketplace.contracts.usage_events_api import UsageEventsView, UsageEventView
 from pricing.rating import exact_cost, exact_price
@@ -120,6 +121,9 @@ class ContractOut(serializers.ModelSerializer[Contract]):
     grade_id = serializers.UUIDField()
     model = serializers.CharField(source="grade.family.model")
     rate_micros_per_mtok = serializers.SerializerMethodField()
+    ends_unpaid_at = serializers.SerializerMethodField(
+        help_text="suspended and prepaid: when it ends at the earliest, if it stays unpaid"
+    )
 
     class Meta:
         model = Contract
@@ -127,11 +131,16 @@ class ContractOut(serializers.ModelSerializer[Contract]):
             "id", "grade", "grade_id", "model", "kind", "status", "currency", "payment", "overage_policy",
             "max_rate_micros_per_mtok", "rate_micros_per_mtok", "firm_lots", "volume_lots", "take_share_ppm",
             "rollover_share_ppm", "rollover_cap_lots", "notice_days", "termination_fee_ppm", "amends_id", "renews_id",
-            "suspended_at", "freed_at", "starts_at", "ends_at", "created_at",
+            "suspended_at", "freed_at", "ends_unpaid_at", "starts_at", "ends_at", "created_at",
         )  # fmt: skip
 
     def get_rate_micros_per_mtok(self, contract: Contract) -> int | None:
         return None if contract.rate is None else contract.rate.micros_per_mtok
+
+    @extend_schema_field(serializers.DateTimeField(allow_null=True))
+    def get_ends_unpaid_at(self, contract: Contract) -> str | None:
+        at = unpaid_end_of(contract)
+        return None if at is None else in_utc(at)
 
 
 class ContractDetailOut(ContractOut):

@@ -6,7 +6,6 @@ The counters are taken before the money is held and given back before it is rele
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -14,8 +13,8 @@ from uuid import UUID
 from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Sum
 
-from marketplace.accounts.services import Actor
-from marketplace.contracts.models import ContractEvent, PurchaseSpend, SpendCap, SpendCounter
+from marketplace.accounts.services import SYSTEM, Actor
+from marketplace.contracts.models import ContractEvent, PurchaseSpend, SpendCounter
 from marketplace.contracts.spending import spend_window
 from marketplace.errors import DomainError, constraint_of
 
@@ -53,9 +52,9 @@ def count_purchase(
     now: datetime,
     actor: Actor,
     binding: bool = True,
-) -> UUID | None:
+) -> None:
     """Count what this hold may come to, tax included, in the windows of `now`, which is real: once what was counted for
-    it before, the rest. Before the hold, in its transaction; what was counted now, None where there was nothing.
+    it before, the rest. Before the hold, in its transaction.
 
     Under the caps of the organization whoever buys, and under those of the key that buys, and its project. What was
     promised before is not `binding`: it counts and is never refused. Else raises SpendCapReached, which names the cap.
@@ -64,26 +63,13 @@ def count_purchase(
     sums = PurchaseSpend.objects.filter(ledger_hold_id=ledger_hold_id).aggregate(sum=Sum("amount_micros"))
     missing = amount_micros - (sums["sum"] or 0)
     if missing <= 0:
-        return None
+        return
     api_key_id = actor.id if actor.kind == "api_key" else None
     counters = _take(organization_id, api_key_id, missing, now, binding=binding)
-    if not counters:
-        return None
-    row = PurchaseSpend.objects.create(
-        ledger_hold_id=ledger_hold_id, counter_ids=counters, amount_micros=missing, created_at=now
-    )
-    return row.id
-
-
-def uncount_purchase(purchase_id: UUID) -> None:
-    """What `count_purchase` has just counted in this transaction is not bought after all: as if it had not been."""
-    assert connection.in_atomic_block
-    row = PurchaseSpend.objects.get(pk=purchase_id)
-    # They are locked already, by the counting.
-    SpendCounter.objects.filter(pk__in=row.counter_ids).update(
-        spent_micros=F("spent_micros") - row.amount_micros
-    )
-    row.delete()
+    if counters:
+        PurchaseSpend.objects.create(
+            ledger_hold_id=ledger_hold_id, counter_ids=counters, amount_micros=missing, created_at=now
+        )
 
 
 def counted_since(ledger_hold_id: UUID) -> datetime | None:
@@ -92,24 +78,13 @@ def counted_since(ledger_hold_id: UUID) -> datetime | None:
     return rows.values_list("created_at", flat=True).first()
 
 
-def capped_organizations(organization_ids: Iterable[UUID], *, now: datetime) -> set[UUID]:
-    """Those of them that a cap binds. Their counters of `now` are locked until the transaction ends, all in one order:
-    for who counts several purchases in it.
-    """
-    bound = SpendCap.objects.filter(
-        organization_id__in=set(organization_ids), limit_micros__isnull=False
-    ).values_list("organization_id", flat=True)
-    capped = set(bound.order_by())
-    if capped:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT contracts_lock_spend(%s::uuid[], %s)", [list(capped), now])
-    return capped
-
-
 def buyer_of(contract_id: UUID) -> Actor:
-    """Who bought a committed contract: its later months count under the caps of that key."""
-    bought = ContractEvent.objects.get(contract_id=contract_id, kind=ContractEvent.Kind.CREATED)
-    return Actor(bought.actor_kind, bought.actor_id)
+    """Who bought a committed contract: its later months count under the caps of that key.
+
+    Of a contract of before there was a history nobody knows: it counts under those of the organization.
+    """
+    bought = ContractEvent.objects.filter(contract_id=contract_id, kind=ContractEvent.Kind.CREATED).first()
+    return SYSTEM if bought is None else Actor(bought.actor_kind, bought.actor_id)
 
 
 def return_purchase(*, ledger_hold_id: UUID, used_micros: int) -> None:

@@ -43,6 +43,14 @@ def warned_from(suspended_at: datetime) -> datetime:
     return max(suspended_at, ends_unpaid_at(suspended_at) - WARNED_AHEAD)
 
 
+def unpaid_end_of(contract: Contract) -> datetime | None:
+    """When a contract ends at the earliest if it stays unpaid; None where it does not end for that."""
+    if not _may_end_unpaid(contract):
+        return None
+    assert contract.suspended_at is not None
+    return ends_unpaid_at(contract.suspended_at)
+
+
 def instants_of(contract: Contract) -> Iterator[datetime]:
     """When something becomes due here of a contract as it is now, for its buyer's test clock."""
     if not _may_end_unpaid(contract):

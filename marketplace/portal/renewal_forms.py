@@ -9,14 +9,13 @@ from marketplace.portal.forms import DecimalField, PortalForm
 
 class RenewalForm(PortalForm):
     service_fields = {"max_rate_micros_per_mtok": "max_rate"}
-    renews = forms.BooleanField(
-        label="Renew this contract at its end",
-        required=False,
-        help_text="And every contract that follows, until you turn it off.",
+    renews = forms.ChoiceField(
+        label="At its end",
+        choices=[("no", "It does not renew"), ("yes", "It renews, and so does every contract that follows")],
     )
     max_rate = DecimalField(
         decimals=6,
         label="Your highest rate per Mtok",
         required=False,
-        help_text="It renews at the rate of that day, never above this.",
+        help_text="Needed to renew. It renews at the rate of that day, never above this.",
     )

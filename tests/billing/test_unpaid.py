@@ -8,7 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from django.db import connection
+from django.test import Client
 from pytest_django import Settings
 
 from marketplace.accounts.organization_clocks import create_clock
@@ -32,7 +34,7 @@ from tests.billing.test_bonds import deposit
 from tests.billing.test_clocks import advance
 from tests.billing.test_month_ends import PRICE, buy, credit
 from tests.billing.world import HOUR, LOT, assert_books_balance, money, pending
-from tests.cast import Party, Plant, fund, make_grade, make_party, make_plant
+from tests.cast import PASSWORD, Party, Plant, fund, make_grade, make_party, make_plant
 from tests.conftest import TestDatabase
 
 DAY = timedelta(days=1)
@@ -92,6 +94,12 @@ def test_it_is_warned_and_ended_and_nothing_more_is_owed_for_what_nobody_reserve
     assert since is not None
     assert term is not None
     live(since, since + 14 * DAY - HOUR)
+    with time_machine.travel(since + 13 * DAY, tick=False):
+        shown = acme.api.get(f"/api/v1/contracts/{contract.id}").json()
+        client = Client()
+        assert client.login(username=acme.user.email, password=PASSWORD)
+        page = client.get(f"/buyer/contracts/{contract.id}").content.decode()
+    assert (shown["ends_unpaid_at"], "If it stays unpaid" in page) == ("2026-04-24T13:00:00Z", True)
     contract.refresh_from_db()
     assert (contract.status, contract.ends_at) == ("suspended", term)
     beat(since + 14 * DAY)

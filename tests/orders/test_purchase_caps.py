@@ -5,32 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from threading import Barrier
 from typing import Any
 from uuid import UUID
 
 import pytest
 import time_machine
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 
 from marketplace.accounts.models import ApiKey
+from marketplace.accounts.organization_clocks import create_clock
 from marketplace.accounts.services import SYSTEM, Actor
 from marketplace.billing.services.committed_months import charge_committed_months
 from marketplace.contracts.models import Contract, PurchaseSpend, SpendCap, SpendCounter
-from marketplace.contracts.purchases import SpendCapReached
+from marketplace.contracts.purchases import SpendCapReached, buyer_of
 from marketplace.contracts.services import accept_quote, advance_contracts, request_quote
 from marketplace.contracts.spending import set_spend_cap, spend_window, spent_of
 from marketplace.ids import uuid7
 from marketplace.ledger.models import Hold
 from marketplace.ledger.selectors import check_ledger
+from marketplace.ledger.services import change_hold
 from marketplace.orders.models import Bid
 from marketplace.orders.services.bids import cancel_bid, place_bid
 from marketplace.orders.services.revising import revise_bid
 from marketplace.orders.services.rounds import advance_auctions
-from marketplace.orders.services.topping_up import NO_CAP, NO_FUNDS
+from marketplace.orders.services.topping_up import NO_CAP, NO_FUNDS, cover, lock_standing_bids
 from marketplace.orders.terms import BidTerms
 from pricing.models import Grade
-from tests.cast import PASSWORD, Party, Plant, fund
+from tests.billing.test_clocks import advance
+from tests.cast import PASSWORD, Party, Plant, fund, make_grade, make_party, make_plant
 from tests.conftest import TestDatabase
 from tests.contracts.world import commit, give_money, make_world
 from tests.orders.world import PERIOD, held, run_round
@@ -235,6 +239,76 @@ def test_the_later_months_of_what_a_key_bought_count_and_are_never_refused(
     # The next calendar month has all of its room.
     third = second + timedelta(days=30)
     assert spent(by_month, third) == 0
+    # Who bought a contract that has no history is not known, and it is charged all the same.
+    assert (buyer_of(contract.id), buyer_of(uuid7())) == (key_of(acme), SYSTEM)
+    assert check_ledger() == []
+
+
+def test_months_of_a_test_clock_count_in_the_real_day(
+    acme: Party, operator: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 10**9, now)
+    quote = request_quote(
+        organization_id=acme.id, grade_slug="tiny-chat", firm_lots=10, volume_lots=100, months=3,
+        starts_at=None, take_share_ppm=0, overage_policy="stop", payment="prepaid", now=now,
+    )  # fmt: skip
+    whole = cap(acme, 10**6, now, scope="organization", api_key_id=None)
+    accept_quote(
+        organization_id=acme.id, quote_id=quote.id, operation_id=uuid7(), now=now, actor=key_of(acme)
+    )
+    create_clock(organization_id=acme.id, now=now, actor=SYSTEM)
+    advance(acme, now + timedelta(days=100), now)
+    assert spent(whole, now) == 3 * 50_000
+    assert SpendCounter.objects.count() == 1
+
+
+def test_books_of_two_grades_are_filled_up_at_once_without_a_deadlock(
+    committed_db: TestDatabase, now: datetime
+) -> None:
+    """Each book has bids of both buyers under caps of theirs and of their keys, and each of them in another order."""
+    world = make_world(now)
+    second = make_grade(now, slug="other-chat", model="other-chat")
+    make_plant(world.hyperion, second, now, name="h2")
+    mallory = make_party("Beta", ["buyer"], now)
+    for party in (world.acme, mallory):
+        fund(party, 10**9, now)
+        for terms in ({}, {"scope": "organization", "api_key_id": None}, {"period": "month"}):
+            cap(party, 10**9, now, **terms)
+    slugs = [world.grade.family.slug, "other-chat"]
+    parties = [world.acme, mallory]
+    placed = [
+        bid(party, now, 4, grade=slug, actor=actor)
+        for slug, order in zip(slugs, (parties, parties[::-1]), strict=True)
+        for party in order
+        for actor in (key_of(party), Actor("user", party.user.pk))
+    ]
+    barrier = Barrier(2)
+
+    def fill(grade_id: UUID) -> int:
+        try:
+            with transaction.atomic():
+                locked = lock_standing_bids(grade_id, gate_at=now + PERIOD)
+            for turn in range(10):
+                barrier.wait(timeout=60)
+                with transaction.atomic():
+                    worse = [one._replace(worst_micros=one.worst_micros * (turn + 2)) for one in locked]
+                    assert len(cover(worse, now=now)) == 4
+            return 10
+        finally:
+            connection.close()
+
+    # Their holds were carved from: not one of them is whole.
+    for one in placed:
+        assert one.ledger_hold_id is not None
+        with transaction.atomic():
+            change_hold(id=one.ledger_hold_id, delta_micros=-1, now=now)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(fill, [world.grade.id, second.id])) == [10, 10]
+    # Counted to the micro, however the two took turns: every bid's worst case eleven times, and what was carved.
+    for party in parties:
+        [whole] = SpendCap.objects.filter(organization=party.id, scope="organization")
+        assert spent(whole, now) == 4 * (11 * 4 * LOT_MICROS + 1)
+        assert held(party) == 4 * 11 * 4 * LOT_MICROS
     assert check_ledger() == []
 
 

@@ -12,16 +12,10 @@ from django.db import connection
 
 from marketplace.accounts.services import SYSTEM, Actor
 from marketplace.arrays import uuid_array
-from marketplace.contracts.purchases import (
-    SpendCapReached,
-    capped_organizations,
-    count_purchase,
-    uncount_purchase,
-)
+from marketplace.contracts.refills import Refill, capped_organizations, count_refills, uncount_refills
 from marketplace.ledger.models import Hold
 from marketplace.ledger.services import MAX_AMOUNT_MICROS, raise_holds
-from marketplace.orders.models import Bid, BidRevision
-from marketplace.orders.services.bids import counted_awards_micros
+from marketplace.orders.models import BidRevision
 from marketplace.orders.services.budgets import NO_BUDGET, awarded_micros
 
 NO_FUNDS: Final = "The prepaid balance does not cover the bid's worst case."
@@ -149,22 +143,21 @@ def cover(bids: Sequence[LockedBid], *, now: datetime) -> set[str]:
     account are covered in the order of their ids while its balance lasts.
     """
     bids = sorted(bids, key=attrgetter("number"))
-    raised = {
-        UUID(bid.hold_id): bid.worst_micros
-        for bid in bids
-        if not bid.is_whole and bid.hold_status == Hold.Status.OPEN
-    }
-    counted, over_cap = _count({UUID(bid.id): bid for bid in bids if UUID(bid.hold_id) in raised}, now)
+    lacking = [bid for bid in bids if not bid.is_whole and bid.hold_status == Hold.Status.OPEN]
+    raised = {UUID(bid.hold_id): bid.worst_micros for bid in lacking}
+    capped = capped_organizations({UUID(bid.organization_id) for bid in lacking})
+    # The counters of spend caps before the ledger, as everywhere.
+    counted, over_cap = _count([bid for bid in lacking if UUID(bid.organization_id) in capped], now)
     for hold_id in over_cap:
         raised.pop(hold_id)
-    refused = {str(hold_id) for hold_id in raise_holds(raised, now=now)}
-    for unpaid in refused & counted.keys():
-        uncount_purchase(counted[unpaid])
+    unpaid = raise_holds(raised, now=now)
+    uncount_refills([counted[hold_id] for hold_id in unpaid if hold_id in counted])
+    refused = {str(hold_id) for hold_id in unpaid}
     # Only of those that have a daily budget.
     limited = [UUID(bid.id) for bid in bids if bid.max_total_micros_per_day is not None]
     spent = {str(bid_id): micros for bid_id, micros in awarded_micros(limited, now=now).items()}
-    capped = {str(hold_id) for hold_id in over_cap}
-    reasons = {bid.id: NO_CAP if bid.hold_id in capped else _reason(bid, refused, spent) for bid in bids}
+    no_cap = {str(hold_id) for hold_id in over_cap}
+    reasons = {bid.id: NO_CAP if bid.hold_id in no_cap else _reason(bid, refused, spent) for bid in bids}
     changed = {bid.id: reasons[bid.id] for bid in bids if reasons[bid.id] != bid.skip_reason}
     if changed:
         with connection.cursor() as cursor:
@@ -172,35 +165,33 @@ def cover(bids: Sequence[LockedBid], *, now: datetime) -> set[str]:
     return {bid_id for bid_id, reason in reasons.items() if not reason}
 
 
-def _count(bids: Mapping[UUID, LockedBid], now: datetime) -> tuple[dict[str, UUID], set[UUID]]:
+def _count(bids: Sequence[LockedBid], now: datetime) -> tuple[dict[UUID, UUID], set[UUID]]:
     """Count what raises the holds of these bids under the caps of their organizations, and of the keys that placed or
-    last changed them; few are under any. By hold what was counted; and the holds that do not fit. Before the ledger.
+    last changed them. By hold what was counted; and the holds that do not fit.
     """
-    capped = capped_organizations((UUID(bid.organization_id) for bid in bids.values()), now=now)
-    ids = [bid_id for bid_id, bid in bids.items() if UUID(bid.organization_id) in capped]
-    if not ids:
+    if not bids:
         return {}, set()
-    counted: dict[str, UUID] = {}
-    over_cap: set[UUID] = set()
-    rows = Bid.objects.in_bulk(ids)
+    held = dict(
+        Hold.objects.filter(pk__in=[UUID(bid.hold_id) for bid in bids]).values_list("id", "amount_micros")
+    )
+    ids = [UUID(bid.id) for bid in bids]
     latest = BidRevision.objects.filter(bid_id__in=ids).order_by("bid_id", "-number").distinct("bid_id")
-    actors = {one.bid_id: Actor(one.actor_kind, one.actor_id) for one in latest}
-    for bid_id in ids:
-        bid, hold_id = bids[bid_id], UUID(bids[bid_id].hold_id)
-        try:
-            purchase_id = count_purchase(
+    actors = {
+        bid_id: Actor(kind, actor_id)
+        for bid_id, kind, actor_id in latest.values_list("bid_id", "actor_kind", "actor_id")
+    }
+    return count_refills(
+        [
+            Refill(
+                ledger_hold_id=UUID(bid.hold_id),
                 organization_id=UUID(bid.organization_id),
-                ledger_hold_id=hold_id,
-                amount_micros=counted_awards_micros(rows[bid_id]) + bid.worst_micros,
-                now=now,
-                actor=actors.get(bid_id, SYSTEM),
+                amount_micros=bid.worst_micros - held[UUID(bid.hold_id)],
+                actor=actors.get(UUID(bid.id), SYSTEM),
             )
-        except SpendCapReached:
-            over_cap.add(hold_id)
-            continue
-        if purchase_id is not None:
-            counted[bid.hold_id] = purchase_id
-    return counted, over_cap
+            for bid in bids
+        ],
+        now=now,
+    )
 
 
 def _reason(bid: LockedBid, refused: Set[str], spent: Mapping[str, int]) -> str:

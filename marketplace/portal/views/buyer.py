@@ -23,6 +23,7 @@ from marketplace.contracts.history import events_of
 from marketplace.contracts.models import Contract, ContractKind
 from marketplace.contracts.renewal_selectors import renewal_of
 from marketplace.contracts.selectors import contract_of, contracts_of, entitlements_of, own_kappas
+from marketplace.contracts.unpaid import unpaid_end_of
 from marketplace.errors import DomainError
 from marketplace.ledger.models import AccountKind
 from marketplace.ledger.selectors import balance
@@ -122,6 +123,7 @@ def contract(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
         "months": month_outcomes_of(found.id)[:RECENT_PERIODS],
         "events": events_of(found.id).reverse()[:RECENT_PERIODS],
         "changeable": is_changeable(found),
+        "unpaid_end": unpaid_end_of(found),
         "renewal": renewal_of(organization_id=organization_id, contract_id=found.id)
         if found.kind == ContractKind.COMMITTED
         else None,

@@ -32,10 +32,13 @@ def renewal(request: SeatedRequest, contract_id: UUID) -> HttpResponse:
     rate = shown.max_rate_micros_per_mtok
     form = RenewalForm(
         request.POST if request.method == "POST" else None,
-        initial={"renews": shown.renews, "max_rate": decimal_string(rate, 6) if rate else ""},
+        initial={
+            "renews": "yes" if shown.renews else "no",
+            "max_rate": decimal_string(rate, 6) if rate else "",
+        },
     )
     if form.is_bound and form.is_valid():
-        renews = form.cleaned_data["renews"]
+        renews = form.cleaned_data["renews"] == "yes"
         try:
             set_renewal(
                 organization_id=organization_id,
