@@ -9,7 +9,7 @@ _SQL = Path(__file__).resolve().parent.parent / "sql"
 
 
 class Migration(migrations.Migration):
-    dependencies = (("contracts", "0012_own_hosts"),)
+    dependencies = (("contracts", "0013_month_tariffs"),)
 
     operations = (
         migrations.RunSQL((_SQL / "spend_caps.sql").read_text(), migrations.RunSQL.noop),
