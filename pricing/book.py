@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 # `uniform-1` chose among many minima by another search: where it hit its bound, the choice could be another one.
 FIRST_RULE: Final = "uniform-1"
@@ -22,8 +22,7 @@ class TieRule(StrEnum):
     TIME_PRIORITY = "time_priority"  # by priority, then id
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """A bid or an ask: up to ten `(price, lots)` steps, best for the other side first.
 
     `id` is unique on its side of the book. A lower `priority` comes first (the time of acceptance, as an
@@ -137,18 +136,15 @@ def order_facts(order: Order) -> list[object]:
         order.id,
         order.organization_id,
         order.priority,
-        [list(step) for step in order.steps],
+        order.steps,
         order.reserve,
         order.min_fill,
         order.all_or_none,
     ]
 
 
-def _fill_facts(orders: Sequence[Order], fills: Sequence[Sequence[int]]) -> list[object]:
-    facts: list[tuple[str, list[int]]] = [
-        (order.id, list(fill)) for order, fill in zip(orders, fills, strict=True) if any(fill)
-    ]
-    return [list(fact) for fact in sorted(facts)]
+def _fill_facts(orders: Sequence[Order], fills: Sequence[Sequence[int]]) -> list[tuple[str, Sequence[int]]]:
+    return sorted([(order.id, fill) for order, fill in zip(orders, fills, strict=True) if any(fill)])
 
 
 def digest_facts(facts: Mapping[str, object]) -> str:

@@ -26,6 +26,7 @@ from pricing.book import (
     filled_lots,
 )
 from pricing.clearing_blocks import Block, Levels, choose_blocks
+from pricing.clearing_flat import clear_flat
 from pricing.clearing_kernel import Crossing, clear_arrays, clear_integers, price_inside, share_lots
 from pricing.clearing_minima import choose_minima
 
@@ -42,6 +43,7 @@ __all__ = [
 
 DEFAULT_SEARCH_LIMIT: Final = 5_000
 _NUMPY_FROM_ROWS: Final = 512  # Below it plain integers are faster than setting arrays up.
+_NUMPY_FROM_ORDERS: Final = 256
 
 
 @dataclass(slots=True)
@@ -83,13 +85,27 @@ def clear(
         raise ValueError("tick: must be at least 1")
     if floor is not None and cap is not None and floor > cap:
         raise ValueError("floor: is above the cap")
-    for orders, is_bid in ((bids, True), (asks, False)):
+    for orders in (bids, asks):
         if len({order.id for order in orders}) != len(orders):
             raise ValueError("id: occurs twice on one side of the book")
+    lowest_ask = max((bound for bound in (floor, reserve_price) if bound is not None), default=None)
+    if len(bids) + len(asks) >= _NUMPY_FROM_ORDERS:
+        result = clear_flat(
+            bids,
+            asks,
+            floor=floor,
+            lowest_ask=lowest_ask,
+            cap=cap,
+            tie_rule=tie_rule,
+            tick=tick,
+            net_self_trades=net_self_trades,
+        )
+        if result is not None:
+            return result
+    for orders, is_bid in ((bids, True), (asks, False)):
         for order in orders:
             check_order(order, is_bid=is_bid)
     bid_rows = _rows(bids, is_bid=True, lowest=floor, cap=cap)
-    lowest_ask = max((bound for bound in (floor, reserve_price) if bound is not None), default=None)
     ask_rows = _rows(asks, is_bid=False, lowest=lowest_ask, cap=cap)
     netted = 0
     if net_self_trades:

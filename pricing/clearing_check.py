@@ -83,10 +83,12 @@ def _demand(holds: bool, otherwise: str) -> None:
 
 
 def _fits(bids: Sequence[Order], asks: Sequence[Order]) -> bool:
-    steps = [step for order in chain(bids, asks) for step in order.steps]
-    reserves = [order.reserve for order in asks if order.reserve is not None]
-    prices = [price for price, _ in steps] + reserves
-    return sum(lots for _, lots in steps) < _MOST and all(-_MOST < price < _MOST for price in prices)
+    steps = chain.from_iterable([order.steps for order in chain(bids, asks)])
+    numbers = list(chain.from_iterable(steps))
+    prices, lots = numbers[::2], numbers[1::2]
+    prices += [order.reserve for order in asks if order.reserve is not None]
+    inside = -_MOST < min(prices, default=0) <= max(prices, default=0) < _MOST
+    return inside and sum(lots) < _MOST
 
 
 def _own_indices(orders: Sequence[Order], others: Sequence[Order]) -> dict[str, list[int]]:
@@ -111,7 +113,8 @@ class _Steps:
         self.counts = [len(order.steps) for order in orders]
         self.first = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
         self.owner = np.repeat(np.arange(len(orders)), self.counts)
-        flat = np.array([number for order in orders for step in order.steps for number in step], np.int64)
+        steps = chain.from_iterable([order.steps for order in orders])
+        flat = np.array(list(chain.from_iterable(steps)), np.int64)
         self.price, self.given = flat[::2].copy(), flat[1::2].copy()
         self.lots = self.given.copy()
         if is_bid:
@@ -140,7 +143,8 @@ class _Steps:
         """Steps of one order at one price are the same lots; the earliest of them show what was filled."""
         _demand([len(fill) for fill in fills] == self.counts, "the fills are not those of the book")
         numbers = list(chain.from_iterable(fills))
-        _demand(all(type(lots) is int and 0 <= lots < _MOST for lots in numbers), "a fill is no quantity")
+        inside = 0 <= min(numbers, default=0) <= max(numbers, default=0) < _MOST
+        _demand(inside and set(map(type, numbers)) <= {int}, "a fill is no quantity")
         filled = np.array(numbers, np.int64)
         _demand(bool((filled <= self.given).all()), "more is filled than was asked for")
         if not filled.size:

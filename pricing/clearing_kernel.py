@@ -8,7 +8,7 @@ price at a time, so that its cost is linear in the orders and independent of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,8 @@ import numpy.typing as npt
 from pricing.book import TieRule
 
 Ints = npt.NDArray[np.int64]
+# By row, or who is asked for the ranks of some rows.
+Ranks = Ints | Callable[[Ints], Ints]
 
 _MAX_PRICE: Final = 2**61  # Differences of two prices stay inside int64.
 _MAX_TOTAL: Final = 2**53  # Histograms add in float64, exact below this.
@@ -180,8 +182,8 @@ def clear_arrays(
     ask_prices: Ints,
     ask_lots: Ints,
     *,
-    bid_ranks: Ints | None = None,
-    ask_ranks: Ints | None = None,
+    bid_ranks: Ranks | None = None,
+    ask_ranks: Ranks | None = None,
     tie_rule: TieRule = TieRule.PRO_RATA,
     tick: int = 1,
 ) -> ArrayClearing:
@@ -194,7 +196,7 @@ def clear_arrays(
     ask_prices, ask_lots = _integers(ask_prices, "ask_prices"), _integers(ask_lots, "ask_lots")
     if not (_fits(bid_prices, bid_lots) and _fits(ask_prices, ask_lots)):
         rows = tuple(
-            (prices.tolist(), lots.tolist(), range(len(prices)) if ranks is None else ranks.tolist())
+            (prices.tolist(), lots.tolist(), _ranks_of(ranks, np.arange(len(prices))).tolist())
             for prices, lots, ranks in (
                 (bid_prices, bid_lots, bid_ranks),
                 (ask_prices, ask_lots, ask_ranks),
@@ -303,6 +305,13 @@ def _find_margin(bids: Ints, bid_lots: Ints, asks: Ints, ask_lots: Ints) -> tupl
         asks, ask_lots = asks[asks_inside], ask_lots[asks_inside]
 
 
+def _ranks_of(ranks: Ranks | None, rows: Ints) -> Ints:
+    """Of these rows; without ranks the row numbers, which rise already."""
+    if ranks is None:
+        return rows
+    return ranks(rows) if callable(ranks) else np.asarray(ranks)[rows]
+
+
 def _least(prices: Ints, where: npt.NDArray[np.bool_]) -> int | None:
     found = int(prices.min(where=where, initial=_MAX_PRICE))
     return None if found == _MAX_PRICE else found
@@ -339,7 +348,7 @@ def _fill_margin(
     lots: Ints,
     margin: int,
     taken: int,
-    ranks: Ints | None,
+    ranks: Ranks | None,
     tie_rule: TieRule,
 ) -> None:
     """Writes the shares of the rows at the marginal price into `fills`."""
@@ -351,15 +360,15 @@ def _fill_margin(
     if taken == total:
         fills[rows] = open_lots
         return
-    order = None if ranks is None else np.argsort(np.asarray(ranks)[rows], kind="stable")
+    row_ranks = _ranks_of(ranks, rows)
+    order = np.argsort(row_ranks, kind="stable")
     if tie_rule is TieRule.TIME_PRIORITY:
-        queue = rows if order is None else rows[order]
+        queue = rows[order]
         before = np.cumsum(lots[queue]) - lots[queue]
         fills[queue] = np.clip(taken - before, 0, lots[queue])
         return
     if int(open_lots.max()) * taken >= 2**63:
-        row_ranks = range(len(rows)) if ranks is None else np.asarray(ranks)[rows].tolist()
-        fills[rows] = share_lots(open_lots.tolist(), taken, row_ranks, tie_rule)
+        fills[rows] = share_lots(open_lots.tolist(), taken, row_ranks.tolist(), tie_rule)
         return
     shares, remainders = np.divmod(open_lots * taken, total)
     left = taken - int(shares.sum())
@@ -368,7 +377,6 @@ def _fill_margin(
         threshold = np.partition(remainders, len(rows) - left)[len(rows) - left]
         winners = remainders > threshold
         shares[winners] += 1
-        in_order = np.arange(len(rows)) if order is None else order
-        equal = in_order[remainders[in_order] == threshold]
+        equal = order[remainders[order] == threshold]
         shares[equal[: left - int(np.count_nonzero(winners))]] += 1
     fills[rows] = shares

@@ -234,7 +234,7 @@ def alone(order: Order, adjustment: int) -> Order:
     """The order as one of a single grade in which its steps are worth `adjustment` more."""
     if not adjustment:
         return order
-    return replace(order, steps=tuple((price + adjustment, lots) for price, lots in order.steps))
+    return order._replace(steps=tuple((price + adjustment, lots) for price, lots in order.steps))
 
 
 def split_component(component: Component) -> tuple[list[Component], dict[str, tuple[int | None, int | None]]]:

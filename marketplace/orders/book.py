@@ -196,13 +196,15 @@ def sound_book(data: Mapping[str, Any] | None, digest: str) -> SealedBook | None
 def _orders_of(data: Mapping[str, Any]) -> tuple[list[Order], list[Order]]:
     """Bids and asks in the form that clearing takes; the time of acceptance, in microseconds, is the priority."""
     bids = [
+        # By place, of which there may be a hundred thousand.
         Order(
-            id=bid["id"],
-            steps=tuple([(rate, lots) for rate, lots in bid["steps"]]),
-            organization_id=bid["organization_id"],
-            priority=_microseconds(datetime.fromisoformat(bid["placed_at"])),
-            min_fill=bid["min_fill_lots"],
-            all_or_none=bid["all_or_none"],
+            bid["id"],
+            tuple([(rate, lots) for rate, lots in bid["steps"]]),
+            bid["organization_id"],
+            _microseconds(datetime.fromisoformat(bid["placed_at"])),
+            None,
+            bid["min_fill_lots"],
+            bid["all_or_none"],
         )
         for bid in data["bids"]
     ]

@@ -18,6 +18,8 @@ from pricing.book import order_facts
 
 _NO_BIDS: Final = '"bids":[]'
 _BOOLEAN: Final = ("false", "true")
+_MINUTE_US: Final = 60_000_000
+_TO_THE_MINUTE: Final = len("2026-11-05T00:00:")
 
 
 class BidLine(NamedTuple):
@@ -68,12 +70,34 @@ def _stored(lines: Sequence[BidLine]) -> str:
     return ",".join(
         [
             f'{{"id":"{bid_id}","organization_id":"{organization_id}",'
-            f'"placed_at":"{(EPOCH + timedelta(microseconds=priority_us)).isoformat()}","steps":{steps},'
+            f'"placed_at":"{placed_at}","steps":{steps},'
             f'"min_fill_lots":{min_fill_lots},"all_or_none":{_BOOLEAN[all_or_none]}'
             f"{_named(substitutes) if substitutes else ''}}}"
-            for bid_id, organization_id, priority_us, steps, min_fill_lots, all_or_none, substitutes in lines
+            for (
+                bid_id,
+                organization_id,
+                _,
+                steps,
+                min_fill_lots,
+                all_or_none,
+                substitutes,
+            ), placed_at in zip(lines, _moments([line.priority_us for line in lines]), strict=True)
         ]
     )
+
+
+def _moments(microseconds: Sequence[int]) -> list[str]:
+    """As `datetime.isoformat` in UTC. Of many moments making the objects is most of the work; the minute is shared."""
+    minutes: dict[int, str] = {}
+    moments = []
+    for since in microseconds:
+        minute, rest = divmod(since, _MINUTE_US)
+        begin = minutes.get(minute)
+        if begin is None:
+            begin = minutes[minute] = (EPOCH + timedelta(minutes=minute)).isoformat()[:_TO_THE_MINUTE]
+        second, fraction = divmod(rest, 1_000_000)
+        moments.append(f"{begin}{second:02}.{fraction:06}+00:00" if fraction else f"{begin}{second:02}+00:00")
+    return moments
 
 
 def _named(substitutes: Sequence[tuple[str, int]]) -> str:

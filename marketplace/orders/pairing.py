@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence, Set
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 Id = TypeVar("Id", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Filled(Generic[Id]):
+class Filled(NamedTuple, Generic[Id]):
     """A filled order: `lots` awarded; `rate` its best (bid) or only (ask) rate; `rank` breaks ties: (time, id)."""
 
     id: Id
     lots: int
     rate: int
-    rank: tuple[str, str]
+    rank: tuple[int, str]
 
 
 def pair(
@@ -34,30 +32,40 @@ def pair(
     open_bids = {b.id: b.lots for b in bid_order}
     open_asks = {a.id: a.lots for a in ask_order}
     pairs: dict[tuple[Id, Id], int] = {}
-
-    def take(bid_id: Id, ask_id: Id) -> None:
+    for bid_id, ask_id in _in_order(previous, bid_order, ask_order):
         lots = min(open_bids[bid_id], open_asks[ask_id])
         if lots:
-            pairs[bid_id, ask_id] = pairs.get((bid_id, ask_id), 0) + lots
+            pairs[bid_id, ask_id] = lots
             open_bids[bid_id] -= lots
             open_asks[ask_id] -= lots
-
-    place = {a.id: number for number, a in enumerate(ask_order)}
-    kept: dict[Id, list[Id]] = {}
-    for bid_id, ask_id in previous:
-        if ask_id in place:
-            kept.setdefault(bid_id, []).append(ask_id)
-    for bid in bid_order:
-        for ask_id in sorted(kept.get(bid.id, ()), key=place.__getitem__):
-            take(bid.id, ask_id)
-    asks_left = iter(ask_order)
-    left: Filled[Id] | None = next(asks_left, None)
-    for bid in bid_order:
-        while open_bids[bid.id] and left is not None:
-            take(bid.id, left.id)
-            if not open_asks[left.id]:
-                left = next(asks_left, None)
+    # Both sides sum to the same volume: an ask is left for whoever is not filled.
+    supply = iter(open_asks.items())
+    seller, supplied = next(supply, (None, 0))
+    for buyer, bid_lots in open_bids.items():
+        wanted = bid_lots
+        while wanted:
+            if not supplied:
+                seller, supplied = next(supply)
+                continue
+            assert seller is not None
+            lots = min(wanted, supplied)
+            pairs[buyer, seller] = pairs.get((buyer, seller), 0) + lots
+            wanted -= lots
+            supplied -= lots
     return pairs
+
+
+def _in_order(
+    previous: Set[tuple[Id, Id]], bids: Sequence[Filled[Id]], asks: Sequence[Filled[Id]]
+) -> list[tuple[Id, Id]]:
+    """The pairs of before whose two sides are filled again: by bid, then by ask."""
+    if not previous:
+        return []
+    ask_place = {ask.id: place for place, ask in enumerate(asks)}
+    bid_place = {bid.id: place for place, bid in enumerate(bids)}
+    kept = [(bid_place[b], ask_place[a], b, a) for b, a in previous if b in bid_place and a in ask_place]
+    kept.sort(key=lambda pair: pair[:2])
+    return [(bid_id, ask_id) for _, _, bid_id, ask_id in kept]
 
 
 def overage_rate(*, list_rate: int, clearing_rate: int | None, next_unsold_ask: int | None) -> int:

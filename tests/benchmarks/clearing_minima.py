@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any, Final
@@ -26,7 +25,7 @@ def run() -> Iterator[dict[str, Any]]:
     """One result for 100,000 orders, half bids, half asks; medians, in turns."""
     bids, asks = book(ORDERS)
     plain_bids, plain_asks = (
-        [replace(order, all_or_none=False, min_fill=0) for order in side] for side in (bids, asks)
+        [order._replace(all_or_none=False, min_fill=0) for order in side] for side in (bids, asks)
     )
     result = clear(bids, asks)
     assert result.search_complete

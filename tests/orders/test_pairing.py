@@ -12,7 +12,7 @@ from marketplace.orders.pairing import Filled, overage_rate, pair, worst_case_mi
 
 
 def order(number: int, lots: int, rate: int) -> Filled[UUID]:
-    return Filled(UUID(int=number), lots, rate, (f"{number:04}", str(number)))
+    return Filled(UUID(int=number), lots, rate, (number, str(number)))
 
 
 def test_last_periods_pairs_are_kept_before_the_north_west_corner() -> None:

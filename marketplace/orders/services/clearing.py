@@ -284,8 +284,8 @@ def _filled(orders: Sequence[Order], fills: Sequence[Sequence[int]]) -> list[Fil
     ]
 
 
-def _rank(order: Order) -> tuple[str, str]:
-    return f"{order.priority:020}", order.id
+def _rank(order: Order) -> tuple[int, str]:
+    return order.priority, order.id
 
 
 def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
