@@ -7,17 +7,17 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import transaction
 
-from marketplace.arrays import uuid_array
 from marketplace.errors import Conflict
+from marketplace.packed import packed_cursor, packed_uuids
 
 # In the order of the key, so that two writers of the same points meet in one order.
 _ADD: Final = """
 INSERT INTO metering_meterpoint AS known (id, contract_id, offering_id, host_id, grade_id, valid_from, valid_until)
-SELECT uuidv7(), contract_id, offering_id, host_id, grade_id, %(valid_from)s, NULL
-FROM unnest(%(contracts)s::uuid[], %(offerings)s::uuid[], %(hosts)s::uuid[], %(grades)s::uuid[])
-    AS n (contract_id, offering_id, host_id, grade_id)
+SELECT id, contract_id, offering_id, host_id, grade_id, %(valid_from)s, NULL
+FROM unnest(%(ids)s::uuid[], %(contracts)s::uuid[], %(offerings)s::uuid[], %(hosts)s::uuid[], %(grades)s::uuid[])
+    AS n (id, contract_id, offering_id, host_id, grade_id)
 ORDER BY contract_id, offering_id
 ON CONFLICT (contract_id, offering_id) DO UPDATE SET
     valid_from = LEAST(known.valid_from, EXCLUDED.valid_from), valid_until = NULL
@@ -33,8 +33,13 @@ WHERE (known.host_id, known.grade_id) <> (n.host_id, n.grade_id) LIMIT 1
 
 
 class NewPoint(NamedTuple):
-    """This offering, on this host, may supply this contract in this grade version. Ids may be text."""
+    """This offering, on this host, may supply this contract in this grade version. Ids may be text.
 
+    `id` is the caller's, of what the point is made for: drawing so many at random takes longer than storing them. Where
+    the contract and the offering have a point already, that one keeps its own.
+    """
+
+    id: UUID | str
     contract_id: UUID | str
     offering_id: UUID | str
     host_id: UUID | str
@@ -50,13 +55,14 @@ def add_meter_points(points: Sequence[NewPoint], *, valid_from: datetime) -> Non
     if not points:
         return
     places: dict[str, Any] = {
-        "contracts": uuid_array(point.contract_id for point in points),
-        "offerings": uuid_array(point.offering_id for point in points),
-        "hosts": uuid_array(point.host_id for point in points),
-        "grades": uuid_array(point.grade_id for point in points),
+        "ids": packed_uuids(point.id for point in points),
+        "contracts": packed_uuids(point.contract_id for point in points),
+        "offerings": packed_uuids(point.offering_id for point in points),
+        "hosts": packed_uuids(point.host_id for point in points),
+        "grades": packed_uuids(point.grade_id for point in points),
         "valid_from": valid_from,
     }
-    with connection.cursor() as cursor:
+    with packed_cursor() as cursor:
         cursor.execute(_ADD, places)
         if cursor.rowcount == len(points):
             return  # All are new or widened; those that need not change are looked at.

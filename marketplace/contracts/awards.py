@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import transaction
 
-from marketplace.arrays import bigint_array, uuid_array
 from marketplace.contracts.committed import BUCKET_SECONDS
 from marketplace.contracts.models import Entitlement
 from marketplace.ids import derived_hex
+from marketplace.packed import packed_bigints, packed_cursor, packed_uuids
 from metering.services import NewPoint, add_meter_points
 from pricing.models import Rate
 from pricing.rating import lots_numerator
@@ -79,8 +79,8 @@ def record_awards(
         assert sum(part for _, part in award.shares) == award.lots, "the shares are the whole award"
     rate = Rate.objects.get(pk=rate_id)
     contracts = [str(award.contract_id) for award in awards]
-    with connection.cursor() as cursor:
-        cursor.execute(_LOCK_CONTRACTS, (uuid_array(contracts),))
+    with packed_cursor() as cursor:
+        cursor.execute(_LOCK_CONTRACTS, (packed_uuids(contracts),))
         grades: dict[str, str] = dict(cursor.fetchall())
         code = f"award:{period_start.isoformat()}"
         ids = [derived_hex(contract_id, code) for contract_id in contracts]
@@ -96,16 +96,17 @@ def record_awards(
             if contract_id in made
             for offering_id, lots in award.shares
         ]
+        allocation_ids = [
+            derived_hex(entitlement_id, f"allocation:{offering_id}")
+            for _, entitlement_id, offering_id, _ in shares
+        ]
         cursor.execute(
             _ADD_ALLOCATIONS,
             {
-                "ids": uuid_array(
-                    derived_hex(entitlement_id, f"allocation:{offering_id}")
-                    for _, entitlement_id, offering_id, _ in shares
-                ),
-                "contracts": uuid_array(share[0] for share in shares),
-                "offerings": uuid_array(share[2] for share in shares),
-                "lots": bigint_array(share[3] for share in shares),
+                "ids": packed_uuids(allocation_ids),
+                "contracts": packed_uuids(share[0] for share in shares),
+                "offerings": packed_uuids(share[2] for share in shares),
+                "lots": packed_bigints(share[3] for share in shares),
                 "rate": rate.micros_per_mtok,
                 "start": period_start,
             },
@@ -114,8 +115,8 @@ def record_awards(
     hosts = {str(offering_id): host_id.hex for offering_id, host_id in offerings.values_list("pk", "host_id")}
     add_meter_points(
         [
-            NewPoint(contract_id, offering_id, hosts[offering_id], grades[contract_id])
-            for contract_id, _, offering_id, _ in shares
+            NewPoint(allocation_id, contract_id, offering_id, hosts[offering_id], grades[contract_id])
+            for allocation_id, (contract_id, _, offering_id, _) in zip(allocation_ids, shares, strict=True)
         ],
         valid_from=period_start,
     )
@@ -138,12 +139,12 @@ def _entitlements(
     per_s = [numerator // seconds for numerator in numerators]
     depths = [min(rate * BUCKET_SECONDS, whole) for rate, whole in zip(per_s, numerators, strict=True)]
     return {
-        "ids": uuid_array(ids),
-        "contracts": uuid_array(award.contract_id for award in awards),
-        "holds": uuid_array(award.ledger_hold_id for award in awards),
-        "numerators": bigint_array(numerators),
-        "per_s": bigint_array(per_s),
-        "depths": bigint_array(depths),
+        "ids": packed_uuids(ids),
+        "contracts": packed_uuids(award.contract_id for award in awards),
+        "holds": packed_uuids(award.ledger_hold_id for award in awards),
+        "numerators": packed_bigints(numerators),
+        "per_s": packed_bigints(per_s),
+        "depths": packed_bigints(depths),
         "start": period_start,
         "end": period_end,
         "rate": rate_id,

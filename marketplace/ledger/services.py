@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,7 @@ from django.db import DatabaseError, connection, transaction
 from marketplace.arrays import bigint_array, nullable_uuid_array, text_array, uuid_array
 from marketplace.errors import Conflict, DomainError, InvalidInput, NotFound, constraint_of, sqlstate_of
 from marketplace.ledger.models import AccountKind, Hold
+from marketplace.packed import packed_bigints, packed_cursor, packed_uuids
 
 MAX_AMOUNT_MICROS: Final = 2**63 - 1
 _POST: Final = (
@@ -292,8 +293,8 @@ def close_holds(statuses: Mapping[UUID, Hold.Status | str], *, now: datetime) ->
         call(statement, (now, uuid_array(ids), text_array(str(statuses[hold]) for hold in ids)))
 
 
-def raise_holds(amounts_micros: Mapping[UUID, int], *, now: datetime) -> set[UUID]:
-    """Bring open holds up to these amounts, by id; those returned were left as they were for lack of money.
+def raise_holds(amounts_micros: Mapping[UUID, int] | Mapping[str, int], *, now: datetime) -> set[UUID]:
+    """Bring open holds up to these amounts, by id or its text; those returned were left as they were for lack of money.
 
     A hold that is as large already stays. An account that cannot pay for all of its holds pays in the order given, and
     one that does not fit does not stop a smaller one behind it. Doing it again changes nothing more.
@@ -304,7 +305,8 @@ def raise_holds(amounts_micros: Mapping[UUID, int], *, now: datetime) -> set[UUI
     for amount_micros in amounts_micros.values():
         check_amount(amount_micros, least=0, field="amount_micros")
     statement = "SELECT ledger_raise_holds(%s::uuid[], %s::bigint[], %s)"
-    return set(call(statement, (uuid_array(amounts_micros), bigint_array(amounts_micros.values()), now)))
+    places = (packed_uuids(amounts_micros), packed_bigints(amounts_micros.values()), now)
+    return set(call(statement, places, cursor_of=packed_cursor))
 
 
 def carve_holds(
@@ -322,13 +324,14 @@ def carve_holds(
     carved: int = call(
         "SELECT ledger_carve_holds(%s::uuid[], %s::uuid[], %s::bigint[], %s, %s, %s)",
         (
-            uuid_array(carving.source_id for carving in carvings),
-            uuid_array(carving.id for carving in carvings),
-            bigint_array(carving.amount_micros for carving in carvings),
+            packed_uuids(carving.source_id for carving in carvings),
+            packed_uuids(carving.id for carving in carvings),
+            packed_bigints(carving.amount_micros for carving in carvings),
             code,
             reference_id,
             now,
         ),
+        cursor_of=packed_cursor,
     )
     return carved
 
@@ -339,7 +342,13 @@ def expire_holds(*, now: datetime, limit: int = 1000) -> int:
     return expired
 
 
-def call(statement: str, parameters: tuple[Any, ...], *, may_be_refused: bool = True) -> Any:
+def call(
+    statement: str,
+    parameters: tuple[Any, ...],
+    *,
+    may_be_refused: bool = True,
+    cursor_of: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> Any:
     """One statement is one transaction of its own: BEGIN and COMMIT around it would cost two more round trips.
 
     Inside a caller's transaction it has a savepoint, so that the caller may catch the refusal and go on; not where
@@ -348,7 +357,7 @@ def call(statement: str, parameters: tuple[Any, ...], *, may_be_refused: bool = 
     together: AbstractContextManager[None] = (
         transaction.atomic() if connection.in_atomic_block and may_be_refused else nullcontext()
     )
-    with _facts(), together, connection.cursor() as cursor:
+    with _facts(), together, (cursor_of or connection.cursor)() as cursor:
         cursor.execute(statement, parameters)
         row = cursor.fetchone()
         assert row is not None

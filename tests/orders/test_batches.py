@@ -94,15 +94,16 @@ def test_awards_recorded_again_are_passed_over_and_on_other_terms_refused(
 
 def test_meter_points_only_ever_widen_and_stay_with_their_host(plant: Plant, now: datetime) -> None:
     contract, other = uuid7(), uuid7()
-    point = NewPoint(contract, plant.offering.id, plant.host.id, plant.offering.grade_id)
+    point = NewPoint(uuid7(), contract, plant.offering.id, plant.host.id, plant.offering.grade_id)
     add_meter_points([point], valid_from=now)
     add_meter_points([point], valid_from=now + PERIOD)
     assert MeterPoint.objects.get(contract_id=contract).valid_from == now
-    add_meter_points([point, point._replace(contract_id=other)], valid_from=now - PERIOD)
+    add_meter_points([point, point._replace(id=uuid7(), contract_id=other)], valid_from=now - PERIOD)
     assert MeterPoint.objects.get(contract_id=contract).valid_from == now - PERIOD
-    third = point._replace(contract_id=uuid7())
+    assert MeterPoint.objects.get(contract_id=contract).id == point.id
+    third = point._replace(id=uuid7(), contract_id=uuid7())
     with pytest.raises(Conflict):
-        add_meter_points([third, point._replace(host_id=uuid7())], valid_from=now)
+        add_meter_points([third, point._replace(id=uuid7(), host_id=uuid7())], valid_from=now)
     assert MeterPoint.objects.count() == 2
 
 

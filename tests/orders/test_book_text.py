@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from marketplace.accounts.models import Organization
 from marketplace.accounts.services import SYSTEM
-from marketplace.ids import derived_hex, derived_id, uuid7
+from marketplace.ids import derived_hex, derived_hexes, derived_id, uuid7
 from marketplace.orders.book import EPOCH, Book, BookAsk, BookBid, SealedBook
 from marketplace.orders.book_text import BidLine, sealed_text
 from marketplace.orders.models import Ask, Auction, Bid, Trade
@@ -83,6 +83,7 @@ def test_a_book_written_as_text_is_the_book(
 def test_an_id_derived_as_text_is_the_derived_id(parent: UUID, code: str) -> None:
     code = code.encode("utf-8", "ignore").decode()
     assert derived_hex(str(parent), code) == derived_hex(parent.hex, code) == derived_id(parent, code).hex
+    assert derived_hexes(str(parent), ["", code, code])[1:] == [derived_id(parent, code).hex] * 2
 
 
 def test_the_gate_seals_what_the_bids_say(acme: Party, mallory: Party, plant: Plant, now: datetime) -> None:

@@ -12,15 +12,14 @@ from uuid import UUID
 from django.db import connection, transaction
 from django.db.models import F
 
-from marketplace.arrays import bigint_array, uuid_array
 from marketplace.contracts.services import Award, record_awards, set_period_rate
 from marketplace.errors import DomainError, NotFound
-from marketplace.ids import derived_hex
+from marketplace.ids import derived_hexes
 from marketplace.ledger.services import Carving, carve_holds
 from marketplace.orders.book import SealedBook, sound_book
 from marketplace.orders.controls_selectors import administered_rate
 from marketplace.orders.joined_book import MINIMUM, JoinedBook, joined_groups
-from marketplace.orders.models import Ask, Auction, MarketControl, Trade
+from marketplace.orders.models import Ask, Auction, MarketControl
 from marketplace.orders.pairing import Filled, overage_rate, pair
 from marketplace.orders.services.controls import halt_by_rule
 from marketplace.orders.services.releasing import close_releases
@@ -28,6 +27,7 @@ from marketplace.orders.services.substituting import open_award_contracts, subst
 from marketplace.orders.services.telling import tell_of_awards
 from marketplace.orders.services.topping_up import ROOM
 from marketplace.orders.unhurried import without_cycle_collection
+from marketplace.packed import packed_bigints, packed_cursor, packed_uuids
 from pricing.book import Clearing, Order
 from pricing.clearing_reference import EnginesDisagree
 from pricing.coupling_book import COUPLED_RULE_VERSION, GradeClearing
@@ -65,7 +65,7 @@ SELECT bid.id::text, bid.contract_id::text, bid.ledger_hold_id::text, buyer.tax_
 FROM orders_bid AS bid
 JOIN ledger_hold AS hold ON hold.id = bid.ledger_hold_id
 JOIN accounts_organization AS buyer ON buyer.id = bid.organization_id
-WHERE bid.id IN (SELECT bid_id FROM orders_trade WHERE auction_id = %s)
+WHERE bid.id = ANY(%s::uuid[])
 ORDER BY hold.account_id, bid.id FOR NO KEY UPDATE OF bid
 """
 _SHARES: Final = """
@@ -73,6 +73,13 @@ _SHARES: Final = """
 SELECT trade.bid_id::text, ask.offering_id::text, sum(trade.lots)::bigint
 FROM orders_trade AS trade JOIN orders_ask AS ask ON ask.id = trade.ask_id
 WHERE trade.auction_id = %s GROUP BY trade.bid_id, ask.offering_id
+"""
+
+
+# As text: making objects of so many ids takes longer than reading them.
+_PAIRS: Final = """
+SELECT trade.bid_id::text, ask.offering_id::text
+FROM orders_trade AS trade JOIN orders_ask AS ask ON ask.id = trade.ask_id WHERE trade.auction_id = %s
 """
 
 
@@ -250,23 +257,24 @@ def _record_trades(
     offering_of: Mapping[str, UUID],
     now: datetime,
 ) -> None:
-    ask_of_offering = {offering_of[ask.id]: ask.id for ask in filled_asks}
+    ask_of_offering = {str(offering_of[ask.id]): ask.id for ask in filled_asks}
     previous = {
-        (str(bid_id), ask_of_offering[offering_id])
+        (bid_id, ask_of_offering[offering_id])
         for bid_id, offering_id in _previous_pairs(auction)
         if offering_id in ask_of_offering
     }
     pairs = pair(filled_bids, filled_asks, previous)
-    with connection.cursor() as cursor:
+    with packed_cursor() as cursor:
+        cursor.execute(ROOM)
         cursor.execute(
             _ADD_TRADES,
             {
-                "ids": uuid_array(
-                    derived_hex(auction.id.hex, f"trade:{bid_id}:{ask_id}") for bid_id, ask_id in pairs
+                "ids": packed_uuids(
+                    derived_hexes(auction.id.hex, [f"trade:{bid_id}:{ask_id}" for bid_id, ask_id in pairs])
                 ),
-                "bids": uuid_array(bid_id for bid_id, _ in pairs),
-                "asks": uuid_array(ask_id for _, ask_id in pairs),
-                "lots": bigint_array(pairs.values()),
+                "bids": packed_uuids(bid_id for bid_id, _ in pairs),
+                "asks": packed_uuids(ask_id for _, ask_id in pairs),
+                "lots": packed_bigints(pairs.values()),
                 "auction": auction.id,
                 "rate": auction.clearing_rate_micros_per_mtok,
                 "now": now,
@@ -288,7 +296,8 @@ def _rank(order: Order) -> tuple[int, str]:
     return order.priority, order.id
 
 
-def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
+def _previous_pairs(auction: Auction) -> list[tuple[str, str]]:
+    """Bid and offering of the grade's last auction that traded."""
     last = (
         Auction.objects.filter(grade_id=auction.grade_id, period_start__lt=auction.period_start)
         .filter(quantity_lots__gt=0)
@@ -298,7 +307,9 @@ def _previous_pairs(auction: Auction) -> list[tuple[UUID, UUID]]:
     )
     if last is None:
         return []
-    return list(Trade.objects.filter(auction_id=last).values_list("bid_id", "ask__offering_id"))
+    with connection.cursor() as cursor:
+        cursor.execute(_PAIRS, (last,))
+        return [(bid_id, offering_id) for bid_id, offering_id in cursor.fetchall()]
 
 
 def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
@@ -330,25 +341,28 @@ def publish_auction(*, auction_id: UUID, now: datetime) -> bool:
 
 def _award(auction: Auction, rate: Rate, now: datetime) -> None:
     """Every traded bid gets its entitlement and a hold carved out of its own; then, by its lock last, the ledger."""
-    with connection.cursor() as cursor:
+    shares: dict[str, list[tuple[UUID | str, int]]] = defaultdict(list)
+    with packed_cursor() as cursor:
         cursor.execute(ROOM)
-        cursor.execute(_LOCK_TRADED_BIDS, (auction.id,))
+        cursor.execute(_SHARES, (auction.id,))
+        for bid_id, offering_id, lots in cursor.fetchall():
+            shares[bid_id].append((offering_id, lots))
+        # By their ids: of the trades, which are new, the planner knows no number, and would look bid by bid.
+        cursor.execute(_LOCK_TRADED_BIDS, (packed_uuids(shares),))
         bids = cursor.fetchall()
         open_award_contracts(auction, now=now)
         contract_of = substitute_contracts(auction)
-        cursor.execute(_SHARES, (auction.id,))
-        shares: dict[str, list[tuple[UUID | str, int]]] = defaultdict(list)
-        for bid_id, offering_id, lots in cursor.fetchall():
-            shares[bid_id].append((offering_id, lots))
     awards: list[Award] = []
     carvings: list[Carving] = []
     home = str(auction.grade_id)
-    for bid_id, own_contract_id, hold_id, tax_ppm, grade_id in bids:
+    award_holds = derived_hexes(auction.id.hex, [f"award:{bid[0]}" for bid in bids])
+    for (bid_id, own_contract_id, hold_id, tax_ppm, grade_id), award_hold in zip(
+        bids, award_holds, strict=True
+    ):
         contract_id = own_contract_id if grade_id == home else contract_of[bid_id]
         lots = sum(part for _, part in shares[bid_id])
         # The bid's hold covers rate x lots of every step sum in all its grades, so carving awards out cannot fail.
         cost = gross_up(Micros(-(-rate.micros_per_mtok * lots // 1000)), Ppm(tax_ppm))
-        award_hold = derived_hex(auction.id.hex, f"award:{bid_id}")
         awards.append(Award(contract_id, lots, award_hold, shares[bid_id]))
         carvings.append(Carving(award_hold, hold_id, cost))
     record_awards(awards, period_start=auction.period_start, period_end=auction.period_end, rate_id=rate.id)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from marketplace.contracts.models import Contract, Entitlement
@@ -40,6 +40,7 @@ from marketplace.orders.services.topping_up import (
     lock_standing_bids,
 )
 from marketplace.orders.unhurried import without_cycle_collection
+from marketplace.packed import packed_cursor
 from marketplace.periods import delivery_period
 from pricing.clearing_reference import EnginesDisagree
 from pricing.models import Grade
@@ -145,7 +146,7 @@ def _close_period(period_start: datetime, now: datetime) -> int:
             entered = lines.get(str(auction.grade_id), [])
             links |= seal_links(auction.grade_id, entered)
             sealed = sealed_text(book, entered)
-            with connection.cursor() as cursor:
+            with packed_cursor() as cursor:
                 cursor.execute(_SEAL, (sealed.data, sealed.digest, book.halted, auction.id))
         _join(auctions, links)
     return len(auctions)

@@ -8,15 +8,13 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from django.db import connection
-
 from marketplace.accounts.services import SYSTEM, Actor
-from marketplace.arrays import uuid_array
 from marketplace.contracts.refills import Refill, capped_organizations, count_refills, uncount_refills
 from marketplace.ledger.models import Hold
 from marketplace.ledger.services import MAX_AMOUNT_MICROS, raise_holds
 from marketplace.orders.models import BidRevision
 from marketplace.orders.services.budgets import NO_BUDGET, awarded_micros
+from marketplace.packed import packed_cursor, packed_uuids
 
 NO_FUNDS: Final = "The prepaid balance does not cover the bid's worst case."
 NO_CAP: Final = "A spend cap does not leave enough for what its awards have taken of its hold."
@@ -26,11 +24,9 @@ HOLD_ENDED: Final = "The bid's hold has ended."
 ROOM: Final = "SET LOCAL work_mem = '64MB'"
 # In the order of their accounts, as every transaction that touches several.
 _LOCK: Final = """
-SELECT array_agg(id)::text FROM (
-    SELECT bid.id FROM orders_bid AS bid JOIN ledger_hold AS hold ON hold.id = bid.ledger_hold_id
-    WHERE bid.grade_id = ANY(%(grades)s::uuid[]) AND bid.status = 'open' AND {which}
-    ORDER BY hold.account_id, bid.id FOR NO KEY UPDATE OF bid
-) AS locked
+SELECT bid.id::text FROM orders_bid AS bid JOIN ledger_hold AS hold ON hold.id = bid.ledger_hold_id
+WHERE bid.grade_id = ANY(%(grades)s::uuid[]) AND bid.status = 'open' AND {which}
+ORDER BY hold.account_id, bid.id FOR NO KEY UPDATE OF bid
 """
 # A statement of its own: it sees what was committed while the first one waited for its locks, so that no hold is taken
 # for whole which an award has just been carved out of. What a bid can cost is `terms.worst_case_with_tax`, in numeric,
@@ -126,13 +122,13 @@ def lock_bids_at_the_gate(
 
 
 def _locked(which: str, places: dict[str, Any], *, wanted: str) -> list[LockedBid]:
-    with connection.cursor() as cursor:
+    with packed_cursor() as cursor:
         cursor.execute(ROOM)
         cursor.execute(_LOCK.format(which=which), places)
-        (ids,) = cursor.fetchone()
-        if ids is None:
+        ids = [row[0] for row in cursor.fetchall()]
+        if not ids:
             return []
-        cursor.execute(_READ.format(wanted=wanted), {"ids": ids, "most": MAX_AMOUNT_MICROS})
+        cursor.execute(_READ.format(wanted=wanted), {"ids": packed_uuids(ids), "most": MAX_AMOUNT_MICROS})
         return [LockedBid._make(row) for row in cursor.fetchall()]
 
 
@@ -144,12 +140,13 @@ def cover(bids: Sequence[LockedBid], *, now: datetime) -> set[str]:
     """
     bids = sorted(bids, key=attrgetter("number"))
     lacking = [bid for bid in bids if not bid.is_whole and bid.hold_status == Hold.Status.OPEN]
-    raised = {UUID(bid.hold_id): bid.worst_micros for bid in lacking}
-    capped = capped_organizations({UUID(bid.organization_id) for bid in lacking})
+    raised = {bid.hold_id: bid.worst_micros for bid in lacking}
+    organizations = {UUID(one) for one in {bid.organization_id for bid in lacking}}
+    capped = {str(one) for one in capped_organizations(organizations)}
     # The counters of spend caps before the ledger, as everywhere.
-    counted, over_cap = _count([bid for bid in lacking if UUID(bid.organization_id) in capped], now)
+    counted, over_cap = _count([bid for bid in lacking if bid.organization_id in capped], now)
     for hold_id in over_cap:
-        raised.pop(hold_id)
+        raised.pop(str(hold_id))
     unpaid = raise_holds(raised, now=now)
     uncount_refills([counted[hold_id] for hold_id in unpaid if hold_id in counted])
     refused = {str(hold_id) for hold_id in unpaid}
@@ -160,8 +157,8 @@ def cover(bids: Sequence[LockedBid], *, now: datetime) -> set[str]:
     reasons = {bid.id: NO_CAP if bid.hold_id in no_cap else _reason(bid, refused, spent) for bid in bids}
     changed = {bid.id: reasons[bid.id] for bid in bids if reasons[bid.id] != bid.skip_reason}
     if changed:
-        with connection.cursor() as cursor:
-            cursor.execute(_SKIP, {"ids": uuid_array(changed), "reasons": list(changed.values())})
+        with packed_cursor() as cursor:
+            cursor.execute(_SKIP, {"ids": packed_uuids(changed), "reasons": list(changed.values())})
     return {bid_id for bid_id, reason in reasons.items() if not reason}
 
 
