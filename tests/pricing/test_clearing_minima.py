@@ -164,8 +164,18 @@ def one_that_crowds_out_all() -> tuple[list[Order], list[Order]]:
     ]
 
 
+def one_buyer_who_would_stall_it() -> tuple[list[Order], list[Order]]:
+    """A thousand of his bids at one price, all for all or none, whose sums hardly ever meet the one supply."""
+    chance = random.Random(4)
+    sizes = [2 * (10**5 + chance.randrange(10**5)) for _ in range(1_000)]
+    bids = [Order(f"b{n:03}", ((1_000, size),), "mallory", all_or_none=True) for n, size in enumerate(sizes)]
+    return bids, [ask("a", (1_000, sum(sizes) // 2 | 1), all_or_none=True)]
+
+
 @pytest.mark.parametrize("limit", [1, 40, 500])
-@pytest.mark.parametrize("book", [knapsack, both_sides_whole, one_that_crowds_out_all])
+@pytest.mark.parametrize(
+    "book", [knapsack, both_sides_whole, one_that_crowds_out_all, one_buyer_who_would_stall_it]
+)
 def test_the_work_is_bounded_by_a_count(
     book: Callable[[], tuple[list[Order], list[Order]]], limit: int
 ) -> None:
