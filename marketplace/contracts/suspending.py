@@ -120,7 +120,10 @@ def reclaim_capacity(*, contract_id: UUID, now: datetime) -> None:
         firm_capacity.take(shares, start, contract.ends_at, now=now)
     Contract.objects.filter(pk=contract_id).update(freed_at=None)
     running = Entitlement.objects.filter(
-        Q(period_start__lt=since) & Q(period_end__gt=since), contract_id=contract_id, paid_at__isnull=True
+        # Also one that ends before the next delivery period begins: nothing is left of it.
+        Q(period_start__lt=since) & Q(period_end__gt=now),
+        contract_id=contract_id,
+        paid_at__isnull=True,
     ).first()
     if running is None or running.ledger_hold_id is not None:
         return

@@ -125,6 +125,25 @@ def test_what_is_refused_changes_nothing(
     assert not Charge.objects.exists()
 
 
+def test_an_operation_done_again_answers_for_itself_alone(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """Ended twice in one moment, as a test clock that stands still has them: later first, then earlier."""
+    fund(acme, FUNDS, now)
+    contract = buy(acme, grade, now, months=3)
+    start = contract.starts_at
+    charge_committed_months(now=start)
+    first, second = uuid7(), uuid7()
+    ends = {first: start + 62 * DAY, second: None}
+    done = {one: end(contract, start, ends[one], operation_id=one) for one in (first, second)}
+    assert done[first].fee_micros > 0 < done[second].fee_micros
+    assert (done[first].refund_micros, done[second].refund_micros > 0) == (0, True)
+    for one in (first, second):
+        again = end(contract, start, ends[one], operation_id=one)
+        assert (again.fee_micros, again.refund_micros) == (done[one].fee_micros, done[one].refund_micros)
+    assert_books_balance()
+
+
 def amendment(contract: Contract, now: datetime, starts_at: datetime, **terms: int) -> Quote:
     wanted = {"firm_lots": 100, "volume_lots": 10_000, "months": 2} | terms
     return quote_amendment(

@@ -308,6 +308,33 @@ def test_capacity_of_a_contract_without_funds_is_free_after_a_day_and_comes_back
     assert_books_balance()
 
 
+def test_of_a_month_in_its_last_moments_nothing_is_left_to_pay_for(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """Freed long ago, and the money comes in the month's last delivery period: the next one is the next month's."""
+    fund(acme, PRICE, now)
+    contract = buy(acme, grade, now, months=3)
+    charge_committed_months(now=contract.starts_at)
+    end = Entitlement.objects.get().period_end
+    advance_contracts(now=end)
+    charge_committed_months(now=end)
+    advance_contracts(now=end + timedelta(hours=25))
+    second = Entitlement.objects.get(period_start=end)
+    last = second.period_end - timedelta(seconds=1)
+    fund(acme, PRICE, last)
+    advance_contracts(now=last)
+    assert charge_committed_months(now=last).charged == [second.id]
+    second.refresh_from_db()
+    assert (second.entitled_numerator, Charge.objects.get(period_start=end).amount_micros) == (0, 0)
+    advance_contracts(now=second.period_end)
+    assert len(charge_committed_months(now=second.period_end).charged) == 1
+    assert money(acme, "prepaid") == 0
+    contract.refresh_from_db()
+    assert (contract.status, contract.freed_at) == ("active", None)
+    assert sold(plant, second.period_end) > 0 == sold(plant, second.period_end - HOUR)
+    assert_books_balance()
+
+
 def test_a_month_that_passed_while_nobody_charged_it_is_charged_out_of_its_hold(
     acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:

@@ -120,11 +120,18 @@ def _same_again(organization_id: UUID, contract_id: UUID, operation_id: UUID) ->
     event = ContractEvent.objects.filter(pk=event_of(operation_id), contract_id=contract_id).first()
     if contract is None or event is None:
         return None
-    charges = Charge.objects.filter(
-        contract_id=contract_id, settlement__isnull=True, created_at=event.occurred_at
+    # By the ids that they derived: another operation may have ended it in the same moment of a test clock.
+    parent = derived_id(operation_id, "early_end")
+    months = [fee_line(month) for month in contract.entitlements.select_related("rate")]
+    fees = [replace(line, kind=ChargeKind.TERMINATION, period_start=event.occurred_at) for line in months[:1]]
+    refunds = [replace(line, kind=ChargeKind.ADJUSTMENT) for line in months]
+    fee, back = (
+        Charge.objects.filter(pk__in=[charge_id(parent, line) for line in lines]).aggregate(
+            sum=Sum("amount_micros")
+        )["sum"]
+        or 0
+        for lines in (fees, refunds)
     )
-    fee = charges.filter(kind=ChargeKind.TERMINATION).aggregate(sum=Sum("amount_micros"))["sum"] or 0
-    back = charges.filter(kind=ChargeKind.ADJUSTMENT).aggregate(sum=Sum("amount_micros"))["sum"] or 0
     successor = Contract.objects.filter(pk=derived_id(operation_id, "contract"), amends=contract).first()
     return EndedEarly(contract, int(fee), -int(back), successor)
 
