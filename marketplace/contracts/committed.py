@@ -93,12 +93,14 @@ def accept_quote(
     ends_at = contract_month(quote.starts_at, quote.months - 1).end
     shares = firm_capacity.quoted_shares(quote)
     hosts = firm_capacity.by_host(shares)
-    if renews is None:
-        firm_capacity.take(hosts, quote.starts_at, ends_at, now=now)
-    else:
+    if renews is not None:
         assert renews.ends_at == quote.starts_at, "no gap and no overlap"
         before = firm_capacity.taken_by_host(renews.id)
         firm_capacity.take_following(hosts, quote.starts_at, ends_at, before=before, now=now)
+    elif quote.amends_id is not None:
+        firm_capacity.take_after(quote.amends_id, hosts, quote.starts_at, ends_at, now=now)
+    else:
+        firm_capacity.take(hosts, quote.starts_at, ends_at, now=now)
     rate = publish_rate(
         grade_id=quote.grade_id,
         kind=Rate.Kind.CONTRACTED,

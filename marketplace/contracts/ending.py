@@ -104,12 +104,13 @@ def quote_amendment(
 ) -> Quote:
     """Today's price of other lots, volume or months from the start of one of the contract's later months on.
 
-    All other terms stay. Raises NotFound, Conflict (not running), InvalidInput (`starts_at`: no month of the contract
-    begins then, or within a day), or what `request_quote` raises.
+    All other terms stay. Raises NotFound, Conflict (not running, or amended already), InvalidInput (`starts_at`: no
+    month of the contract begins then, or within a day), or what `request_quote` raises.
     """
     contract = Contract.objects.filter(pk=contract_id, organization_id=organization_id).first()
     _check_running(contract)
     assert contract is not None
+    _check_not_amended(contract)
     _check_boundary(contract, starts_at, billing_now(organization_id, now))
     quote = contract.quote
     assert quote is not None
@@ -155,6 +156,7 @@ def amend_contract(
         raise NotFound("There is no such quote for this contract.", field="quote_id")
     own_now = billing_now(organization_id, now)
     _check_boundary(contract, quote.starts_at, own_now)
+    _check_not_amended(contract)
     assert contract.ends_at is not None
     hosts = firm_capacity.by_host(firm_capacity.quoted_shares(quote)).keys()
     mine = firm_capacity.taken_by_host(contract.id).keys()
@@ -215,7 +217,9 @@ def _end_at(
         status=Renewal.Status.OFF, next_attempt_at=None
     )
     if contract.freed_at is None:
-        firm_capacity.give_back(contract, end, term_was, now=now)
+        # Of an hour inside which another takes its place that one has it all (`take_after`).
+        since = end if kind == ContractEvent.Kind.TERMINATED else end.replace(minute=0, second=0)
+        firm_capacity.give_back(contract, since, term_was, now=now)
     detail = {"ends_at": end.isoformat(), "term_was": term_was.isoformat(), "lots_left": lots_left}
     record_event(
         contract.id,
@@ -282,6 +286,12 @@ def _check_running(contract: Contract | None) -> None:
         raise NotFound("There is no such contract.")
     if contract.kind != ContractKind.COMMITTED or contract.status not in RUNNING:
         raise Conflict("Only a committed contract that runs can be ended or amended.")
+
+
+def _check_not_amended(contract: Contract) -> None:
+    """One contract takes another's place, once: what is to change again is that one."""
+    if Contract.objects.filter(amends=contract).exists():
+        raise Conflict("Another contract takes its place already: amend that one.")
 
 
 def _check_boundary(contract: Contract, starts_at: datetime, now: datetime) -> None:

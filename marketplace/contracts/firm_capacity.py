@@ -54,14 +54,31 @@ def lock_term(hosts: Iterable[UUID], starts_at: datetime, ends_at: datetime) -> 
 
 def take(shares: dict[UUID, int], starts_at: datetime, ends_at: datetime, *, now: datetime) -> None:
     """Shares by host in every hour of the term, host by host in id order. Raises CapacityGone."""
-    for host_id in sorted(shares):
-        take_firm_share(
-            host_id=host_id,
-            hours=hours_of(starts_at, ends_at),
-            share_ppm=shares[host_id],
-            now=now,
-            starts_at=starts_at,
-        )
+    _take(shares, hours_of(starts_at, ends_at), now=now, starts_at=starts_at)
+
+
+def take_after(
+    amended_id: UUID, shares: dict[UUID, int], starts_at: datetime, ends_at: datetime, *, now: datetime
+) -> None:
+    """As `take`, for the contract that takes another's place. An hour inside which the one ends and the other begins
+    is the new one's from now on, with the larger of both shares of each host.
+    """
+    first, *rest = hours_of(starts_at, ends_at)
+    if first == starts_at:
+        take(shares, starts_at, ends_at, now=now)
+        return
+    before = taken_by_host(amended_id)
+    both = {host: max(shares.get(host, 0), before.get(host, 0)) for host in shares.keys() | before.keys()}
+    _take(both, [first], now=now, starts_at=starts_at)
+    _take(shares, rest, now=now)
+
+
+def take_again(contract: Contract, since: datetime, *, now: datetime) -> None:
+    """What was given back of a contract's hours from `since` on. Raises CapacityGone."""
+    assert contract.ends_at is not None
+    shared = _shared_hour(contract)
+    hours = [hour for hour in hours_of(since, contract.ends_at) if hour != shared]
+    _take(taken_by_host(contract.id), hours, now=now, starts_at=since)
 
 
 def take_following(
@@ -96,11 +113,28 @@ def give_back(contract: Contract, since: datetime, ends_at: datetime, *, now: da
 
     The hour that `since` lies in stays the contract's: an hour is sold as a whole. Returns the hours.
     """
-    hours = [hour for hour in hours_of(since, ends_at) if hour >= since]
+    shared = _shared_hour(contract)
+    hours = [hour for hour in hours_of(since, ends_at) if hour >= since and hour != shared]
     if hours:
         for host_id, share in sorted(taken_by_host(contract.id).items()):
             give_back_firm_share(host_id=host_id, hours=hours, share_ppm=share, now=now)
     return hours
+
+
+def _take(
+    shares: dict[UUID, int], hours: Sequence[datetime], *, now: datetime, starts_at: datetime | None = None
+) -> None:
+    for host_id in sorted(shares) if hours else ():
+        take_firm_share(host_id=host_id, hours=hours, share_ppm=shares[host_id], now=now, starts_at=starts_at)
+
+
+def _shared_hour(contract: Contract) -> datetime | None:
+    """The hour of its end that is the contract's that took its place (`take_after`)."""
+    starts_at = Contract.objects.filter(amends=contract).values_list("starts_at", flat=True).first()
+    if starts_at is None:
+        return None
+    hour: datetime = hours_of(starts_at, starts_at + _HOUR)[0]
+    return hour if hour < starts_at else None
 
 
 def first_whole_hour(at: datetime) -> datetime:

@@ -116,8 +116,7 @@ def reclaim_capacity(*, contract_id: UUID, now: datetime) -> None:
     # The hour in which it was freed stayed the contract's.
     start = max(since, firm_capacity.first_whole_hour(contract.freed_at))
     if start < contract.ends_at:
-        shares = firm_capacity.taken_by_host(contract_id)
-        firm_capacity.take(shares, start, contract.ends_at, now=now)
+        firm_capacity.take_again(contract, start, now=now)
     Contract.objects.filter(pk=contract_id).update(freed_at=None)
     running = Entitlement.objects.filter(
         # Also one that ends before the next delivery period begins: nothing is left of it.

@@ -197,6 +197,35 @@ def test_an_amendment_takes_the_place_of_the_contract_and_uses_its_capacity(
     assert_books_balance()
 
 
+def test_an_hour_inside_which_an_amendment_begins_is_taken_once_for_both(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    """Of the 242 lots that are sold 150 and then 200: the hour has the larger share, whatever becomes of the first."""
+    fund(acme, FUNDS, now)
+    contract = buy(acme, grade, now, months=3, firm_lots=150, starts_at=now + HOUR + timedelta(minutes=5))
+    charge_committed_months(now=contract.starts_at)
+    boundary = Entitlement.objects.get().period_end
+    later = contract.starts_at + DAY
+    share = sold(plant, boundary)
+    grown = accept(contract, amendment(contract, later, boundary, firm_lots=200), later).successor
+    assert grown is not None
+    whole = sold(plant, boundary + HOUR)
+    assert (sold(plant, boundary - HOUR), sold(plant, boundary)) == (share, whole)
+    assert whole > share
+    with pytest.raises(Conflict):
+        amendment(contract, later, boundary)
+    # Ended before that, it gives back nothing of the hour.
+    end(contract, later - DAY, boundary - HOUR)
+    assert (sold(plant, boundary - HOUR), sold(plant, boundary)) == (share, whole)
+    advance_contracts(now=boundary)
+    last = Entitlement.objects.get(contract=grown).period_end
+    quote = amendment(grown, last - 3 * DAY, last, firm_lots=100, volume_lots=9_000)
+    assert accept(grown, quote, last - 3 * DAY).successor is not None
+    assert (sold(plant, last - HOUR), sold(plant, last)) == (whole, whole)
+    assert 0 < sold(plant, last + HOUR) < share
+    assert_books_balance()
+
+
 def test_committing_to_less_costs_the_fee_of_the_difference(
     acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime
 ) -> None:
