@@ -117,6 +117,19 @@ class Bucket:
 
 
 @dataclass
+class Lines:
+    """An amount, and what of it each offering earned: gross and fee."""
+
+    amount: int = 0
+    shares: dict[UUID, tuple[int, int]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(amount: int, weights: Mapping[UUID, int]) -> Lines:
+        parts = share_out(amount, weights) if weights else {}
+        return Lines(amount, {key: (part, part * FEE_PPM // PPM) for key, part in parts.items()})
+
+
+@dataclass
 class Right:
     """What one period of a contract entitles to: a committed month, or an award."""
 
@@ -140,6 +153,8 @@ class Month(Right):
     is_held: bool = False
     is_paid: bool = False
     paid_micros: int = 0
+    # In arrears, what was charged and earned for the take that was not used.
+    trued_up: Lines = field(default_factory=Lines)
     # What providers have earned of the fee by delivery: volume, gross, fee.
     earned: dict[UUID, list[int]] = field(default_factory=dict)
 
@@ -187,6 +202,10 @@ class Committed:
     freed_at: datetime | None = None
     months: list[Month] = field(default_factory=list)
     hours: set[datetime] = field(default_factory=set, repr=False)
+    # The hour inside which another took its place, and of that one's first hour, by host, what is taken for both.
+    handed_over: datetime = EPOCH
+    is_amended: bool = False
+    beyond: dict[tuple[UUID, datetime], int] = field(default_factory=dict)
 
     @property
     def rate(self) -> int:
@@ -212,6 +231,21 @@ class Committed:
             end = min(whole, self.ends_at)
             yield start, end, self.volume_lots * ((end - start) // SECOND) // ((whole - start) // SECOND)
             number += 1
+
+    def fee_for(self, lots_left: int) -> int:
+        """What ending early costs of the lots that will never be due."""
+        lots = lots_left * self.take_ppm // PPM
+        return round(Fraction(lots * LOT * self.rate * self.termination_ppm, MTOK * PPM))
+
+    @property
+    def hosts(self) -> set[UUID]:
+        return {one.host for one in self.suppliers.values()}
+
+    def share_of(self, host: UUID) -> int:
+        return sum(one.share_ppm for one in self.suppliers.values() if one.host == host)
+
+    def taken(self, host: UUID, hour: datetime) -> int:
+        return self.beyond.get((host, hour), 0) + (self.share_of(host) if hour in self.hours else 0)
 
     def least_take(self, month: Month) -> int:
         """What of a month's own volume is paid for even if nobody asks for it."""
@@ -263,6 +297,13 @@ class Model:
     # On demand, prepaid or in arrears: which purse pays it.
     others: dict[UUID, str] = field(default_factory=dict)
     unsettled: list[Used] = field(default_factory=list)
+    # What runs have seen, and what they charged for it, by contract and hour; the hours that looked at all of it.
+    seen: dict[tuple[UUID, datetime], list[Used]] = field(default_factory=lambda: defaultdict(list))
+    lines: dict[tuple[UUID, datetime, UUID | None], Lines] = field(default_factory=dict)
+    runs: Counter[tuple[UUID, datetime]] = field(default_factory=Counter)
+    looked_back: datetime | None = None
+    # Late usage that is not covered: it waits.
+    failed: set[tuple[UUID, datetime]] = field(default_factory=set)
     open: dict[UUID, Open] = field(default_factory=dict)
 
     def grossed(self, amount: int) -> int:
@@ -279,36 +320,33 @@ class Model:
     # Contracts
 
     def sold(self, host: UUID, hour: datetime) -> int:
-        shares = [
-            one.share_ppm
-            for contract in self.committed.values()
-            if hour in contract.hours
-            for one in contract.suppliers.values()
-            if one.host == host
-        ]
-        return sum(shares)
+        return sum(one.taken(host, hour) for one in self.committed.values())
 
-    def accept(self, contract: Committed, now: datetime) -> None:
+    def accept(self, contract: Committed, now: datetime, *, follows: Committed | None = None) -> None:
         first, end, lots = next(contract.term())
-        if (
-            contract.is_prepaid
-            and self.grossed(price(lots * LOT, contract.rate)) > self.purses["prepaid"].free
-        ):
+        purse = self.purses["prepaid"]
+        if contract.is_prepaid and self.grossed(price(lots * LOT, contract.rate)) > purse.free:
             raise NoFunds
-        self.take_hours(contract, grid(first, HOUR))
+        self.take_hours(contract, grid(first, HOUR), follows=follows)
         self.committed[contract.id] = contract
         self.make_month(contract, first, end, lots, now)
 
-    def take_hours(self, contract: Committed, start: datetime) -> None:
-        hours = set()
+    def take_hours(self, contract: Committed, start: datetime, *, follows: Committed | None = None) -> None:
+        hours, beyond = set(), {}
+        if follows is not None and start < contract.starts_at:
+            for host in contract.hosts | follows.hosts:
+                beyond[host, start] = max(contract.share_of(host), follows.share_of(host))
+            start += HOUR
         while start < contract.ends_at:
             hours.add(start)
             start += HOUR
-        for hour in hours:
-            for one in contract.suppliers.values():
-                if self.sold(one.host, hour) + one.share_ppm > SELLABLE_PPM:
-                    raise NoCapacity
+        hours.discard(contract.handed_over)
+        wanted = [(host, hour, contract.share_of(host)) for host in contract.hosts for hour in hours]
+        wanted += [(*place, share) for place, share in beyond.items()]
+        if any(self.sold(host, hour) + share > SELLABLE_PPM for host, hour, share in wanted):
+            raise NoCapacity
         contract.hours |= hours
+        contract.beyond |= beyond
 
     def give_hours(self, contract: Committed, since: datetime) -> None:
         contract.hours -= {hour for hour in contract.hours if hour >= since}
@@ -415,8 +453,7 @@ class Model:
             entitled = min(cut.own_lots, max(by_time, gone)) * LOT
             if cut.is_paid:
                 refund = max(0, min(cut.unearned, cut.paid_micros - price(entitled, contract.rate)))
-        lots = left * contract.take_ppm // PPM
-        fee = round(Fraction(lots * LOT * contract.rate * contract.termination_ppm, MTOK * PPM))
+        fee = contract.fee_for(left)
         name = self.purse_of(contract.id)
         purse = self.purses[name]
         if fee and fee > purse.free + refund:
@@ -426,15 +463,46 @@ class Model:
             cut.end, cut.entitled = end, entitled + cut.rolled
             cut.paid_micros -= refund
         self.deferred[contract.id] -= refund
-        purse.posted += refund - fee
-        self.charged += fee - refund
-        if fee:
-            for offering, part in share_out(fee, contract.weights).items():
-                self.earn(offering, part, part * FEE_PPM // PPM)
-            self.set_tax_aside(name, ("tax", event), [fee])
+        purse.posted += refund
+        self.charged -= refund
+        self.charge_fee(contract, fee, event)
         if contract.freed_at is None:
             self.give_hours(contract, grid_up(end, HOUR))
         return fee, refund
+
+    def charge_fee(self, contract: Committed, fee: int, event: UUID) -> None:
+        if not fee:
+            return
+        name = self.purse_of(contract.id)
+        self.purses[name].posted -= fee
+        self.charged += fee
+        for offering, part in share_out(fee, contract.weights).items():
+            self.earn(offering, part, part * FEE_PPM // PPM)
+        self.set_tax_aside(name, ("tax", event), [fee])
+
+    def amend(self, contract: Committed, successor: Committed, event: UUID, now: datetime) -> int:
+        """The fee for what is committed less than before; all or nothing."""
+        was, hours = contract.ends_at, set(contract.hours)
+        before = sum(lots for _, _, lots in contract.term())
+        contract.ends_at = successor.starts_at
+        left = before - sum(lots for _, _, lots in contract.term())
+        fee = contract.fee_for(max(0, left - sum(lots for _, _, lots in successor.term())))
+        if contract.freed_at is None:
+            self.give_hours(contract, grid(contract.ends_at, HOUR))
+        try:
+            self.accept(successor, now, follows=contract)
+            if fee and fee > self.purses[self.purse_of(contract.id)].free:
+                del self.committed[successor.id]
+                self.purses["prepaid"].held.pop(("month", successor.id, successor.starts_at), None)
+                raise NoFunds
+        except (NoFunds, NoCapacity):
+            contract.ends_at, contract.hours = was, hours
+            raise
+        self.charge_fee(contract, fee, event)
+        contract.is_amended = True
+        if successor.beyond:
+            contract.handed_over = grid(successor.starts_at, HOUR)
+        return fee
 
     # Requests
 
@@ -485,7 +553,18 @@ class Model:
     # Settlement
 
     def settle(self, now: datetime) -> None:
-        due = {(grid(used.at, HOUR), used.contract) for used in self.unsettled}
+        """What is late is looked for among the last five hours, and once an hour among all that there was."""
+        since = EPOCH if self.looked_back != grid(now, HOUR) else now - 5 * HOUR
+        self.looked_back = grid(now, HOUR)
+        self.failed = set()
+        due = {
+            (grid(used.at, HOUR), used.contract)
+            for used in self.unsettled
+            if any(
+                grid(one.at, PERIOD) >= since
+                for one in [used, *self.seen[used.contract, grid(used.at, HOUR)]]
+            )
+        }
         for purse in self.purses.values():
             due |= {(key[2], key[1]) for key in purse.held if key[0] == "accrual"}
         due |= {
@@ -504,36 +583,66 @@ class Model:
                 self.settle_hour(contract, hour, now)
 
     def settle_hour(self, contract: UUID, hour: datetime, now: datetime) -> None:
-        mine = [one for one in self.unsettled if one.contract == contract and grid(one.at, HOUR) == hour]
-        self.unsettled = [one for one in self.unsettled if one not in mine]
-        name = self.purse_of(contract)
-        purse = self.purses[name]
-        purse.held.pop(("accrual", contract, hour), None)
-        committed = self.committed.get(contract)
-        amounts = []
-        for number in range(12):
-            start = hour + number * PERIOD
-            award = self.awards.get((contract, start))
-            if award is not None and not award.is_settled:
-                purse.held.pop(("award", contract, start))
-                used = [one for one in mine if one.key is None and grid(one.at, PERIOD) == start]
+        new = [one for one in self.unsettled if one.contract == contract and grid(one.at, HOUR) == hour]
+        name, committed = self.purse_of(contract), self.committed.get(contract)
+        purse, every = self.purses[name], [*self.seen[contract, hour], *new]
+        awards = [
+            award
+            for number in range(12)
+            if (award := self.awards.get((contract, hour + number * PERIOD))) is not None
+        ]
+        by_key: dict[UUID | None, list[Used]] = defaultdict(list)
+        for one in every:
+            by_key[one.key].append(one)
+        covered = by_key.pop(None, [])
+        desired = {key: self.line(used, used[0].rate) for key, used in by_key.items()}
+        if committed is not None and not committed.is_prepaid and covered:
+            own = {key: one.rate for key, one in committed.suppliers.items()}
+            desired[None] = self.line(covered, committed.rate, own)
+        known = {key: self.lines.get((contract, hour, key), Lines()) for key in desired}
+        amounts = [line.amount - known[key].amount for key, line in desired.items()]
+        accrual = purse.held.pop(("accrual", contract, hour), None)
+        if accrual is None and not awards and sum(amounts) > max(0, purse.free):
+            self.failed.add((contract, hour))
+            return
+        self.unsettled = [one for one in self.unsettled if one not in new]
+        self.seen[contract, hour] = every
+        for key, line in desired.items():
+            self.earn_more(line, known[key])
+            self.lines[contract, hour, key] = line
+        for award in awards:
+            if not award.is_settled:
+                purse.held.pop(("award", contract, award.start))
+                used = [one for one in covered if grid(one.at, PERIOD) == award.start]
                 amounts += self.settle_award(award, used)
-        covered = [one for one in mine if one.key is None]
         if committed is not None and committed.is_prepaid:
             for month in committed.months:
-                self.deliver(committed, month, [one for one in covered if month.start <= one.at < month.end])
-        elif committed is not None and covered:
-            own = {key: one.rate for key, one in committed.suppliers.items()}
-            amounts.append(self.line(covered, committed.rate, own))
-        for key in {one.key for one in mine if one.key is not None}:
-            lines = [one for one in mine if one.key == key]
-            amounts.append(self.line(lines, lines[0].rate))
+                inside = [one for one in new if one.key is None and month.start <= one.at < month.end]
+                self.deliver(committed, month, inside)
         purse.posted -= sum(amounts)
         self.charged += sum(amounts)
-        self.set_tax_aside(name, ("tax", contract, hour), amounts)
-        for month in committed.months if committed else []:
-            if committed and not month.is_settled and hour < month.end <= hour + HOUR:
-                self.square(committed, month, now)
+        self.runs[contract, hour] += 1
+        self.set_tax_aside(name, ("tax", contract, hour, self.runs[contract, hour]), amounts)
+        if committed is not None:
+            self.square_months(committed, hour, now, again=bool(new))
+
+    def square_months(self, contract: Committed, hour: datetime, now: datetime, *, again: bool) -> None:
+        """The month that ends in an hour; with new usage also those that were squared up."""
+        for month in contract.months:
+            if not month.is_settled:
+                if hour < month.end <= hour + HOUR:
+                    self.square(contract, month, now)
+            elif again and month.start < hour + HOUR and hour < month.end:
+                self.square(contract, month, now)
+
+    def metered(self, contract: Committed, month: Month) -> int:
+        """All that was delivered in a month, whether it could be charged already or not."""
+        used = [*self.unsettled, *(one for seen in self.seen.values() for one in seen)]
+        return sum(
+            one.numerator
+            for one in used
+            if one.contract == contract.id and one.key is None and month.start <= one.at < month.end
+        )
 
     def settle_award(self, award: Award, used: list[Used]) -> list[int]:
         """`rate x max(U, ceil(A / 2))` in one sum; what was not used of it goes to who was awarded."""
@@ -541,7 +650,11 @@ class Model:
         volume, rate = by_offering(used), award.rate
         taken = sum(volume.values())
         least = max(taken, ceil(Fraction(award.entitled, 2)))
-        amounts = [self.line(used, rate)] if taken else []
+        amounts = []
+        if taken:
+            line = self.line(used, rate)
+            self.earn_more(line, Lines())
+            amounts.append(line.amount)
         if least > taken:
             rest = price(least, rate) - price(taken, rate)
             parts = share_out(least - taken, {key: lots * LOT for key, lots in award.lots.items()})
@@ -549,13 +662,18 @@ class Model:
             amounts.append(rest)
         return amounts
 
-    def line(self, used: Iterable[Used], rate: int, own: Mapping[UUID, int] | None = None) -> int:
+    def line(self, used: Iterable[Used], rate: int, own: Mapping[UUID, int] | None = None) -> Lines:
         volume = by_offering(used)
         amount = price(sum(volume.values()), rate)
-        self.split(
-            amount, {key: part * (own or {}).get(key, rate if own else 1) for key, part in volume.items()}
-        )
-        return amount
+        weights = {key: part * (own.get(key, rate) if own else 1) for key, part in volume.items()}
+        return Lines.of(amount, weights)
+
+    def earn_more(self, line: Lines, known: Lines) -> None:
+        """The differences to what was earned already."""
+        for offering in line.shares.keys() | known.shares.keys():
+            gross, fee = line.shares.get(offering, (0, 0))
+            had_gross, had_fee = known.shares.get(offering, (0, 0))
+            self.earn(offering, gross - had_gross, fee - had_fee)
 
     def split(self, amount: int, weights: Mapping[UUID, int]) -> None:
         for offering, part in share_out(amount, weights).items():
@@ -567,6 +685,8 @@ class Model:
 
     def deliver(self, contract: Committed, month: Month, used: list[Used]) -> None:
         """Who delivers of a paid month has earned his own rate for all he delivered, while its fee lasts."""
+        if month.is_settled:
+            return  # All of it is paid out.
         owed = {}
         for offering, volume in by_offering(used).items():
             past = month.earned.setdefault(offering, [0, 0, 0])
@@ -585,7 +705,11 @@ class Model:
 
     def square(self, contract: Committed, month: Month, now: datetime) -> None:
         if contract.is_prepaid:
-            if not month.is_paid:
+            waits = any(
+                one.contract == contract.id and one.key is None and month.start <= one.at < month.end
+                for one in self.unsettled
+            )
+            if not month.is_paid or month.is_settled or waits:
                 return
             rest = month.unearned
             for offering, part in share_out(rest, contract.weights).items():
@@ -594,23 +718,28 @@ class Model:
             month.is_settled = True
             self.roll_over(contract, month, now)
             return
-        purse = self.purses["receivable"]
-        owed = max(0, contract.least_take(month) - month.used)
-        amount = price(owed, contract.rate)
-        if amount > max(0, purse.free):
+        purse, known = self.purses["receivable"], month.trued_up
+        used = min(self.metered(contract, month), month.own_lots * LOT)
+        owed = max(0, contract.least_take(month) - used)
+        parts = share_out(owed, {key: one.firm_lots for key, one in contract.suppliers.items()})
+        weights = {key: part * contract.suppliers[key].rate for key, part in parts.items() if part}
+        line = Lines.of(price(owed, contract.rate), weights)
+        more = line.amount - known.amount
+        if more > max(0, purse.free):
             self.suspend(contract, now)
             return
-        if owed:
-            parts = share_out(owed, {key: one.firm_lots for key, one in contract.suppliers.items()})
-            self.split(amount, {key: part * contract.suppliers[key].rate for key, part in parts.items()})
-            purse.posted -= amount
-            self.charged += amount
-            self.set_tax_aside("receivable", ("tax", contract.id, "end", month.start), [amount])
-        month.is_settled = True
+        self.earn_more(line, known)
+        purse.posted -= more
+        self.charged += more
+        self.runs[contract.id, month.start] += 1
+        key = ("tax", contract.id, "end", month.start, self.runs[contract.id, month.start])
+        self.set_tax_aside("receivable", key, [more])
+        month.trued_up, month.is_settled = line, True
         self.resume(contract, now)
 
     def roll_over(self, contract: Committed, month: Month, now: datetime) -> None:
-        unused = month.entitled - month.rolled - max(0, month.used - month.rolled)
+        own = month.own_lots * LOT
+        unused = own - min(own, max(0, self.metered(contract, month) - month.rolled))
         lots = min(unused * contract.rollover_ppm // (PPM * LOT), contract.rollover_cap)
         following = next((one for one in contract.term() if one[0] == month.end), None)
         if not lots or following is None:
@@ -623,7 +752,7 @@ class Model:
 
     def set_tax_aside(self, purse: str, key: Key, amounts: Iterable[int]) -> None:
         """Of each amount, rounded up; nothing where there is no money for it: it is due with the invoice."""
-        tax = sum(ceil(Fraction(amount * self.tax_ppm, PPM)) for amount in amounts)
+        tax = sum(ceil(Fraction(amount * self.tax_ppm, PPM)) for amount in amounts if amount > 0)
         if tax and tax <= self.purses[purse].free:
             self.purses[purse].hold(key, tax)
 
