@@ -57,6 +57,20 @@ UPDATE benchmark_account AS a SET debits_posted_micros = a.debits_posted_micros 
     credits_posted_micros = a.credits_posted_micros + m.credited
 FROM moves AS m WHERE a.id = m.account
 """
+# What one writes by hand for one transfer, and pgbench would send: the same promises, statement by statement.
+_LOCK_TWO: Final = "SELECT id FROM benchmark_account WHERE id IN (%s, %s) ORDER BY id FOR NO KEY UPDATE"
+_INSERT_ONE: Final = """
+INSERT INTO benchmark_transfer (id, debit_account_id, credit_account_id, amount_micros, code, occurred_at)
+VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING
+"""
+_DEBIT: Final = """
+UPDATE benchmark_account SET debits_posted_micros = debits_posted_micros + %s
+WHERE id = %s AND (NOT debits_must_not_exceed_credits OR debits_posted_micros + debits_pending_micros + %s
+    <= credits_posted_micros + overdraft_limit_micros)
+"""
+_CREDIT: Final = (
+    "UPDATE benchmark_account SET credits_posted_micros = credits_posted_micros + %s WHERE id = %s"
+)
 
 
 def run() -> Iterator[dict[str, Any]]:
@@ -65,7 +79,7 @@ def run() -> Iterator[dict[str, Any]]:
     with _bare("default") as app, _bare("owner") as owner:
         owner.execute(_FLOOR_TABLES)
         try:
-            yield _single(accounts, app)
+            yield from _single(accounts, owner)
             yield _batched(accounts, owner)
             yield from _hold_settle(accounts, app)
             yield from _hot_fees()
@@ -96,21 +110,33 @@ def transfers_between(accounts: list[UUID], count: int) -> list[NewTransfer]:
     ]
 
 
-def _single(accounts: list[UUID], app: psycopg.Connection[Any]) -> dict[str, Any]:
+def _single(accounts: list[UUID], owner: psycopg.Connection[Any]) -> Iterator[dict[str, Any]]:
+    """Beside the transaction that one writes by hand, and beside all of it in one statement and one round trip."""
     now = clock.now()
 
     def through_service(transfers: list[NewTransfer]) -> None:
         for transfer in transfers:
             post_transfers([transfer], now=now)
 
-    def bare(transfers: list[NewTransfer]) -> None:
-        for transfer in transfers:
-            app.execute(_POST, _arrays([transfer], now))
+    def by_hand(transfers: list[NewTransfer]) -> None:
+        for one in transfers:
+            with owner.transaction():
+                owner.execute(_LOCK_TWO, (one.debit_id, one.credit_id))
+                row = (one.id, one.debit_id, one.credit_id, one.amount_micros, one.code, now)
+                if owner.execute(_INSERT_ONE, row).rowcount:
+                    paid = owner.execute(_DEBIT, (one.amount_micros, one.debit_id, one.amount_micros))
+                    assert paid.rowcount == 1, "the account does not cover it"
+                    owner.execute(_CREDIT, (one.amount_micros, one.credit_id))
 
-    value, floor = _interleaved(
-        through_service, bare, lambda count: transfers_between(accounts, count), count=SINGLES
-    )
-    return _result("ledger_single", value, "transfers/s", floor)
+    def one_statement(transfers: list[NewTransfer]) -> None:
+        for one in transfers:
+            owner.execute(_FLOOR_BATCH, (now, *_arrays([one], now)[:5]))
+
+    for name, floor_of in (("ledger_single", by_hand), ("ledger_single_one_statement", one_statement)):
+        value, floor = _interleaved(
+            through_service, floor_of, lambda count: transfers_between(accounts, count), count=SINGLES
+        )
+        yield _result(name, value, "transfers/s", floor)
 
 
 def _batched(accounts: list[UUID], owner: psycopg.Connection[Any]) -> dict[str, Any]:
