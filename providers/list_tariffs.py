@@ -20,6 +20,7 @@ from marketplace.periods import delivery_period
 from pricing.models import Rate
 from pricing.month_tiers import admission, check_list_tariff
 from pricing.rate_tariffs import invalid_tariff
+from pricing.rating import lots_numerator
 from pricing.services import MAX_RATE_MICROS_PER_MTOK, publish_rate, publish_tariff_rate
 from pricing.tariffs import DAY_S, Kind, Tariff, Tier, TimeOfUse, Window, graduated, package, volume
 from pricing.units import NUMERATOR_PER_LOT
@@ -40,7 +41,7 @@ _FIELDS: Final = {
     ListTariff.Kind.TIME_OF_USE: {"rate_micros_per_mtok", "windows"},
     ListTariff.Kind.GRADUATED: {"tiers"},
     ListTariff.Kind.VOLUME: {"tiers"},
-    ListTariff.Kind.PACKAGE: {"package_numerator", "package_micros"},
+    ListTariff.Kind.PACKAGE: {"package_lots", "package_micros"},
 }
 
 # Seconds of the UTC day from and until, and the rate between.
@@ -57,7 +58,7 @@ def announce_tariff(
     rate_micros_per_mtok: int | None = None,
     windows: Sequence[Window] = (),
     tiers: Sequence[Tier] = (),
-    package_numerator: int | None = None,
+    package_lots: int | None = None,
     package_micros: int | None = None,
     now: datetime,
     actor: Actor,
@@ -75,7 +76,7 @@ def announce_tariff(
         rate_micros_per_mtok=rate_micros_per_mtok,
         windows=windows,
         tiers=tiers,
-        package_numerator=package_numerator,
+        package_lots=package_lots,
         package_micros=package_micros,
     )
     _check_start(valid_from, now)
@@ -146,7 +147,7 @@ def _terms(
     rate_micros_per_mtok: int | None,
     windows: Sequence[Window],
     tiers: Sequence[Tier],
-    package_numerator: int | None,
+    package_lots: int | None,
     package_micros: int | None,
 ) -> TimeOfUse | Tariff:
     """What is asked for, by its kind: nothing that the kind needs is missing, and nothing is named that it has not."""
@@ -156,7 +157,7 @@ def _terms(
         "rate_micros_per_mtok": rate_micros_per_mtok is not None,
         "windows": bool(windows),
         "tiers": bool(tiers),
-        "package_numerator": package_numerator is not None,
+        "package_lots": package_lots is not None,
         "package_micros": package_micros is not None,
     }
     for field, is_named in named.items():
@@ -165,8 +166,8 @@ def _terms(
         if not is_named and field in _FIELDS[ListTariff.Kind(kind)]:
             raise InvalidInput(f"A tariff of kind {kind} needs it.", field=field)
     try:
-        if package_numerator is not None and package_micros is not None:
-            return _package(package_numerator, package_micros)
+        if package_lots is not None and package_micros is not None:
+            return _package(package_lots, package_micros)
         if tiers:
             _check_tiers(tiers)
             tariff = volume(tiers) if kind == ListTariff.Kind.VOLUME else graduated(tiers)
@@ -180,10 +181,10 @@ def _terms(
         raise invalid_tariff(error) from error
 
 
-def _package(numerator: int, price_micros: int) -> Tariff:
-    _check_volume("package_numerator", numerator)
+def _package(lots: int, price_micros: int) -> Tariff:
+    check_integer("package_lots", lots, 1, MAX_NUMERATOR // NUMERATOR_PER_LOT)
     check_integer("package_micros", price_micros, 1, MAX_RATE_MICROS_PER_MTOK)
-    tariff = package(numerator, price_micros)
+    tariff = package(lots_numerator(lots), price_micros)
     if admission(tariff).rate > MAX_RATE_MICROS_PER_MTOK:
         raise InvalidInput("It is too much for a package of this size.", field="package_micros")
     return tariff
@@ -195,15 +196,11 @@ def _check_tiers(tiers: Sequence[Tier]) -> None:
     for tier in tiers:
         check_integer("tiers", tier.rate, 0, MAX_RATE_MICROS_PER_MTOK)
         if tier.up_to is not None:
-            _check_volume("tiers", tier.up_to)
+            check_integer("tiers", tier.up_to, 1, MAX_NUMERATOR)
+            if tier.up_to % NUMERATOR_PER_LOT:
+                raise InvalidInput("Bounds are whole lots of 1,000 standard tokens.", field="tiers")
     if not any(tier.rate for tier in tiers):
         raise InvalidInput("One of the rates must be above zero.", field="tiers")
-
-
-def _check_volume(field: str, numerator: int) -> None:
-    check_integer(field, numerator, 1, MAX_NUMERATOR)
-    if numerator % NUMERATOR_PER_LOT:
-        raise InvalidInput("Volumes are whole lots of 1,000 standard tokens.", field=field)
 
 
 def _check_windows(windows: Sequence[Window]) -> None:
@@ -259,7 +256,7 @@ def _said(terms: TimeOfUse | Tariff) -> dict[str, object]:
     if isinstance(terms, TimeOfUse):
         return {"slots": [list(slot) for slot in _slots(terms)]}
     if terms.kind is Kind.PACKAGE:
-        return {"package_numerator": terms.unit, "package_micros": terms.package_micros}
+        return {"package_lots": terms.unit // NUMERATOR_PER_LOT, "package_micros": terms.package_micros}
     return {"tiers": [[tier.up_to, tier.rate] for tier in terms.tiers]}
 
 

@@ -213,13 +213,11 @@ class TariffsView(ApiView):
             Tier(_numerator(tier.get("up_to_lots")), tier["rate_micros_per_mtok"])
             for tier in data.pop("tiers", [])
         ]
-        package_numerator = _numerator(data.pop("package_lots", None))
         tariff = services.announce_tariff(
             organization_id=self.organization_id,
             offering_id=offering_id,
             windows=windows,
             tiers=tiers,
-            package_numerator=package_numerator,
             now=clock.now(),
             actor=self.actor,
             **data,

@@ -42,7 +42,7 @@ class TariffForm(PortalForm):
         "rate_micros_per_mtok": "tariff_rate",
         "windows": "start_0",
         "tiers": "up_to_0",
-        "package_numerator": "package_size",
+        "package_lots": "package_size",
         "package_micros": "package_price",
     }
     valid_from = MomentField(
@@ -110,7 +110,7 @@ class TariffForm(PortalForm):
             "rate_micros_per_mtok": data["tariff_rate"],
             "windows": windows,
             "tiers": tiers,
-            "package_numerator": _numerator(data["package_size"]),
+            "package_lots": data["package_size"],
             "package_micros": data["package_price"],
         }
 

@@ -167,7 +167,7 @@ def test_packages_are_begun_by_the_month_and_set_aside_by_each_request(
     acme: Party, hyperion: Party, plant: Plant, start: datetime
 ) -> None:
     """Packages of 2 lots at 1,000 micros: three requests of 1.5 lots are three packages; each might have begun one."""
-    announce(plant, start, "package", package_numerator=2 * LOT, package_micros=1_000)
+    announce(plant, start, "package", package_lots=2, package_micros=1_000)
     for hour in range(3):
         serve(acme, plant, start + hour * HOUR, 1_500)
     assert set(Hold.objects.values_list("captured_micros", flat=True)) == {1_001}
@@ -215,7 +215,7 @@ def test_all_contracts_of_a_buyer_count_in_one_month_and_each_month_begins_anew(
     [
         ("graduated", {"tiers": TIERS}, graduated(TIERS)),
         ("volume", {"tiers": FALLING}, volume(FALLING)),
-        ("package", {"package_numerator": LOT, "package_micros": 7}, package(LOT, 7)),
+        ("package", {"package_lots": 1, "package_micros": 7}, package(LOT, 7)),
     ],
 )
 def test_every_settlement_is_covered_by_what_its_requests_set_aside(
@@ -320,7 +320,7 @@ def evidence(invoice: Invoice) -> list[dict[str, Any]]:
             },
         ),
         (
-            "package", {"package_numerator": 2 * LOT, "package_micros": 1_000},
+            "package", {"package_lots": 2, "package_micros": 1_000},
             {
                 "Usage, on-demand, Tiny chat, in packages": (6_000, 3_000),
                 "Adjustment, on-demand, Tiny chat, in packages": (500, 1_000),

@@ -42,7 +42,7 @@ def announce_package(plant: Plant, valid_from: datetime, now: datetime, *, lots:
         offering_id=plant.offering.id,
         kind="package",
         valid_from=valid_from,
-        package_numerator=lots * LOT,
+        package_lots=lots,
         package_micros=micros,
         now=now,
         actor=SYSTEM,

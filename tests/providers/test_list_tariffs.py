@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import time_machine
 from django.db import IntegrityError, ProgrammingError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -217,7 +218,7 @@ def test_supply_and_offerings_show_the_rate_in_force(plant: Plant, now: datetime
 def test_a_package_is_no_cheapest_rate(plant: Plant, hyperion: Party, now: datetime) -> None:
     """For an hour: whoever lists a rate beside it is the cheapest, and where nobody does there is none."""
     grade_id, start = plant.offering.grade_id, now + HOUR
-    announce_month(plant, start, now, "package", package_numerator=1_000 * LOT, package_micros=1)
+    announce_month(plant, start, now, "package", package_lots=1_000, package_micros=1)
     announce(plant, start + HOUR, now, rate=500_000)
     Host.objects.update(last_heartbeat_at=now + 48 * HOUR)
     offerings = Offering.objects.all()
@@ -276,7 +277,7 @@ def test_a_version_is_taken_back_ahead_and_never_later(plant: Plant, hyperion: P
         ("graduated", {"tiers": TIERS}, graduated(TIERS), 700_000),
         ("volume", {"tiers": TIERS[::2]}, volume(TIERS[::2]), 500_000),
         # 7 micros for three lots are 2,333.3 the Mtok, rounded up.
-        ("package", {"package_numerator": 3 * LOT, "package_micros": 7}, package(3 * LOT, 7), 2_334),
+        ("package", {"package_lots": 3, "package_micros": 7}, package(3 * LOT, 7), 2_334),
     ],
 )
 def test_a_price_of_a_months_volume_is_listed_at_its_highest_rate(
@@ -292,10 +293,43 @@ def test_a_price_of_a_months_volume_is_listed_at_its_highest_rate(
     [rate] = list_rates_at([plant.offering], start).values()
     assert tariffs_by_rate([rate.rate_id, plant.offering.list_rate_id]) == {rate.rate_id: tariff}
     with pytest.raises(Conflict, match="Another version begins then"):
-        announce_month(plant, start, now, "package", package_numerator=LOT, package_micros=1)
+        announce_month(plant, start, now, "package", package_lots=1, package_micros=1)
     refused = pytest.raises(ProgrammingError, match="permission denied")
     with refused, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("UPDATE pricing_ratetariff SET unit_numerator = unit_numerator + 1")
+
+
+def test_tiers_and_packages_are_announced_over_rest_and_refused_by_their_field(
+    plant: Plant, hyperion: Party, now: datetime
+) -> None:
+    url = f"/api/v1/offerings/{plant.offering.id}/tariffs"
+
+    def post(**terms: Any) -> Any:
+        with time_machine.travel(now, tick=False):
+            return hyperion.api.post(url, {"valid_from": (now + HOUR).isoformat(), **terms}, format="json")
+
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"kind": "package", "package_lots": 3}, "package_micros"),
+        ({"kind": "package", "package_micros": 3}, "package_lots"),
+        ({"kind": "package", "package_lots": "3", "package_micros": 3}, "package_lots"),
+        ({"kind": "volume", "rate_micros_per_mtok": 3}, "rate_micros_per_mtok"),
+        ({"kind": "volume", "tiers": [{"up_to_lots": 1, "rate_micros_per_mtok": 1}]}, "tiers"),
+        ({"kind": "volume", "tiers": [{"up_to_lots": 1}]}, "tiers.0.rate_micros_per_mtok"),
+        ({"kind": "volume", "tiers": [{"up_to_lots": 0, "rate_micros_per_mtok": 1}]}, "tiers.0.up_to_lots"),
+    ]
+    for terms, field in refused:
+        answer = post(**terms)
+        assert answer.status_code == 422, terms
+        assert answer.json()["field"] == field
+    assert not ListTariff.objects.exists()
+    tiers = [{"up_to_lots": 5, "rate_micros_per_mtok": 500_000}, {"rate_micros_per_mtok": 100_000}]
+    answer = post(kind="graduated", tiers=tiers)
+    assert answer.status_code == 201
+    shown = answer.json()
+    assert shown["tiers"] == [tiers[0], {"up_to_lots": None, **tiers[1]}]
+    assert [slot["rate_micros_per_mtok"] for slot in shown["slots"]] == [500_000]
+    [version] = tariffs_of(plant.offering.id)
+    assert month_tariff_of(version) == graduated([Tier(5 * LOT, 500_000), Tier(None, 100_000)])
 
 
 @pytest.mark.parametrize(
@@ -313,13 +347,13 @@ def test_a_price_of_a_months_volume_is_listed_at_its_highest_rate(
         ("graduated", {"tiers": [Tier(n * LOT, n) for n in range(1, 21)] + [Tier(None, 1)]}, "tiers"),
         ("graduated", {"tiers": [Tier(LOT, 2, 1), Tier(None, 1)]}, "tiers"),
         ("volume", {"tiers": TIERS}, "tiers"),
-        ("package", {"package_numerator": LOT}, "package_micros"),
-        ("package", {"package_micros": 1}, "package_numerator"),
-        ("package", {"package_numerator": 0, "package_micros": 1}, "package_numerator"),
-        ("package", {"package_numerator": LOT + 1, "package_micros": 1}, "package_numerator"),
-        ("package", {"package_numerator": LOT, "package_micros": 0}, "package_micros"),
-        ("package", {"package_numerator": LOT, "package_micros": 10**9 + 1}, "package_micros"),
-        ("package", {"package_numerator": LOT, "package_micros": 1, "tiers": TIERS}, "tiers"),
+        ("package", {"package_lots": 1}, "package_micros"),
+        ("package", {"package_micros": 1}, "package_lots"),
+        ("package", {"package_lots": 0, "package_micros": 1}, "package_lots"),
+        ("package", {"package_lots": 10**10, "package_micros": 1}, "package_lots"),
+        ("package", {"package_lots": 1, "package_micros": 0}, "package_micros"),
+        ("package", {"package_lots": 1, "package_micros": 10**9 + 1}, "package_micros"),
+        ("package", {"package_lots": 1, "package_micros": 1, "tiers": TIERS}, "tiers"),
         ("per_unit", {"tiers": TIERS, "rate_micros_per_mtok": 1}, "tiers"),
         ("per_unit", {"rate_micros_per_mtok": 1, "package_micros": 1}, "package_micros"),
         ("per_unit", {}, "rate_micros_per_mtok"),
