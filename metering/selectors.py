@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
-from django.db.models import Count, Max, Min, Q, QuerySet, Sum
+from django.db.models import Count, Exists, Max, Min, OuterRef, Q, QuerySet, Sum
 
 from marketplace.errors import NotFound
 from metering.models import (
@@ -20,6 +20,8 @@ from metering.models import (
     MeterSource,
     RegisterRead,
     UsageBatch,
+    UsageCorrection,
+    UsageEvent,
     UsageRollup,
 )
 from pricing.units import Bucket
@@ -217,3 +219,15 @@ def recounts_of(contract_ids: Sequence[UUID], *, since: datetime, until: datetim
         .order_by("grade_id")
     )
     return [RecountSums(grade_id, int(native), int(o200k)) for grade_id, native, o200k in rows]
+
+
+def is_corrected(contract_id: UUID, since: datetime, until: datetime) -> bool:
+    """Whether the operator put usage of this contract right, or filled it in, in delivery periods from `since` on."""
+    edited = UsageCorrection.objects.filter(
+        replacement_id=OuterRef("id"), replacement_source_id=OuterRef("source_id")
+    )
+    events = UsageEvent.objects.filter(
+        contract_id=contract_id, period_start__gte=since, period_start__lt=until
+    )
+    found: bool = events.filter(Exists(edited)).exists()
+    return found

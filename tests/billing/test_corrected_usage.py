@@ -32,6 +32,7 @@ from tests.billing.world import (
     assert_books_balance,
     money,
     on_demand,
+    pending,
 )
 from tests.cast import Party, Plant, fund
 
@@ -85,4 +86,63 @@ def test_corrections_of_a_settled_period_are_adjustment_lines(
     assert (money(acme, "prepaid"), money(hyperion, "payable")) == (FUNDS - 4_200, 3_990)
     assert check_usage(since=now) == []
     assert check_charges(since=now).differences == []
+    assert_books_balance()
+
+
+@pytest.mark.parametrize("funds", [FUNDS, 960_000])
+def test_usage_corrected_upwards_before_it_is_settled_is_paid_like_late_usage(
+    acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime, funds: int
+) -> None:
+    """600 lots were captured, 800 were carried and as many again came by no meter: 960,000 micros, 360,000 held."""
+    fund(acme, funds, now)
+    contract = on_demand(acme, grade, now)
+    supply(contract, plant, now)
+    event = event_of(contract, plant, now, 600_000)
+    accept_batch(source=gateway_source(now), body=encode_lines([encode_event(event)]), now=now)
+    ingest_batches(now=now)
+    accrue(contract, now, 360_000, now)
+    source_id = gateway_source(now).id
+    amend_event(source_id=source_id, event_id=event.id, buckets={Bucket.OUTPUT: 800_000}, **WHY, now=now)
+    backfill_event(
+        contract_id=contract.id,
+        offering_id=plant.offering.id,
+        rate_id=plant.offering.list_rate_id,
+        api_key_id=None,
+        period_start=now,
+        occurred_at=now + timedelta(seconds=2),
+        buckets={Bucket.OUTPUT: 800_000},
+        request_id=uuid7(now),
+        **WHY,
+        now=now + timedelta(seconds=3),
+    )
+    [settled] = settle_period(settlement_start=now, now=now + DUE_AFTER).settled
+    assert settled.amount_micros == 960_000
+    assert (money(acme, "prepaid"), pending(acme), money(hyperion, "payable")) == (
+        funds - 960_000,
+        0,
+        912_000,
+    )
+    assert check_charges(since=now).differences == []
+    assert_books_balance()
+
+
+def test_usage_corrected_above_the_balance_waits_and_loses_nothing(
+    acme: Party, grade: Grade, plant: Plant, now: datetime
+) -> None:
+    fund(acme, 470_000, now)
+    contract = on_demand(acme, grade, now)
+    supply(contract, plant, now)
+    event = event_of(contract, plant, now, 600_000)
+    accept_batch(source=gateway_source(now), body=encode_lines([encode_event(event)]), now=now)
+    ingest_batches(now=now)
+    accrue(contract, now, 360_000, now)
+    source_id = gateway_source(now).id
+    amend_event(source_id=source_id, event_id=event.id, buckets={Bucket.OUTPUT: 800_000}, **WHY, now=now)
+    result = settle_period(settlement_start=now, now=now + DUE_AFTER)
+    assert [reason.partition(":")[0] for _, reason in result.failed] == ["insufficient_funds"]
+    assert (money(acme, "prepaid"), pending(acme), Charge.objects.count()) == (470_000, 360_000, 0)
+    fund(acme, 10_000, now)
+    later = now + DUE_AFTER + timedelta(hours=1)
+    assert [item.amount_micros for item in settle_due_periods(now=later).settled] == [480_000]
+    assert (money(acme, "prepaid"), pending(acme)) == (0, 0)
     assert_books_balance()

@@ -85,6 +85,7 @@ from marketplace.ledger.grants import draw_grants
 from marketplace.ledger.models import AccountKind, LedgerAccount
 from marketplace.ledger.services import InsufficientFunds, close_hold
 from marketplace.periods import settlement_period
+from metering.selectors import is_corrected
 from metering.validating import RETENTION
 from providers.reconciling import reconcile_period
 from providers.services import record_attempt_outages
@@ -252,7 +253,7 @@ def _run(
     lines = lines_of_run(settlement, sources, metered, fee_ppm=settings.MARKET_FEE_PPM)
     lines += credit_lines(sources, metered, service)
     holds = sources.holds_for(lines)
-    _check_within_accrual(sources, lines, holds)
+    exceeds = _exceeds_accrual(sources, lines, holds)
     books = books_of(sources.contract, now=now)
     refunds = refunds_of(settlement, outcomes, sources.resold, now=now) if sources.resold else []
     movements = [Movement(settlement.id, line, books, hold_of(line, holds)) for line in lines]
@@ -273,6 +274,8 @@ def _run(
         # What the last run kept for a ruling pays for it now; this run keeps again what still waits.
         close_hold(id=disputed, status="voided", now=now)
     _draw_grants(sources, lines, holds, now=now)
+    if exceeds:
+        movements = _from_balance(sources, movements, now=now)
     _move(movements, sources.contract, now=now)
     record_refunds(refunds, now=now)
     if sources.resold:
@@ -364,22 +367,35 @@ def _keep_outcomes(
         record_failed(entitlement_id=entitlement_id, failed_numerator=failed_numerator)
 
 
-def _check_within_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> None:
-    """Each request was captured rounded up, so the sum rounded once cannot be above what was captured; nor what a month
-    comes to, of which each has set aside strictly more than its price.
+def _exceeds_accrual(sources: Sources, lines: Sequence[Line], holds: Mapping[LineKey, UUID]) -> bool:
+    """Whether the lines that the accrual pays come to more than was captured, because usage was corrected upwards.
 
-    Of the lines that the accrual pays: awards have holds of their own, remedies and service credits give back.
+    Awards have holds of their own, remedies and service credits give back. Each request was captured rounded up, so
+    what was captured covers its sum rounded once, and what a month of tiers comes to, of which each has set aside
+    strictly more than its price. So anything else is two roundings that disagree: raises ChargeExceedsHold.
     """
     if sources.accrual is None or not holds:
-        return
-    accrued = sources.accrual.ledger_hold_id
+        return False
+    accrued, period = sources.accrual.ledger_hold_id, sources.period
     amount = sum(
         line.amount_micros
         for line in lines
         if holds.get(line.key) == accrued and line.kind not in OWED_BY_PROVIDER
     )
-    if amount > sources.accrual.captured_micros:
+    if amount <= sources.accrual.captured_micros:
+        return False
+    if not is_corrected(sources.contract.id, period.start, period.end):
         raise ChargeExceedsHold(f"charge of {amount} micros, captured {sources.accrual.captured_micros}")
+    return True
+
+
+def _from_balance(sources: Sources, movements: Sequence[Movement], *, now: datetime) -> list[Movement]:
+    """Let the balance pay, like late usage, what the accrual would have: its hold ends before it is charged."""
+    assert sources.accrual is not None
+    accrued = sources.accrual.ledger_hold_id
+    close_hold(id=accrued, status="voided", now=now)
+    sources.open_holds.discard(accrued)
+    return [replace(one, hold_id=None) if one.hold_id == accrued else one for one in movements]
 
 
 def _close_sources(sources: Sources, *, now: datetime) -> None:
