@@ -13,12 +13,14 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import QuerySet
 
 from marketplace.accounts.services import Actor, record_audit
 from marketplace.errors import Conflict, InvalidInput, NotFound
 from marketplace.periods import delivery_period
 from pricing.models import Rate
 from pricing.month_tiers import admission, check_list_tariff
+from pricing.months import calendar_month
 from pricing.rate_tariffs import invalid_tariff
 from pricing.rating import lots_numerator
 from pricing.services import MAX_RATE_MICROS_PER_MTOK, publish_rate, publish_tariff_rate
@@ -68,8 +70,8 @@ def announce_tariff(
     `per_unit` is one rate; `time_of_use` has other rates in windows; `graduated` and `volume` have tiers of what a
     buyer uses in a calendar month; `package` sells that in whole packages. It begins with a delivery period, a whole
     one ahead at least, and its windows lie on bounds of delivery periods. The same again is the same version. Raises
-    InvalidInput naming the field, Conflict (withdrawn offering, another version begins then, too many to come),
-    NotFound for an offering of another organization.
+    InvalidInput naming the field, Conflict (withdrawn offering, another version begins then, too many to come, a
+    month's price would end within the month), NotFound for an offering of another organization.
     """
     terms = _terms(
         kind,
@@ -92,6 +94,7 @@ def announce_tariff(
         if same.kind == kind and _is_of(same, terms):
             return same
         raise Conflict("Another version begins then; withdraw it first.", field="valid_from")
+    _check_whole_months(kind, valid_from, *_neighbours(standing, valid_from))
     if standing.filter(valid_from__gt=now).count() >= MAX_ANNOUNCED:
         raise Conflict(f"At most {MAX_ANNOUNCED} versions may be to come.", field="valid_from")
     tariff = ListTariff.objects.create(offering=offering, kind=kind, valid_from=valid_from, created_at=now)
@@ -121,7 +124,7 @@ def withdraw_tariff(
 ) -> None:
     """Take a version back, a whole delivery period before it begins. Doing it again changes nothing.
 
-    Raises NotFound, Conflict (it has begun, or is about to).
+    Raises NotFound, Conflict (it has begun, or is about to; or the one before it would end within a month).
     """
     offering = find_offering(organization_id, offering_id)
     tariff = tariffs_of(offering.pk).select_for_update(of=("self",)).filter(pk=tariff_id).first()
@@ -131,6 +134,11 @@ def withdraw_tariff(
         return
     if tariff.valid_from - now < notice():
         raise Conflict("The version has begun or is about to; announce another one.")
+    before, after = _neighbours(tariffs_of(offering.pk).filter(withdrawn_at__isnull=True), tariff.valid_from)
+    if _ends_within_a_month(before, after.valid_from if after else None):
+        raise Conflict(
+            "The version behind it would end a month's price within the month; withdraw that first."
+        )
     tariff.withdrawn_at = now
     tariff.save(update_fields=["withdrawn_at"])
     _audit(offering, "offering.tariff_withdrawn", actor, now, tariff_id=str(tariff.pk))
@@ -139,6 +147,38 @@ def withdraw_tariff(
 def notice() -> timedelta:
     """How far ahead a version is announced: when a period is auctioned, its list rates must be known."""
     return timedelta(seconds=settings.DELIVERY_PERIOD_S)
+
+
+def _neighbours(
+    standing: QuerySet[ListTariff], valid_from: datetime
+) -> tuple[ListTariff | None, ListTariff | None]:
+    """The versions that begin before and after one that begins then."""
+    before = standing.filter(valid_from__lt=valid_from).order_by("-valid_from").first()
+    return before, standing.filter(valid_from__gt=valid_from).order_by("valid_from").first()
+
+
+def _check_whole_months(
+    kind: str, valid_from: datetime, before: ListTariff | None, after: ListTariff | None
+) -> None:
+    """What prices a month's volume holds until the month ends: or its count could begin anew at every version, and
+    nobody would ever reach the tier that he was shown.
+    """
+    if _ends_within_a_month(before, valid_from):
+        raise Conflict(
+            "A month's volume is priced then: what follows begins with a calendar month (UTC).",
+            field="valid_from",
+        )
+    if kind in ListTariff.OF_A_MONTH and after is not None and not _begins_a_month(after.valid_from):
+        raise Conflict("Another version begins within its month; withdraw that first.", field="valid_from")
+
+
+def _ends_within_a_month(tariff: ListTariff | None, end: datetime | None) -> bool:
+    is_of_a_month = tariff is not None and tariff.kind in ListTariff.OF_A_MONTH
+    return is_of_a_month and end is not None and not _begins_a_month(end)
+
+
+def _begins_a_month(at: datetime) -> bool:
+    return calendar_month(at).start == at
 
 
 def _terms(

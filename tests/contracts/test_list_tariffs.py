@@ -161,9 +161,11 @@ def test_a_package_draws_no_request_that_comes_to_less_elsewhere(world: World, n
     _, opened = ask(world, LOT, start, exclude=(other.offering.id,))
     assert opened.outcome == "insufficient_funds"
     # A small package is cheaper than the other's lot, and so it is taken.
-    announce_package(world.plant, start + HOUR, now, lots=1, micros=100)
-    _, opened = ask(world, LOT, start + HOUR)
-    assert (opened.offering_id, opened.amount_micros) == (world.plant.offering.id, 101)
+    small = make_plant(world.hyperion, world.grade, now, name="h3", list_rate=600_000)
+    Host.objects.update(last_heartbeat_at=now + 48 * HOUR)
+    announce_package(small, start, now, lots=1, micros=100)
+    _, opened = ask(world, LOT, start)
+    assert (opened.offering_id, opened.amount_micros) == (small.offering.id, 101)
 
 
 def test_a_package_is_above_a_highest_rate_that_its_own_rate_is_below(world: World, now: datetime) -> None:

@@ -217,6 +217,8 @@ def test_supply_and_offerings_show_the_rate_in_force(plant: Plant, now: datetime
 
 def test_a_package_is_no_cheapest_rate(plant: Plant, hyperion: Party, now: datetime) -> None:
     """For an hour: whoever lists a rate beside it is the cheapest, and where nobody does there is none."""
+    # The last hour of a month: what follows a month's price begins with a month.
+    now = datetime(2026, 3, 31, 22, tzinfo=UTC)
     grade_id, start = plant.offering.grade_id, now + HOUR
     announce_month(plant, start, now, "package", package_lots=1_000, package_micros=1)
     announce(plant, start + HOUR, now, rate=500_000)
@@ -232,8 +234,7 @@ def test_a_package_is_no_cheapest_rate(plant: Plant, hyperion: Party, now: datet
     rates = list_rates_at([plant.offering, other.offering], start)
     assert [rates[one.offering.pk].comparable for one in (plant, other)] == [None, 900_000]
     comparable = [rate.comparable for _, _, rate in list_rate_moves(offerings, now, now + DAY)]
-    # The last one goes on the day after.
-    assert comparable == [PLAIN, 900_000, None, 500_000, 500_000]
+    assert comparable == [PLAIN, 900_000, None, 500_000]
 
 
 def test_saying_the_same_again_is_the_same_version(plant: Plant, now: datetime) -> None:
@@ -297,6 +298,32 @@ def test_a_price_of_a_months_volume_is_listed_at_its_highest_rate(
     refused = pytest.raises(ProgrammingError, match="permission denied")
     with refused, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("UPDATE pricing_ratetariff SET unit_numerator = unit_numerator + 1")
+
+
+def test_a_months_price_ends_with_a_month(plant: Plant, hyperion: Party, now: datetime) -> None:
+    """Or its count began anew with each version, before anybody reached the tier that he was shown."""
+    april, may = datetime(2026, 4, 1, tzinfo=UTC), datetime(2026, 5, 1, tzinfo=UTC)
+    tiers = {"tiers": TIERS}
+    plain = announce(plant, april + DAY, now)
+    for at in (now + HOUR, april):
+        with pytest.raises(Conflict, match="begins within its month") as refused:
+            announce_month(plant, at, now, "graduated", **tiers)
+        assert refused.value.field == "valid_from"
+    announce_month(plant, april + 2 * DAY, now, "graduated", **tiers)
+    for at in (april + 2 * DAY + PERIOD, may - PERIOD, may + PERIOD):
+        with pytest.raises(Conflict, match="begins with a calendar month") as refused:
+            announce(plant, at, now)
+        assert refused.value.field == "valid_from"
+    follows = announce(plant, may, now)
+    announce(plant, may + DAY, now)
+    terms: dict[str, Any] = {
+        "organization_id": hyperion.id,
+        "offering_id": plant.offering.id,
+        "actor": SYSTEM,
+    }
+    with pytest.raises(Conflict, match="would end a month's price within the month"):
+        withdraw_tariff(**terms, tariff_id=follows.id, now=now)
+    withdraw_tariff(**terms, tariff_id=plain.id, now=now)
 
 
 def test_tiers_and_packages_are_announced_over_rest_and_refused_by_their_field(
