@@ -254,7 +254,8 @@ class StripeProcessor:
                 # Only an open one can be expired: it is complete, or has run out.
                 return self._of_session(sessions.retrieve(instruction.reference))
 
-        return _asked(close)
+        with self._http.whole():
+            return _asked(close)
 
     def find(self, instruction: Instruction) -> Outcome | None:
         """Lists, not searches: a search lags behind what was just made, a list does not."""
