@@ -21,7 +21,7 @@ EVENT_TYPES: Final[Mapping[str, str]] = {
     "dispute.opened": "a bank has taken a payment back",
     "invoice.issued": "an invoice is final and has its number",
     "invoice.overdue": "an invoice was not paid by its due date, or is due again after it",
-    "invoice.reminder": "an overdue invoice was reminded of; `days` after its due date",
+    "invoice.reminder": "an overdue invoice was reminded of; `days` after its due date, or after a carried due counts",
     "invoice.paid": "an invoice is paid in full",
     "organization.active": "nothing long overdue is left: purchases and on-demand delivery are open again",
     "organization.past_due": "purchases and on-demand delivery were closed for an invoice long overdue",
