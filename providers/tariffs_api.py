@@ -81,15 +81,33 @@ class TierOut(serializers.Serializer[Any]):
         return _lots(tier.up_to)
 
 
-class TariffOut(serializers.ModelSerializer[ListTariff]):
+class MonthTermsOut(serializers.Serializer[Any]):
+    """What a version says of a calendar month's volume: no tiers and null where it says nothing of it."""
+
+    tiers = serializers.SerializerMethodField()
+    package_lots = serializers.SerializerMethodField(allow_null=True)
+    package_micros = serializers.SerializerMethodField(allow_null=True)
+
+    @extend_schema_field(TierOut(many=True))
+    def get_tiers(self, tariff: ListTariff) -> Any:
+        terms = list_rates.month_tariff_of(tariff)
+        return TierOut(terms.tiers if terms else [], many=True).data
+
+    def get_package_lots(self, tariff: ListTariff) -> int | None:
+        terms = list_rates.month_tariff_of(tariff)
+        return _lots(terms.unit) if terms and terms.kind is Kind.PACKAGE else None
+
+    def get_package_micros(self, tariff: ListTariff) -> int | None:
+        terms = list_rates.month_tariff_of(tariff)
+        return terms.package_micros if terms and terms.kind is Kind.PACKAGE else None
+
+
+class TariffOut(MonthTermsOut, serializers.ModelSerializer[ListTariff]):
     status = serializers.SerializerMethodField()
     slots = SlotOut(
         many=True,
         help_text="the whole UTC day, in order, half-open; of tiers and packages the highest rate a token can come to",
     )
-    tiers = serializers.SerializerMethodField()
-    package_lots = serializers.SerializerMethodField()
-    package_micros = serializers.SerializerMethodField()
 
     class Meta:
         model = ListTariff
@@ -106,16 +124,6 @@ class TariffOut(serializers.ModelSerializer[ListTariff]):
             "withdrawn_at",
             "created_at",
         )
-
-    @extend_schema_field(TierOut(many=True))
-    def get_tiers(self, tariff: ListTariff) -> Any:
-        return _tiers(tariff)
-
-    def get_package_lots(self, tariff: ListTariff) -> int | None:
-        return _package(tariff)[0]
-
-    def get_package_micros(self, tariff: ListTariff) -> int | None:
-        return _package(tariff)[1]
 
     @extend_schema_field(serializers.ChoiceField(choices=["announced", "begun", "withdrawn"]))
     def get_status(self, tariff: ListTariff) -> str:
@@ -134,27 +142,11 @@ class ListRatesOut(serializers.Serializer[Any]):
     items = RateSpanOut(many=True)
 
 
-def _tiers(tariff: ListTariff) -> Any:
-    terms = list_rates.month_tariff_of(tariff)
-    return TierOut(terms.tiers if terms else [], many=True).data
-
-
-def _package(tariff: ListTariff) -> tuple[int | None, int | None]:
-    """Size in lots and price of a package."""
-    terms = list_rates.month_tariff_of(tariff)
-    if terms is None or terms.kind is not Kind.PACKAGE:
-        return None, None
-    return _lots(terms.unit), terms.package_micros
-
-
-class MonthTariffOut(serializers.ModelSerializer[ListTariff]):
+class MonthTariffOut(MonthTermsOut, serializers.ModelSerializer[ListTariff]):
     """A price of a calendar month's volume that is on offer, by whichever provider."""
 
     rate_id = serializers.SerializerMethodField()
     highest_rate_micros_per_mtok = serializers.SerializerMethodField(help_text="what a request is held at")
-    tiers = serializers.SerializerMethodField()
-    package_lots = serializers.SerializerMethodField(allow_null=True)
-    package_micros = serializers.SerializerMethodField(allow_null=True)
 
     class Meta:
         model = ListTariff
@@ -173,16 +165,6 @@ class MonthTariffOut(serializers.ModelSerializer[ListTariff]):
 
     def get_highest_rate_micros_per_mtok(self, tariff: ListTariff) -> int:
         return tariff.slots.all()[0].rate.micros_per_mtok
-
-    @extend_schema_field(TierOut(many=True))
-    def get_tiers(self, tariff: ListTariff) -> Any:
-        return _tiers(tariff)
-
-    def get_package_lots(self, tariff: ListTariff) -> int | None:
-        return _package(tariff)[0]
-
-    def get_package_micros(self, tariff: ListTariff) -> int | None:
-        return _package(tariff)[1]
 
 
 class MonthTariffsOut(serializers.Serializer[Any]):
