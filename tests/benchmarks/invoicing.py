@@ -200,7 +200,7 @@ def _rows(
     hours: int,
     figures: tuple[int, int, int],
 ) -> dict[str, list[tuple[Any, ...]]]:
-    from marketplace.billing.services.posting import tax_hold_id
+    from marketplace.billing.services.setting_aside import tax_hold_id
     from marketplace.ids import derived_id
 
     amount, tax, volume = figures

@@ -21,7 +21,7 @@ from django.db import connection, connections
 from marketplace.billing.models import Invoice, Settlement
 from marketplace.billing.services.committed_months import charge_committed_months
 from marketplace.billing.services.invoicing import issue_invoices
-from marketplace.billing.services.posting import dispute_hold_id
+from marketplace.billing.services.setting_aside import dispute_hold_id
 from marketplace.billing.services.settling import settle_period
 from marketplace.contracts.models import Contract, Entitlement
 from marketplace.ids import uuid7

@@ -20,12 +20,12 @@ from marketplace.billing.services.posting import (
     buyer_account,
     charge_id,
     deferred_account,
-    hold_tax,
     move_lines,
     new_earning,
     provider_organizations,
     record_lines,
 )
+from marketplace.billing.services.setting_aside import hold_tax
 from marketplace.billing.services.waterfall import OWED_BY_PROVIDER
 from marketplace.contracts.models import Allocation, Contract, ContractKind, Entitlement, Payment
 from marketplace.contracts.services import (

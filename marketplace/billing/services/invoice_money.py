@@ -12,7 +12,7 @@ from django.db.models import F
 from marketplace.billing.documents import InvoiceTotals, cover, foot, split_tax
 from marketplace.billing.models import Charge, Invoice
 from marketplace.billing.services.invoice_lines import Drawn, account_kind
-from marketplace.billing.services.posting import tax_hold_id
+from marketplace.billing.services.setting_aside import tax_hold_id
 from marketplace.ids import derived_id
 from marketplace.ledger.models import AccountKind, Hold, Transfer
 from marketplace.ledger.selectors import balance

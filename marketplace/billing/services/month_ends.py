@@ -25,14 +25,8 @@ from marketplace.billing.outcomes import latest_outcomes
 from marketplace.billing.selectors import metered_usage
 from marketplace.billing.services.committed_months import close_month, locked_contract
 from marketplace.billing.services.owing import collect_owed, let_owe
-from marketplace.billing.services.posting import (
-    Movement,
-    books_of,
-    charge_id,
-    hold_tax,
-    move,
-    record_lines,
-)
+from marketplace.billing.services.posting import Movement, books_of, charge_id, move, record_lines
+from marketplace.billing.services.setting_aside import hold_tax
 from marketplace.contracts.models import Allocation, Contract, Entitlement, NominationShare, Payment
 from marketplace.contracts.services import (
     grant_rollover,

@@ -23,14 +23,8 @@ from marketplace.billing.selectors import Due, Metered, digest_of, metered_usage
 from marketplace.billing.services.books import books_of_many, pays_in_arrears
 from marketplace.billing.services.identity import id_at
 from marketplace.billing.services.period_lines import Sources, lines_of_run
-from marketplace.billing.services.posting import (
-    Movement,
-    rows_of_lines,
-    sellers_of,
-    tax_hold_id,
-    tax_shares,
-    transfers_of,
-)
+from marketplace.billing.services.posting import Movement, rows_of_lines, sellers_of, transfers_of
+from marketplace.billing.services.setting_aside import tax_hold_id, tax_shares
 from marketplace.billing.services.taxes import levies_of
 from marketplace.contracts.models import Accrual, Contract, ContractKind
 from marketplace.isolating import failing_keys

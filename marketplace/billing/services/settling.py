@@ -52,10 +52,7 @@ from marketplace.billing.services.period_lines import (
 from marketplace.billing.services.posting import (
     Movement,
     books_of,
-    dispute_hold_id,
-    hold_disputed,
     hold_of,
-    hold_tax,
     lock_movements,
     move,
     record_lines,
@@ -67,6 +64,7 @@ from marketplace.billing.services.service_crediting import (
     measure_service,
     record_service,
 )
+from marketplace.billing.services.setting_aside import dispute_hold_id, hold_disputed, hold_tax
 from marketplace.billing.services.settlement_batches import (
     JOB,
     SettledContract,

@@ -21,11 +21,11 @@ from marketplace.billing.services.posting import (
     buyer_account,
     charge_id,
     deferred_account,
-    hold_tax,
     lock_movements,
     move,
     record_lines,
 )
+from marketplace.billing.services.setting_aside import hold_tax
 from marketplace.contracts.ending import Cut, amend_contract, end_early, event_of, lots_of
 from marketplace.contracts.models import Contract, ContractEvent, Payment
 from marketplace.ids import derived_id
