@@ -222,7 +222,7 @@ def recounts_of(contract_ids: Sequence[UUID], *, since: datetime, until: datetim
 
 
 def is_corrected(contract_id: UUID, since: datetime, until: datetime) -> bool:
-    """Whether the operator put usage of this contract right, or filled it in, in delivery periods from `since` on."""
+    """Whether the operator put right or filled in usage of this contract in delivery periods of `[since, until)`."""
     edited = UsageCorrection.objects.filter(
         replacement_id=OuterRef("id"), replacement_source_id=OuterRef("source_id")
     )

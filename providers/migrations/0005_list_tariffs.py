@@ -1,4 +1,4 @@
-"""Dated versions of offerings' list prices, and the function that says which rate holds at a moment."""
+"""Dated versions of offerings' list prices. Which rate holds at a moment is said by a function of the next migration."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from django.db import migrations, models
 import marketplace.ids
 from marketplace.accounts.append_only import append_only, take_from_app
 
-_SQL = Path(__file__).resolve().parent.parent / "sql" / "list_rates.sql"
+_SQL = Path(__file__).resolve().parent.parent / "sql" / "list_tariffs.sql"
 _UNDO = """
 DROP FUNCTION providers_list_rate(uuid, uuid, timestamptz);
 DROP TRIGGER providers_listtariff_immutable ON providers_listtariff;

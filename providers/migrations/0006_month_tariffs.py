@@ -4,7 +4,7 @@ from pathlib import Path
 
 from django.db import migrations, models
 
-_SQL = Path(__file__).resolve().parent.parent / "sql" / "month_tariffs.sql"
+_SQL = Path(__file__).resolve().parent.parent / "sql" / "list_rates.sql"
 
 
 class Migration(migrations.Migration):

@@ -10,6 +10,7 @@ import pytest
 from marketplace.billing.auditing import check_charges
 from marketplace.billing.models import Charge
 from marketplace.billing.services.settling import settle_due_periods, settle_period
+from marketplace.contracts.models import Contract
 from marketplace.ids import uuid7
 from metering.auditing import check_usage
 from metering.services import (
@@ -20,7 +21,7 @@ from metering.services import (
     ingest_batches,
     void_event,
 )
-from metering.usage import encode_event, encode_lines
+from metering.usage import UsageEvent, encode_event, encode_lines
 from pricing.models import Grade
 from pricing.units import Bucket
 from tests.billing.test_disputes import event_of, supply
@@ -39,6 +40,29 @@ from tests.cast import Party, Plant, fund
 WHY: Any = {"reason": "the engine counted twice", "actor": "operator"}
 
 
+def carry(*events: UsageEvent, at: datetime) -> None:
+    """The gateway meters them, and they are counted."""
+    body = encode_lines([encode_event(event) for event in events])
+    accept_batch(source=gateway_source(at), body=body, now=at)
+    ingest_batches(now=at)
+
+
+def backfill(contract: Contract, plant: Plant, period_start: datetime, tokens: int, *, at: datetime) -> None:
+    """Output that no meter has reported."""
+    backfill_event(
+        contract_id=contract.id,
+        offering_id=plant.offering.id,
+        rate_id=plant.offering.list_rate_id,
+        api_key_id=None,
+        period_start=period_start,
+        occurred_at=period_start + timedelta(seconds=2),
+        buckets={Bucket.OUTPUT: tokens},
+        request_id=uuid7(period_start),
+        **WHY,
+        now=at,
+    )
+
+
 @pytest.mark.parametrize("age", [timedelta(hours=3), timedelta(days=399)])
 def test_corrections_of_a_settled_period_are_adjustment_lines(
     acme: Party, hyperion: Party, grade: Grade, plant: Plant, now: datetime, age: timedelta
@@ -48,9 +72,7 @@ def test_corrections_of_a_settled_period_are_adjustment_lines(
     contract = on_demand(acme, grade, now)
     supply(contract, plant, now)
     amended, voided = (event_of(contract, plant, now, 6_000) for _ in range(2))
-    body = encode_lines([encode_event(event) for event in (amended, voided)])
-    accept_batch(source=gateway_source(now), body=body, now=now)
-    ingest_batches(now=now)
+    carry(amended, voided, at=now)
     accrue(contract, now, 7_200, now)
     settle_period(settlement_start=now, now=now + DUE_AFTER)
     assert money(acme, "prepaid") == FUNDS - 7_200
@@ -61,18 +83,7 @@ def test_corrections_of_a_settled_period_are_adjustment_lines(
     amend_event(source_id=source_id, event_id=amended.id, buckets=buckets, **WHY, now=later)
     void_event(source_id=source_id, event_id=voided.id, **WHY, now=later)
     assert [item.amount_micros for item in settle_due_periods(now=later).settled] == [-4_200]
-    backfill_event(
-        contract_id=contract.id,
-        offering_id=plant.offering.id,
-        rate_id=plant.offering.list_rate_id,
-        api_key_id=None,
-        period_start=now,
-        occurred_at=now + timedelta(seconds=2),
-        buckets={Bucket.OUTPUT: 2_000},
-        request_id=uuid7(now),
-        **WHY,
-        now=later,
-    )
+    backfill(contract, plant, now, 2_000, at=later)
     # Age beyond the last hours is looked at once an hour.
     settled = settle_due_periods(now=later + timedelta(hours=1)).settled
     assert [item.amount_micros for item in settled] == [1_200]
@@ -98,23 +109,11 @@ def test_usage_corrected_upwards_before_it_is_settled_is_paid_like_late_usage(
     contract = on_demand(acme, grade, now)
     supply(contract, plant, now)
     event = event_of(contract, plant, now, 600_000)
-    accept_batch(source=gateway_source(now), body=encode_lines([encode_event(event)]), now=now)
-    ingest_batches(now=now)
+    carry(event, at=now)
     accrue(contract, now, 360_000, now)
     source_id = gateway_source(now).id
     amend_event(source_id=source_id, event_id=event.id, buckets={Bucket.OUTPUT: 800_000}, **WHY, now=now)
-    backfill_event(
-        contract_id=contract.id,
-        offering_id=plant.offering.id,
-        rate_id=plant.offering.list_rate_id,
-        api_key_id=None,
-        period_start=now,
-        occurred_at=now + timedelta(seconds=2),
-        buckets={Bucket.OUTPUT: 800_000},
-        request_id=uuid7(now),
-        **WHY,
-        now=now + timedelta(seconds=3),
-    )
+    backfill(contract, plant, now, 800_000, at=now + timedelta(seconds=3))
     [settled] = settle_period(settlement_start=now, now=now + DUE_AFTER).settled
     assert settled.amount_micros == 960_000
     assert (money(acme, "prepaid"), pending(acme), money(hyperion, "payable")) == (
@@ -133,8 +132,7 @@ def test_usage_corrected_above_the_balance_waits_and_loses_nothing(
     contract = on_demand(acme, grade, now)
     supply(contract, plant, now)
     event = event_of(contract, plant, now, 600_000)
-    accept_batch(source=gateway_source(now), body=encode_lines([encode_event(event)]), now=now)
-    ingest_batches(now=now)
+    carry(event, at=now)
     accrue(contract, now, 360_000, now)
     source_id = gateway_source(now).id
     amend_event(source_id=source_id, event_id=event.id, buckets={Bucket.OUTPUT: 800_000}, **WHY, now=now)
