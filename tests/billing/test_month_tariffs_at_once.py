@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
 
 from marketplace.accounts.models import Organization
 from marketplace.billing.auditing import check_charges
@@ -19,6 +20,7 @@ from pricing.tariffs import charge, volume
 from providers.models import Host
 from tests.billing.test_list_tariffs import serve
 from tests.billing.test_month_tariffs import FALLING, announce
+from tests.billing.test_settlement_batches import is_waited_for
 from tests.billing.world import DUE_AFTER, FUNDS, HOUR, LOT
 from tests.cast import fund, make_grade, make_party, make_plant
 from tests.conftest import TestDatabase
@@ -26,9 +28,8 @@ from tests.conftest import TestDatabase
 HOURS = 6
 
 
-def test_contracts_settled_at_once_come_to_the_months_tariff(
-    committed_db: TestDatabase, now: datetime
-) -> None:
+def prepare(now: datetime) -> tuple[datetime, list[UUID]]:
+    """Hours of 333 tokens on each of a buyer's two contracts; when they begin, and the contracts."""
     make_party("Operator", ["operator"], now)
     acme, hyperion = make_party("Acme", ["buyer"], now), make_party("Hyperion", ["provider"], now)
     grade = make_grade(now)
@@ -45,6 +46,20 @@ def test_contracts_settled_at_once_come_to_the_months_tariff(
             serve(acme, plant, start + hour * HOUR, 333)
     contracts = list(Contract.objects.values_list("id", flat=True))
     assert len(contracts) == 2
+    return start, contracts
+
+
+def assert_month(start: datetime, numerator: int) -> None:
+    assert TariffMonth.objects.get().counted_numerator == numerator
+    assert sum(one.amount_micros for one in Charge.objects.all()) == charge(volume(FALLING), numerator)
+    assert check_charges(since=start).differences == []
+    assert check_ledger() == []
+
+
+def test_contracts_settled_at_once_come_to_the_months_tariff(
+    committed_db: TestDatabase, now: datetime
+) -> None:
+    start, contracts = prepare(now)
     now = start + HOURS * HOUR + DUE_AFTER
 
     def settle(place: int) -> None:
@@ -57,8 +72,28 @@ def test_contracts_settled_at_once_come_to_the_months_tariff(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(settle, [*range(2 * HOURS), *range(2 * HOURS)]))
-    total = 2 * HOURS * 333 * LOT // 1_000
-    assert TariffMonth.objects.get().counted_numerator == total
-    assert sum(one.amount_micros for one in Charge.objects.all()) == charge(volume(FALLING), total)
-    assert check_charges(since=start).differences == []
-    assert check_ledger() == []
+    assert_month(start, 2 * HOURS * 333 * LOT // 1_000)
+
+
+def test_who_settles_second_waits_for_what_the_first_counts(
+    committed_db: TestDatabase, now: datetime
+) -> None:
+    """The month is there already, and the first has counted in it and is not through when the second begins."""
+    start, contracts = prepare(now)
+    settle_contract(contract_id=contracts[0], settlement_start=start, now=start + DUE_AFTER)
+
+    def second() -> None:
+        try:
+            settle_contract(contract_id=contracts[1], settlement_start=start, now=start + DUE_AFTER)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            settle_contract(
+                contract_id=contracts[0], settlement_start=start + HOUR, now=start + HOUR + DUE_AFTER
+            )
+            waiting = pool.submit(second)
+            is_waited_for(connection.connection)
+        waiting.result(timeout=60)
+    assert_month(start, 3 * 333 * LOT // 1_000)
