@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from uuid import UUID
 
-from django.db import connection, transaction
+import psycopg
+from django.db import connection
 
 from marketplace.accounts.models import Organization
 from marketplace.billing.auditing import check_charges
@@ -75,12 +76,11 @@ def test_contracts_settled_at_once_come_to_the_months_tariff(
     assert_month(start, 2 * HOURS * 333 * LOT // 1_000)
 
 
-def test_who_settles_second_waits_for_what_the_first_counts(
-    committed_db: TestDatabase, now: datetime
-) -> None:
-    """The month is there already, and the first has counted in it and is not through when the second begins."""
+def test_who_settles_second_begins_where_the_first_ends(committed_db: TestDatabase, now: datetime) -> None:
+    """Somebody is at the month before he has counted in it: the second waits, and reads it after him."""
     start, contracts = prepare(now)
     settle_contract(contract_id=contracts[0], settlement_start=start, now=start + DUE_AFTER)
+    month = TariffMonth.objects.get()
 
     def second() -> None:
         try:
@@ -89,11 +89,12 @@ def test_who_settles_second_waits_for_what_the_first_counts(
             connection.close()
 
     with ThreadPoolExecutor(1) as pool:
-        with transaction.atomic():
-            settle_contract(
-                contract_id=contracts[0], settlement_start=start + HOUR, now=start + HOUR + DUE_AFTER
-            )
+        with psycopg.connect(committed_db.owner_url) as other:
+            row = "SELECT 1 FROM billing_tariffmonth WHERE id = %s FOR NO KEY UPDATE"
+            other.execute(row, [month.id])
             waiting = pool.submit(second)
-            is_waited_for(connection.connection)
+            is_waited_for(other)
+            other.execute("UPDATE billing_tariffmonth SET counted_numerator = counted_numerator + %s", [LOT])
         waiting.result(timeout=60)
-    assert_month(start, 3 * 333 * LOT // 1_000)
+    begun = Charge.objects.get(contract_id=contracts[1])
+    assert begun.since_numerator == month.counted_numerator + LOT
